@@ -1,0 +1,320 @@
+"""Stored records of a study: its plan, and one folder per trial.
+
+    <study>/plan.json                     what was planned, margin and comparisons included, before the first run
+    <trials>/<trial_id>/result.json       everything deterministic: metrics, costs, provenance; written last
+    <trials>/<trial_id>/timing.json       wall-clock: throughput, peak memory
+    <trials>/<trial_id>/curve.csv         epoch by epoch
+    <trials>/<trial_id>/predictions.npz   example, target, prediction of the test split
+
+A planned trial is always in the study that `load_study` returns. One without a readable result has a status that says so
+("missing", "unreadable") and an `error` in words; nothing is dropped and nothing is guessed.
+
+Reading is plain Python, because a command-line report should not wait for pandas; `trials_frame` and `curves_frame` give
+notebooks the same records as tidy frames.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+
+OK, DIVERGED, FAILED, MISSING, UNREADABLE = "ok", "diverged", "failed", "missing", "unreadable"
+
+Json = dict[str, Any]
+
+
+class RecordError(ValueError):
+    """A file that cannot be used; the message is one line that names the file and says why."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The reported number. `difference_unit` is the unit of a difference: points, where the metric is in %."""
+
+    name: str
+    unit: str
+    difference_unit: str
+    higher_is_better: bool
+
+    @property
+    def direction(self) -> int:
+        """+1 if higher is better, -1 if lower is."""
+        return 1 if self.higher_is_better else -1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One planned trial and what is stored of it. `result` and `timing` are empty where there is no such file."""
+
+    arm: str
+    seed: int
+    trial_id: str
+    folder: Path
+    status: str
+    error: str | None = None
+    result: Json = field(default_factory=dict)
+    timing: Json = field(default_factory=dict)
+
+    def metric(self, split: str, name: str) -> float:
+        """A metric of a finished trial; NaN if the trial has no such number."""
+        value = (self.result.get("metrics") or {}).get(split, {}).get(name)
+        return float(value) if self.status == OK and isinstance(value, int | float) else math.nan
+
+    @property
+    def costs(self) -> Json:
+        return dict(self.result.get("costs") or {})
+
+    @property
+    def provenance(self) -> Json:
+        return dict(self.result.get("provenance") or {})
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The trials that differ only in the seed."""
+
+    name: str
+    mixer: str
+    switches: Json
+    matching: Json | None
+    trials: list[Trial]
+
+    def with_status(self, *statuses: str) -> list[Trial]:
+        return [trial for trial in self.trials if trial.status in statuses]
+
+    def values(self, split: str, metric: str) -> dict[int, float]:
+        """The metric by seed, finished trials only."""
+        return {trial.seed: trial.metric(split, metric) for trial in self.with_status(OK)}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, its plan, and its arms in the order of the plan."""
+
+    name: str
+    about: dict[str, str]  # question, varied, fixed, cost, answer
+    metric: Metric
+    margin: float | None
+    alpha: float
+    match: str
+    budget: str
+    task: str
+    skeleton: str
+    command: str
+    comparisons: list[tuple[str, str]]  # (arm, baseline)
+    families: list[list[int]]  # indices into comparisons; Holm's adjustment runs within each
+    arms: dict[str, Arm]
+
+    @property
+    def trials(self) -> list[Trial]:
+        return [trial for arm in self.arms.values() for trial in arm.trials]
+
+
+def load_study(study_folder: Path, trials_folder: Path) -> Study:
+    """Read the plan of a study and every trial it names.
+
+    Raises:
+        RecordError: the plan is missing, unreadable, of another schema version, or names an arm that it does not have.
+            A trial that cannot be read raises nothing: its status says so.
+    """
+    path = study_folder / "plan.json"
+    plan = read_json(path)
+    try:
+        return _study(plan, trials_folder)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise RecordError(f"{path}: this is not a plan that can be reported: {reason}") from error
+
+
+def read_json(path: Path) -> Json:
+    """Read one JSON record of the known schema version.
+
+    Raises:
+        RecordError: no such file, not a JSON object, or another schema version.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RecordError(f"{path}: is not valid JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise RecordError(f"{path}: holds a {type(record).__name__}, not a record")
+    version = record.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise RecordError(f"{path}: has schema version {version}; this code reads version {SCHEMA_VERSION}")
+    return record
+
+
+def load_curve(trial: Trial, column: str) -> NDArray[np.float64]:
+    """One column of a trial's curve.csv in the order of epochs; empty if the file or the column is not there."""
+    try:
+        with open(trial.folder / "curve.csv", newline="", encoding="utf-8") as file:
+            return np.array([float(row[column]) for row in csv.DictReader(file)])
+    except (OSError, KeyError, ValueError, TypeError):
+        return np.empty(0)
+
+
+def load_predictions(trial: Trial) -> dict[str, NDArray[Any]] | None:
+    """The arrays example, target and prediction of the test split, or None if they are not stored or not readable."""
+    try:
+        with np.load(trial.folder / "predictions.npz", allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("example", "target", "prediction")}
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile):
+        return None
+
+
+def trials_frame(study: Study) -> pd.DataFrame:
+    """One row per planned trial: arm, seed, status, every metric as <split>_<name>, every cost, every timing."""
+    import pandas as pd
+
+    return pd.DataFrame([trial_row(trial) | timing_row(trial) for trial in study.trials])
+
+
+def curves_frame(study: Study) -> pd.DataFrame:
+    """All learning curves in long form: arm, seed, and the columns of curve.csv. Trials without a curve have no rows."""
+    import pandas as pd
+
+    frames = [
+        pd.read_csv(trial.folder / "curve.csv").assign(arm=trial.arm, seed=trial.seed)
+        for trial in study.trials
+        if (trial.folder / "curve.csv").is_file()
+    ]
+    if not frames:
+        return pd.DataFrame(columns=["arm", "seed", "epoch"])
+    frame = pd.concat(frames, ignore_index=True)
+    return frame[["arm", "seed", *(name for name in frame.columns if name not in ("arm", "seed"))]]
+
+
+def trial_row(trial: Trial) -> Json:
+    """The deterministic part of a trial as one flat row: same results, same row, on any machine."""
+    metrics = trial.result.get("metrics") or {}
+    row: Json = {"arm": trial.arm, "seed": trial.seed, "trial_id": trial.trial_id, "status": trial.status}
+    row["error"] = trial.error
+    row["selected_epoch"] = trial.result.get("selected_epoch")
+    for split in ("test", "validation", "train"):
+        for name, value in sorted((metrics.get(split) or {}).items()):
+            row[f"{split}_{name}"] = value
+    for name in ("params", "params_mixer", "params_rest", "macs", "macs_mixer", "state_bytes"):
+        row[name] = trial.costs.get(name)
+    row["data_fingerprint"] = (trial.result.get("data") or {}).get("fingerprint")
+    return row
+
+
+def timing_row(trial: Trial) -> Json:
+    """What depends on the machine and the day: wall-clock, memory, hardware, backend, versions."""
+    row: Json = {"arm": trial.arm, "seed": trial.seed, "trial_id": trial.trial_id}
+    for name in ("started", "finished", "train_seconds", "images_per_second", "peak_memory_bytes", "host"):
+        row[name] = trial.timing.get(name)
+    provenance = trial.provenance
+    for name in ("device", "hardware", "threads", "code"):
+        row[name] = provenance.get(name)
+    row["backend"] = backend_name(provenance)
+    return row
+
+
+def backend_name(provenance: Json) -> str:
+    """The kernels a trial ran on, ``scan: cpu``; "torch" for a mixer that has no kernel of its own."""
+    backend = provenance.get("backend") or {}
+    return ", ".join(f"{part}: {name}" for part, name in sorted(backend.items())) or "torch"
+
+
+def _study(plan: Json, trials_folder: Path) -> Study:
+    metric = plan["metric"]
+    arms = {arm["name"]: _arm(arm, trials_folder, metric["name"]) for arm in plan["arms"]}
+    comparisons = [(pair["arm"], pair["baseline"]) for pair in plan["comparisons"]]
+    for name in (name for pair in comparisons for name in pair):
+        if name not in arms:
+            raise ValueError(f"a comparison names the arm '{name}', which is not among {', '.join(arms)}")
+    about = {name: str(plan["study"].get(name) or "") for name in ("question", "varied", "fixed", "cost", "answer")}
+    margin = plan.get("margin")
+    return Study(
+        name=str(plan["study"]["name"]),
+        about=about,
+        metric=Metric(metric["name"], metric["unit"], metric["difference_unit"], bool(metric["higher_is_better"])),
+        margin=None if margin is None else _positive(margin, "margin"),
+        alpha=_positive(plan.get("alpha", 0.05), "alpha"),
+        match=str(plan.get("match") or "none"),
+        budget=str(plan.get("budget") or ""),
+        task=str(plan.get("task") or ""),
+        skeleton=str(plan.get("skeleton") or ""),
+        command=str(plan.get("command") or ""),
+        comparisons=comparisons,
+        families=_families(plan.get("families"), len(comparisons)),
+        arms=arms,
+    )
+
+
+def _positive(value: float, name: str) -> float:
+    if not float(value) > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return float(value)
+
+
+def _families(families: list[list[int]] | None, comparisons: int) -> list[list[int]]:
+    """The families as planned; comparisons in none of them make up one more, so that nothing escapes the adjustment."""
+    families = [list(family) for family in families or []]
+    named = [index for family in families for index in family]
+    if len(set(named)) < len(named) or not set(named) <= set(range(comparisons)):
+        raise ValueError(f"families must name each of the {comparisons} comparisons at most once, got {families}")
+    rest = [index for index in range(comparisons) if index not in set(named)]
+    return families + [rest] if rest else families
+
+
+def _arm(arm: Json, trials_folder: Path, metric: str) -> Arm:
+    trials = [_trial(arm["name"], trial, trials_folder / trial["trial_id"], metric) for trial in arm["trials"]]
+    return Arm(arm["name"], str(arm.get("mixer") or arm["name"]), arm.get("switches") or {}, arm.get("matching"), trials)
+
+
+def _trial(arm: str, planned: Json, folder: Path, metric: str) -> Trial:
+    seed, trial_id = int(planned["seed"]), str(planned["trial_id"])
+    if not (folder / "result.json").exists():
+        return Trial(arm, seed, trial_id, folder, MISSING)
+    try:
+        result = read_json(folder / "result.json")
+        if result.get("trial_id") != trial_id:
+            raise RecordError(f"result.json: is the record of another trial, {result.get('trial_id')}")
+        status, error = _status(result, metric)
+    except RecordError as problem:
+        return Trial(arm, seed, trial_id, folder, UNREADABLE, _without_folder(problem, folder))
+    return Trial(arm, seed, trial_id, folder, status, error, result, _timing(folder))
+
+
+def _status(result: Json, metric: str) -> tuple[str, str | None]:
+    """Trust "ok" only with a finite number behind it: a NaN must not enter a mean."""
+    status, error = result.get("status"), result.get("error")
+    if status in (DIVERGED, FAILED):
+        return status, error
+    if status != OK:
+        return UNREADABLE, f"result.json: has the unknown status {status!r}"
+    value = ((result.get("metrics") or {}).get("test") or {}).get(metric)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return UNREADABLE, f"result.json: says ok but has no finite test {metric}"
+    return OK, None
+
+
+def _timing(folder: Path) -> Json:
+    """Timings are a courtesy: a trial without them still counts."""
+    try:
+        timing = json.loads((folder / "timing.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return timing if isinstance(timing, dict) else {}
+
+
+def _without_folder(problem: RecordError, folder: Path) -> str:
+    """Reports are handed around; where the records lay on this machine is nobody's business."""
+    return str(problem).replace(f"{folder}/", "")

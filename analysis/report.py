@@ -1,0 +1,190 @@
+"""Everything a study leaves behind, written in one call: tables, figures, records as CSV, the verdict, one HTML page."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis import quantities as q
+from analysis import tables
+from analysis.records import OK, SCHEMA_VERSION, Json, RecordError, Study, backend_name, load_study
+from analysis.summary import ArmSummary, summarise
+from analysis.verdict import Comparison, judge
+
+if TYPE_CHECKING:
+    from analysis.figures import Drawing
+
+FIGURES = ("seeds", "differences", "curves", "costs")
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """What the command line prints, and where the files are: `paths` maps a file's name in the study folder to its path."""
+
+    terminal_table: str
+    verdict_lines: list[str]
+    paths: dict[str, Path] = field(default_factory=dict)
+
+
+def write_study(study_folder: Path, trials_folder: Path) -> StudyReport:
+    """Read the records of a study and rewrite its tables, figures and report, each file atomically.
+
+    The files are a function of the records alone: no dates, no machine names, the same bytes every time. A plan that cannot
+    be read leaves the folder as it is, and the report says why.
+    """
+    try:
+        study = load_study(study_folder, trials_folder)
+    except RecordError as error:
+        return StudyReport(terminal_table="", verdict_lines=[f"No report: {error}"])
+    arms = summarise(study)
+    comparisons = judge(study, arms)
+    table = tables.comparison_table(study, arms, comparisons)
+    files = _text_files(study, arms, comparisons, table)
+
+    from analysis.figures import draw_all
+
+    drawings = draw_all(study, arms, comparisons)
+    for drawing in drawings:
+        files |= {f"figures/{drawing.name}.{suffix}": content for suffix, content in drawing.files.items()}
+    files["report.html"] = _html(study, arms, comparisons, table, drawings).encode()
+    for name, content in files.items():
+        _write_atomically(study_folder / name, content)
+    _remove_stale_figures(study_folder / "figures", set(files))
+    return StudyReport(tables.terminal(table), verdict_lines(comparisons), {name: study_folder / name for name in files})
+
+
+def verdict_lines(comparisons: list[Comparison]) -> list[str]:
+    """One line per comparison, in the order of the plan."""
+    return [comparison.sentence for comparison in comparisons] or ["No verdict: the plan compares nothing."]
+
+
+def _text_files(
+    study: Study, arms: dict[str, ArmSummary], comparisons: list[Comparison], table: tables.Table
+) -> dict[str, bytes]:
+    texts = {
+        "table.md": tables.markdown(table, study.name),
+        "table.csv": tables.comparison_csv(study, arms, comparisons),
+        "table.tex": tables.latex(table, study.name),
+        "metrics.csv": tables.metrics_csv(study),
+        "timings.csv": tables.timings_csv(study),
+        "verdict.json": verdict_json(study, arms, comparisons),
+    }
+    return {name: text.encode() for name, text in texts.items()}
+
+
+def verdict_json(study: Study, arms: dict[str, ArmSummary], comparisons: list[Comparison]) -> str:
+    """The verdict for programs: every number behind every sentence. NaN becomes null."""
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "study": study.name,
+        "metric": asdict(study.metric),
+        "margin": study.margin,
+        "alpha": study.alpha,
+        "comparisons": [asdict(comparison) | {"n": comparison.n} for comparison in comparisons],
+        "arms": [
+            {
+                "arm": arm.name,
+                "test": asdict(arm.test),
+                "validation": asdict(arm.validation),
+                "statuses": dict(sorted(Counter(trial.status for trial in arm.arm.trials).items())),
+                "rise": asdict(arm.rise) if arm.rise else None,
+            }
+            for arm in arms.values()
+        ],
+    }
+    return json.dumps(_finite(record), indent=1, ensure_ascii=False) + "\n"
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _html(
+    study: Study,
+    arms: dict[str, ArmSummary],
+    comparisons: list[Comparison],
+    table: tables.Table,
+    drawings: list[Drawing],
+) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        study=study,
+        comparisons=comparisons,
+        arms=arms,
+        table=table,
+        figures=[(drawing, inline_svg(drawing)) for drawing in drawings],
+        conditions=_conditions(study),
+        unfinished=[trial for trial in study.trials if trial.status != OK],
+        q=q,
+    )
+
+
+def inline_svg(drawing: Drawing) -> str:
+    """The figure's SVG for use inside a page: no XML header, ids unique to the figure, the size left to the page."""
+    svg = drawing.files["svg"].decode()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{drawing.name}-", svg)
+    opening, rest = svg.split(">", 1)
+    opening = re.sub(r' (width|height)="[^"]*"', "", opening)
+    return f'{opening} role="img" aria-label="{drawing.title}">{rest}'
+
+
+def _conditions(study: Study) -> list[tuple[str, str]]:
+    """How it was run, as (what, value) rows; a value that differs between trials is shown with its counts."""
+    ran = [trial for trial in study.trials if trial.result]
+    facts: dict[str, Counter[str]] = {}
+    for trial in ran:
+        provenance, data = trial.provenance, trial.result.get("data") or {}
+        found = {name: provenance.get(name) for name in ("device", "hardware", "threads")}
+        found["backend"] = backend_name(provenance)
+        found["versions"] = ", ".join(f"{k} {v}" for k, v in sorted((provenance.get("versions") or {}).items()))
+        found["code"] = provenance.get("code")
+        found["examples"] = ", ".join(f"{data[k]:,} {k}" for k in ("train", "validation", "test") if k in data)
+        for what, value in found.items():
+            if value not in (None, ""):
+                facts.setdefault(what, Counter())[str(value)] += 1
+    return [(what, _tally(values)) for what, values in facts.items()]
+
+
+def _tally(values: Counter[str]) -> str:
+    if len(values) == 1:
+        return next(iter(values))
+    return "; ".join(f"{value} ({q.plural(n, 'trial')})" for value, n in sorted(values.items()))
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Write beside the target and rename over it: a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; a report is there to be shared
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _remove_stale_figures(folder: Path, written: set[str]) -> None:
+    """A figure that these records no longer support must not stand beside the others."""
+    for path in folder.glob("*") if folder.is_dir() else ():
+        if path.stem in FIGURES and f"figures/{path.name}" not in written:
+            path.unlink()

@@ -1,0 +1,226 @@
+"""What a study's records say arm by arm, before any comparison: spread over seeds, costs, provenance, training left undone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import quantities as q
+from analysis.records import DIVERGED, FAILED, MISSING, OK, UNREADABLE, Arm, Study, backend_name, load_curve
+from analysis.statistics import Estimate, late_rise, t_interval
+
+# An arm is flagged as under-trained when it still gains more than this share of the equivalence margin per window of epochs:
+# four such windows and the gain would be worth a verdict of its own.
+RISE_LIMIT_OF_MARGIN = 0.25
+RISE_WINDOW = 0.15  # of the epochs
+RISE_LEVEL = 0.05  # one-sided level at which the rise must also exceed the noise between seeds
+
+
+@dataclass(frozen=True)
+class Rise:
+    """Gain in the validation metric over the last window of epochs, in difference units; positive is better."""
+
+    gain: float
+    window: int  # epochs
+    flagged: bool
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one arm costs. None where it was not recorded; `state_bytes` is None for a mixer without a recurrent form."""
+
+    params: float | None
+    params_mixer: float | None
+    params_rest: float | None
+    macs: float | None
+    macs_mixer: float | None
+    state_bytes: float | None
+    state_note: str
+    macs_convention: str
+    peak_memory_bytes: float | None  # largest over seeds
+    images_per_second: float | None  # mean over seeds
+    train_seconds: float | None  # mean over seeds
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """One row of every table and figure."""
+
+    arm: Arm
+    test: Estimate
+    validation: Estimate
+    costs: Costs
+    backends: tuple[str, ...]
+    curves: NDArray[np.float64]  # (finished seeds, epochs) of the validation metric; NaN after the end of a shorter curve
+    rise: Rise | None
+
+    @property
+    def name(self) -> str:
+        return self.arm.name
+
+    @property
+    def spread(self) -> str:
+        """``5``, or ``3 of 5`` where planned seeds have no number."""
+        planned = len(self.arm.trials)
+        return str(planned) if self.test.n == planned else f"{self.test.n} of {planned}"
+
+    @property
+    def under_trained(self) -> bool:
+        return self.rise is not None and self.rise.flagged
+
+
+def summarise(study: Study) -> dict[str, ArmSummary]:
+    """Summarise every arm, in the order of the plan."""
+    return {name: _arm_summary(arm, study) for name, arm in study.arms.items()}
+
+
+def training_rise(curves: NDArray[np.float64], direction: int, margin: float | None) -> Rise | None:
+    """Whether validation was still improving when training stopped; None if the curves are too short to tell.
+
+    Flagged when the mean gain over the last 15 % of epochs (at least 2), against as many epochs before, is above a quarter of
+    the margin and, given two seeds or more, above the noise: its one-sided 95 % t bound over seeds is above zero.
+    """
+    gains = direction * late_rise(curves, RISE_WINDOW) if curves.size else np.empty(0)
+    gains = gains[np.isfinite(gains)]
+    if not gains.size:
+        return None
+    estimate = t_interval(gains, 2 * RISE_LEVEL)
+    above_noise = estimate.n < 2 or estimate.low > 0
+    window = max(2, math.ceil(RISE_WINDOW * curves.shape[1]))
+    return Rise(estimate.mean, window, above_noise and estimate.mean > RISE_LIMIT_OF_MARGIN * (margin or 0.0))
+
+
+def notes(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
+    """The caption's sentences on selection, budget, matching and the conventions of the costs."""
+    found = [_selection(study, arms), _matching(study)]
+    conventions = sorted({arm.costs.macs_convention for arm in arms.values()} - {""})
+    if conventions:
+        found.append(f"MACs: {'; '.join(conventions).rstrip('.')}.")
+    without = [arm.name for arm in arms.values() if arm.costs.params is not None and arm.costs.state_bytes is None]
+    if without:
+        found.append(f"State: bytes carried per sequence; none for {q.listing(without)} (no recurrent form).")
+    by_note: dict[str, list[str]] = {}
+    for arm in arms.values():
+        if arm.costs.state_note:
+            by_note.setdefault(arm.costs.state_note, []).append(arm.name)
+    found += [f"State of {q.listing(names)}: {note.rstrip('.')}." for note, names in by_note.items()]
+    return [sentence for sentence in found if sentence]
+
+
+def warnings(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
+    """What a reader must know before believing the table: unfinished cells, mixed provenance, arms stopped too early."""
+    return [*_unfinished(study), *_mixed(study), *_under_trained(study, arms)]
+
+
+def _arm_summary(arm: Arm, study: Study) -> ArmSummary:
+    name = study.metric.name
+    finished = arm.with_status(OK)
+    curves = _stack([load_curve(trial, f"validation_{name}") for trial in finished])
+    return ArmSummary(
+        arm=arm,
+        test=t_interval(list(arm.values("test", name).values()), study.alpha),
+        validation=t_interval([v for v in arm.values("validation", name).values() if math.isfinite(v)], study.alpha),
+        costs=_costs(arm),
+        backends=tuple(sorted({backend_name(trial.provenance) for trial in arm.trials if trial.result})),
+        curves=curves,
+        rise=training_rise(curves, study.metric.direction, study.margin),
+    )
+
+
+def _stack(curves: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    longest = max((curve.size for curve in curves), default=0)
+    stacked = np.full((len(curves), longest), math.nan)
+    for row, curve in zip(stacked, curves, strict=True):
+        row[: curve.size] = curve
+    return stacked
+
+
+def _costs(arm: Arm) -> Costs:
+    recorded = next((trial.costs for trial in arm.trials if trial.costs), {})
+    memory, speed, seconds = (
+        [trial.timing[key] for trial in arm.trials if isinstance(trial.timing.get(key), int | float)]
+        for key in ("peak_memory_bytes", "images_per_second", "train_seconds")
+    )
+    return Costs(
+        **{key: recorded.get(key) for key in ("params", "params_mixer", "params_rest", "macs", "macs_mixer", "state_bytes")},
+        state_note=str(recorded.get("state_note") or ""),
+        macs_convention=str(recorded.get("macs_convention") or ""),
+        peak_memory_bytes=max(memory, default=None),
+        images_per_second=sum(speed) / len(speed) if speed else None,
+        train_seconds=sum(seconds) / len(seconds) if seconds else None,
+    )
+
+
+def _selection(study: Study, arms: dict[str, ArmSummary]) -> str:
+    epochs = [trial.result.get("selected_epoch") for trial in study.trials if trial.status == OK]
+    selected = sorted({epoch for epoch in epochs if epoch is not None})
+    if not selected:
+        return ""
+    last = {arm.curves.shape[1] for arm in arms.values() if arm.curves.size}
+    if len(selected) == 1 and (not last or last == set(selected)):
+        return f"Test metrics are of the last epoch ({selected[0]})."
+    return f"Test metrics are of the epoch chosen on validation ({selected[0]} to {selected[-1]})."
+
+
+def _matching(study: Study) -> str:
+    if study.match == "none":
+        return "The arms are not matched in size or cost."
+    left = {arm.name: arm.matching["mismatch"] for arm in study.arms.values() if arm.matching}
+    if not left:
+        return f"The arms are matched on {_words(study.match)}."
+    worst = max(left, key=lambda name: abs(left[name]))
+    return f"The arms are matched on {_words(study.match)}; the largest mismatch left is {100 * abs(left[worst]):.2g} % ({worst})."
+
+
+def _words(match: str) -> str:
+    return {"params": "parameters", "macs": "MACs"}.get(match, match)
+
+
+def _unfinished(study: Study) -> list[str]:
+    found = []
+    for arm in study.arms.values():
+        for status, verb in ((DIVERGED, "diverged"), (FAILED, "failed"), (MISSING, "missing"), (UNREADABLE, "unreadable")):
+            trials = arm.with_status(status)
+            if trials:
+                seeds = q.listing([str(trial.seed) for trial in trials])
+                reasons = sorted({trial.error for trial in trials if trial.error})
+                why = f": {'; '.join(reasons)}" if reasons else ""
+                word = "seed" if len(trials) == 1 else "seeds"
+                found.append(f"{len(trials)} of {q.plural(len(arm.trials), f'{arm.name} trial')} {verb} ({word} {seeds}){why}.")
+    return found
+
+
+def _mixed(study: Study) -> list[str]:
+    """One sentence per recorded circumstance that is not the same in all trials."""
+    seen: dict[str, Counter[str]] = {}
+    for trial in (trial for trial in study.trials if trial.result):
+        provenance = trial.provenance
+        facts = {f"{part} backend": name for part, name in (provenance.get("backend") or {}).items()}
+        facts |= {f"{name} version": version for name, version in (provenance.get("versions") or {}).items()}
+        facts |= {name: provenance[name] for name in ("device", "hardware", "threads", "code") if provenance.get(name) is not None}
+        for what, value in facts.items():
+            seen.setdefault(what, Counter())[str(value)] += 1
+    found = [
+        f"Mixed {what}: " + ", ".join(f"{value} ({q.plural(n, 'trial')})" for value, n in sorted(values.items())) + "."
+        for what, values in sorted(seen.items())
+        if len(values) > 1
+    ]
+    dirty = sum(n for code, n in seen.get("code", Counter()).items() if code.endswith("+dirty"))
+    if dirty:
+        found.append(f"{q.plural(dirty, 'trial')} ran from code with uncommitted changes.")
+    return found
+
+
+def _under_trained(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
+    decimals = q.decimals_for(study.margin, study.metric.unit)
+    return [
+        f"{arm.name} was still improving when training stopped (under-trained): validation {study.metric.name} over the "
+        f"last {arm.rise.window} epochs was {q.number(arm.rise.gain, decimals)} {study.metric.difference_unit} better "
+        f"than over the {arm.rise.window} before."
+        for arm in arms.values()
+        if arm.rise is not None and arm.rise.flagged
+    ]

@@ -1,0 +1,365 @@
+"""The comparison table: one set of cells, written as terminal text, Markdown, LaTeX and CSV.
+
+Each arm has one row per comparison it is judged in, and one row if it is only a baseline. Accuracy and cost stand in the same
+row, because a difference without its price is half an answer. The terminal version splits the columns into two blocks to stay
+within 100 characters.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from analysis import quantities as q
+from analysis.records import Json, Study, timing_row, trial_row
+from analysis.statistics import Estimate
+from analysis.summary import ArmSummary, notes, warnings
+from analysis.verdict import Comparison
+
+TERMINAL_WIDTH = 100
+
+RESULT_KEYS = ("arm", "metric", "against", "difference", "p", "verdict")
+COST_KEYS = ("params", "macs", "state", "memory", "speed", "backend")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its key in a row, its heading, and whether it is a number (aligned right)."""
+
+    key: str
+    heading: str
+    numeric: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A formatted cell: its text, a detail that a page may set below it, and the raw value to sort by if it is a number."""
+
+    text: str
+    detail: str = ""
+    value: float | None = None
+
+    @property
+    def line(self) -> str:
+        """Text and detail in one line."""
+        return f"{self.text} {self.detail}".rstrip()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells by column key, and what has to be said about them."""
+
+    columns: list[Column]
+    rows: list[dict[str, Cell]]
+    caption: list[str]
+    warnings: list[str]
+
+
+def comparison_table(study: Study, arms: dict[str, ArmSummary], comparisons: list[Comparison]) -> Table:
+    """Build the table of a study, arms in the order of the plan."""
+    pairs = _rows_of(arms, comparisons)
+    return Table(
+        columns=_columns(study),
+        rows=[_cells(study, arm, comparison) for arm, comparison in pairs],
+        caption=_caption(study, arms, comparisons),
+        warnings=warnings(study, arms),
+    )
+
+
+def terminal(table: Table, width: int = TERMINAL_WIDTH) -> str:
+    """Two plain-text blocks (results, costs) and the caption, no line longer than `width`."""
+    blocks = [RESULT_KEYS, ("arm", *COST_KEYS)]
+    texts = ["\n".join(_text_block(table, keys, width)) for keys in blocks]
+    remarks = [f"! {warning}" for warning in table.warnings] + [" ".join(table.caption)]
+    texts += ["\n".join(_wrapped(remark, width)) for remark in remarks]
+    return "\n\n".join(texts) + "\n"
+
+
+def markdown(table: Table, title: str) -> str:
+    """A Markdown file: heading, pipe table, caption, warnings."""
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    lines = [f"# {title}", "", line(column.heading for column in table.columns)]
+    lines.append("|" + "|".join("---:" if column.numeric else ":---" for column in table.columns) + "|")
+    lines += [line(row[column.key].line for column in table.columns) for row in table.rows]
+    lines += ["", " ".join(table.caption)]
+    if table.warnings:
+        lines += ["", *(f"- **Note:** {warning}" for warning in table.warnings)]
+    return "\n".join(lines) + "\n"
+
+
+def latex(table: Table, label: str) -> str:
+    """A `table*` float with booktabs rules; needs \\usepackage{booktabs} and \\usepackage{graphicx}."""
+    alignment = "".join("r" if column.numeric else "l" for column in table.columns)
+    body = [" & ".join(escape_latex(row[column.key].line) for column in table.columns) + r" \\" for row in table.rows]
+    caption = " ".join([*table.caption, *table.warnings])
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs} and \usepackage{graphicx}",
+            r"\begin{table*}",
+            r"\centering",
+            rf"\caption{{{escape_latex(caption)}}}",
+            rf"\label{{tab:{_label(label)}}}",
+            r"\resizebox{\textwidth}{!}{%",
+            rf"\begin{{tabular}}{{@{{}}{alignment}@{{}}}}",
+            r"\toprule",
+            " & ".join(escape_latex(column.heading) for column in table.columns) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\end{table*}",
+            "",
+        ]
+    )
+
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    q.MINUS: "$-$",
+    q.MISSING: "--",
+    "…": r"\ldots{}",
+    "\N{NO-BREAK SPACE}": "~",
+}
+
+
+def escape_latex(text: str) -> str:
+    """Text as LaTeX prints it. Characters that pdflatex cannot set are replaced by their nearest ASCII, or by '?'."""
+    return "".join(LATEX.get(c) or (c if c.isascii() else _ascii(c)) for c in text)
+
+
+def comparison_csv(study: Study, arms: dict[str, ArmSummary], comparisons: list[Comparison]) -> str:
+    """The table with raw numbers: full precision, empty cells where there is no number."""
+    return write_csv([_raw(arm, comparison) for arm, comparison in _rows_of(arms, comparisons)])
+
+
+def metrics_csv(study: Study) -> str:
+    """One row per planned trial, deterministic part only: two runs of the same trials give the same bytes."""
+    return write_csv([trial_row(trial) for trial in study.trials])
+
+
+def timings_csv(study: Study) -> str:
+    """One row per planned trial: wall-clock, memory, hardware, backend."""
+    return write_csv([timing_row(trial) for trial in study.trials])
+
+
+def write_csv(rows: Sequence[Json]) -> str:
+    """Rows as CSV text; columns in order of first appearance. None and NaN become empty cells, floats keep all digits."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([[_csv_cell(row.get(column)) for column in columns] for row in rows])
+    return text.getvalue()
+
+
+def _csv_cell(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return ""
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
+
+
+def _columns(study: Study) -> list[Column]:
+    metric = study.metric
+    return [
+        Column("arm", "arm", False),
+        Column("metric", f"test {metric.name} ({metric.unit})", True),
+        Column("validation", f"validation ({metric.unit})", True),
+        Column("against", "against", False),
+        Column("difference", f"difference ({metric.difference_unit})", True),
+        Column("p", "p", True),
+        Column("verdict", "verdict", False),
+        Column("params", "params (mixer + rest)", True),
+        Column("macs", "MACs", True),
+        Column("state", "state / seq.", True),
+        Column("memory", "peak memory", True),
+        Column("speed", "images / s", True),
+        Column("backend", "backend", False),
+    ]
+
+
+def _rows_of(
+    arms: dict[str, ArmSummary], comparisons: list[Comparison]
+) -> list[tuple[ArmSummary, Comparison | None]]:
+    of_arm: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        of_arm.setdefault(comparison.arm, []).append(comparison)
+    return [(arm, comparison) for name, arm in arms.items() for comparison in of_arm.get(name) or [None]]
+
+
+def _cells(study: Study, arm: ArmSummary, comparison: Comparison | None) -> dict[str, Cell]:
+    decimals = q.decimals_for(study.margin, study.metric.unit)
+    costs = arm.costs
+    split = f"({q.count(costs.params_mixer)} + {q.count(costs.params_rest)})" if costs.params_mixer is not None else ""
+    return {
+        "arm": Cell(arm.name),
+        "metric": _mean_and_sd(arm.test, decimals, f" ({arm.spread})"),
+        "validation": _mean_and_sd(arm.validation, decimals, ""),
+        **_difference_cells(comparison, decimals),
+        "params": Cell(q.count(costs.params), split, costs.params),
+        "macs": Cell(q.count(costs.macs), value=costs.macs),
+        "state": Cell(q.byte_size(costs.state_bytes), value=costs.state_bytes),
+        "memory": Cell(q.byte_size(costs.peak_memory_bytes), value=costs.peak_memory_bytes),
+        "speed": Cell(q.count(costs.images_per_second), value=costs.images_per_second),
+        "backend": Cell("; ".join(arm.backends) or q.MISSING),
+    }
+
+
+def _difference_cells(comparison: Comparison | None, decimals: int) -> dict[str, Cell]:
+    if comparison is None:
+        return {key: Cell(q.MISSING) for key in ("against", "difference", "p", "verdict")}
+    mean, low, high = comparison.interval.mean, comparison.interval.low, comparison.interval.high
+    bounds = q.interval(low, high, decimals) if math.isfinite(low) else ""
+    return {
+        "against": Cell(comparison.baseline),
+        "difference": Cell(q.signed(mean, decimals), bounds, mean),
+        "p": Cell(q.p_value(comparison.p_holm), value=comparison.p_holm),
+        "verdict": Cell(comparison.label),
+    }
+
+
+def _mean_and_sd(estimate: Estimate, decimals: int, n: str) -> Cell:
+    spread = f"± {q.number(estimate.sd, decimals)}" if math.isfinite(estimate.sd) else ""
+    return Cell(q.number(estimate.mean, decimals), (spread + n).strip(), estimate.mean)
+
+
+def _raw(arm: ArmSummary, comparison: Comparison | None) -> Json:
+    costs, c = arm.costs, comparison
+    return {
+        "arm": arm.name,
+        "mixer": arm.arm.mixer,
+        "n": arm.test.n,
+        "planned": len(arm.arm.trials),
+        "test_mean": arm.test.mean,
+        "test_sd": arm.test.sd,
+        "validation_mean": arm.validation.mean,
+        "validation_sd": arm.validation.sd,
+        "against": c.baseline if c else None,
+        "pairs": c.n if c else None,
+        "difference": c.interval.mean if c else None,
+        "difference_sd": c.interval.sd if c else None,
+        "low": c.interval.low if c else None,
+        "high": c.interval.high if c else None,
+        "p": c.p if c else None,
+        "p_holm": c.p_holm if c else None,
+        "p_equivalence_holm": c.p_equivalence_holm if c else None,
+        "test_set_error_one_seed": c.sampling.one_seed if c else None,
+        "test_set_error_mean": c.sampling.mean if c else None,
+        "verdict": c.word if c else None,
+        "qualifier": c.qualifier if c else None,
+        "under_trained": arm.under_trained,
+        "params": costs.params,
+        "params_mixer": costs.params_mixer,
+        "params_rest": costs.params_rest,
+        "macs": costs.macs,
+        "macs_mixer": costs.macs_mixer,
+        "state_bytes": costs.state_bytes,
+        "peak_memory_bytes": costs.peak_memory_bytes,
+        "images_per_second": costs.images_per_second,
+        "train_seconds": costs.train_seconds,
+        "backend": "; ".join(arm.backends),
+    }
+
+
+def _caption(study: Study, arms: dict[str, ArmSummary], comparisons: list[Comparison]) -> list[str]:
+    level, unit = q.percent(1 - study.alpha), study.metric.difference_unit
+    better = "higher" if study.metric.higher_is_better else "lower"
+    sentences = [
+        f"{study.task}, {study.skeleton}" + (f", {study.budget}." if study.budget else "."),
+        f"Mean ± standard deviation over seeds (n in brackets); {better} is better.",
+    ]
+    if comparisons:
+        families = sorted({c.family_size for c in comparisons})
+        over = q.listing([q.plural(size, "comparison") for size in families])
+        sentences.append(
+            f"Differences are paired by seed, with {level} Student t intervals; p values are two-sided and adjusted by "
+            f"Holm's method over {over}, the intervals are not."
+        )
+        sentences.append(
+            f"Equivalence margin ±{q.with_unit(study.margin, unit)}, fixed before the run (two one-sided tests at "
+            f"{q.percent(study.alpha)})."
+            if study.margin is not None
+            else "No equivalence margin was fixed before the run, so nothing can be called equivalent."
+        )
+    return sentences + notes(study, arms) + _sampling_error(study, comparisons)
+
+
+def _sampling_error(study: Study, comparisons: list[Comparison]) -> list[str]:
+    known = [c for c in comparisons if math.isfinite(c.sampling.one_seed)]
+    if not known:
+        return []
+    decimals = q.decimals_for(study.margin, study.metric.unit)
+    one_seed = _range([c.sampling.one_seed for c in known], decimals)
+    mean = _range([c.sampling.mean for c in known], decimals)
+    inside = "not part" if any(c.sampling.same_examples for c in known) else "part"
+    return [
+        f"The finite test set alone gives a difference a standard error of {one_seed} {study.metric.difference_unit} in "
+        f"one seed and {mean} in the mean over seeds; it is {inside} of the intervals."
+    ]
+
+
+def _range(values: list[float], decimals: int) -> str:
+    low, high = q.number(min(values), decimals), q.number(max(values), decimals)
+    return low if low == high else f"{low} to {high}"
+
+
+def _text_block(table: Table, keys: Sequence[str], width: int) -> list[str]:
+    columns = [next(column for column in table.columns if column.key == key) for key in keys]
+    rows = [[row[key].line for key in keys] for row in table.rows]
+    if "against" not in keys:  # an arm judged against two baselines still has only one price
+        rows = [list(row) for row in dict.fromkeys(tuple(row) for row in rows)]
+    grid = [[column.heading for column in columns], *rows]
+    widths = _fitted_widths(grid, columns, width - 2 * (len(columns) - 1))
+    lines = [
+        "  ".join(_fit(cell, w, column.numeric) for cell, w, column in zip(row, widths, columns, strict=True)).rstrip()
+        for row in grid
+    ]
+    return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]]
+
+
+def _fitted_widths(grid: list[list[str]], columns: list[Column], available: int) -> list[int]:
+    """Natural widths; what does not fit is taken from the widest text column, a character at a time."""
+    widths = [max(len(row[i]) for row in grid) for i in range(len(columns))]
+    words = [i for i, column in enumerate(columns) if not column.numeric]
+    while sum(widths) > available and max(widths[i] for i in words) > 8:
+        widths[max(words, key=lambda i: widths[i])] -= 1
+    return widths
+
+
+def _fit(cell: str, width: int, numeric: bool) -> str:
+    """Pad, or cut out the middle: the ends of ``ssm(d_state=16, ..., scan=forward)`` tell arms apart, the middle seldom."""
+    if len(cell) > width:
+        head = (width - 1) // 2
+        cell = cell[:head] + "…" + cell[len(cell) - (width - 1 - head) :]
+    return cell.rjust(width) if numeric else cell.ljust(width)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent="  " if text.startswith("! ") else "", break_on_hyphens=False)
+
+
+def _label(name: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-.") else "-" for c in name)
+
+
+def _ascii(character: str) -> str:
+    import unicodedata
+
+    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return plain or "?"

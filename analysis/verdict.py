@@ -1,0 +1,336 @@
+"""From paired records to one word and one sentence per comparison. The rules, in the order in which they are applied:
+
+1. *No verdict* unless at least 3 seeds finished in both arms, and unless both arms saw the same data on each seed.
+2. *Diverged trials.* The seeds that survive are not a fair sample of the seeds that were planned, and what is missing is worse
+   than any number. So survivors may only ever count against the arm that diverged: if only the arm diverged, "hurts" is
+   allowed and nothing else; if only the baseline did, only "helps"; if both did, nothing. Otherwise: no verdict, and the
+   sentence says how many diverged. (Worst-rank reasoning for informatively missing outcomes: Lachin 1999.)
+3. *helps / hurts*: the two-sided paired t test rejects zero at alpha after Holm's adjustment over the family. The word
+   follows the sign and the direction of the metric. A qualifier says how the effect compares with the margin: *by less than
+   the margin* if the equivalence test rejects as well (both statements are then true: a real but small difference), *by more
+   than the margin* if the whole interval lies beyond it, nothing if that is open.
+4. *equivalent* (not needed): zero is not rejected and the equivalence test at the margin rejects after Holm's adjustment.
+   The two tests are adjusted separately. Their null hypotheses exclude one another in any one comparison, so a comparison
+   cannot be wrong both ways, and each kind of wrong claim has probability at most alpha over the family.
+5. *undecided*: neither. The sentence carries the difference that these seeds could have detected, and about how many seeds
+   would decide; both are computed at alpha over the size of the family, the worst case of Holm's adjustment.
+
+*No spread.* If all paired differences are exactly zero, the arms are called equivalent and the sentence says that the interval is
+degenerate; if they are all the same but not zero, there is no test to be had and no verdict. Failed, missing and unreadable trials
+are work to be done, not results: the verdict is over the finished pairs and is called provisional.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from analysis import quantities as q
+from analysis.records import DIVERGED, OK, Arm, Study, Trial, load_predictions
+from analysis.statistics import (
+    Estimate,
+    ExampleScores,
+    equivalence_test,
+    example_scores,
+    holm,
+    minimum_detectable_difference,
+    paired_differences,
+    pooled_sampling_error,
+    sampling_error,
+    seeds_to_decide,
+    t_interval,
+    t_test,
+)
+from analysis.summary import ArmSummary
+
+HELPS, HURTS, EQUIVALENT, UNDECIDED, NO_VERDICT = "helps", "hurts", "equivalent", "undecided", "no verdict"
+LESS, MORE = "by less than the margin", "by more than the margin"
+
+MINIMUM_SEEDS = 3
+POWER = 0.8
+SEED_LIMIT = 200  # beyond this the answer to "how many seeds?" is "too many"
+
+
+@dataclass(frozen=True)
+class SamplingErrors:
+    """Standard errors that come from the finite test sets, in difference units; NaN without stored predictions."""
+
+    one_seed: float = math.nan  # root mean square over seeds
+    mean: float = math.nan  # of the difference averaged over seeds
+    same_examples: bool = False  # one test set for all seeds: then the interval over seeds does not contain this error
+    identical_predictions: bool = False  # the two arms predict the same on every example of every seed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against its baseline: the paired evidence, the tests, and what follows from them.
+
+    Differences are arm minus baseline in the unit of the metric, whatever direction is better. `interval` is at 1 - alpha,
+    `inner` at 1 - 2 alpha, the one that the equivalence test compares with the margin; neither is adjusted for the family.
+    """
+
+    arm: str
+    baseline: str
+    seeds: tuple[int, ...]  # finished in both arms
+    planned: int  # seeds planned for both arms
+    differences: tuple[float, ...]
+    interval: Estimate
+    inner: Estimate
+    p: float
+    p_equivalence: float
+    diverged_arm: int
+    diverged_baseline: int
+    unfinished: int  # pairs with a failed, missing or unreadable trial
+    mismatched: tuple[int, ...]  # seeds on which the two arms saw different data
+    sampling: SamplingErrors
+    family_size: int = 1
+    p_holm: float = math.nan
+    p_equivalence_holm: float = math.nan
+    minimum_detectable: float = math.nan
+    seeds_needed: int | None = None
+    word: str = NO_VERDICT
+    qualifier: str = ""
+    sentence: str = ""
+
+    @property
+    def n(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def label(self) -> str:
+        """The verdict in a table cell."""
+        return {LESS: f"{self.word} (< margin)", MORE: f"{self.word} (> margin)"}.get(self.qualifier, self.word)
+
+
+def judge(study: Study, arms: dict[str, ArmSummary]) -> list[Comparison]:
+    """Judge every comparison of the plan, in its order."""
+    compared = _adjust([_compare(study, *pair) for pair in study.comparisons], study.families)
+    judged = []
+    for comparison in compared:
+        alpha = study.alpha / comparison.family_size
+        estimate = comparison.interval
+        word, qualifier = decide(comparison, study)
+        comparison = replace(
+            comparison,
+            word=word,
+            qualifier=qualifier,
+            minimum_detectable=minimum_detectable_difference(estimate.sd, estimate.n, alpha, POWER),
+            seeds_needed=seeds_to_decide(estimate.mean, estimate.sd, study.margin, alpha, estimate.n, SEED_LIMIT),
+        )
+        judged.append(replace(comparison, sentence=sentence(comparison, study, arms)))
+    return judged
+
+
+def decide(comparison: Comparison, study: Study) -> tuple[str, str]:
+    """The verdict's word and its qualifier, by the rules at the top of this module."""
+    word, qualifier = _word_on_finished_pairs(comparison, study)
+    allowed = {HELPS, HURTS, EQUIVALENT, UNDECIDED, NO_VERDICT}
+    if comparison.diverged_arm:
+        allowed &= {HURTS}
+    if comparison.diverged_baseline:
+        allowed &= {HELPS}
+    # The size of a difference between survivors is not the size of the difference: the qualifier goes.
+    if comparison.diverged_arm or comparison.diverged_baseline:
+        qualifier = ""
+    return (word, qualifier) if word in allowed else (NO_VERDICT, "")
+
+
+def _word_on_finished_pairs(comparison: Comparison, study: Study) -> tuple[str, str]:
+    estimate, margin = comparison.interval, study.margin
+    if comparison.n < MINIMUM_SEEDS or comparison.mismatched:
+        return NO_VERDICT, ""
+    if estimate.sd == 0:
+        return (EQUIVALENT if estimate.mean == 0 and margin is not None else NO_VERDICT), ""
+    within = comparison.p_equivalence_holm <= study.alpha
+    if comparison.p_holm <= study.alpha:
+        beyond = margin is not None and min(abs(estimate.low), abs(estimate.high)) > margin
+        word = HELPS if estimate.mean * study.metric.direction > 0 else HURTS
+        return word, LESS if within else MORE if beyond else ""
+    return (EQUIVALENT if within else UNDECIDED), ""
+
+
+def _compare(study: Study, arm_name: str, baseline_name: str) -> Comparison:
+    arm, baseline = study.arms[arm_name], study.arms[baseline_name]
+    pairs = list(_pairs(arm, baseline))
+    finished = [(a, b) for a, b in pairs if a.status == OK and b.status == OK]
+    name = study.metric.name
+    differences = paired_differences([a.metric("test", name) for a, _ in finished], [b.metric("test", name) for _, b in finished])
+    return Comparison(
+        arm=arm_name,
+        baseline=baseline_name,
+        seeds=tuple(a.seed for a, _ in finished),
+        planned=len(pairs),
+        differences=tuple(float(d) for d in differences),
+        interval=t_interval(differences, study.alpha),
+        inner=t_interval(differences, 2 * study.alpha),
+        p=t_test(differences),
+        p_equivalence=math.nan if study.margin is None else equivalence_test(differences, study.margin),
+        diverged_arm=len(arm.with_status(DIVERGED)),
+        diverged_baseline=len(baseline.with_status(DIVERGED)),
+        unfinished=sum(not {a.status, b.status} <= {OK, DIVERGED} for a, b in pairs),
+        mismatched=tuple(a.seed for a, b in finished if _fingerprint(a) != _fingerprint(b)),
+        sampling=_sampling_errors(study, finished),
+    )
+
+
+def _pairs(arm: Arm, baseline: Arm) -> Iterable[tuple[Trial, Trial]]:
+    partner = {trial.seed: trial for trial in baseline.trials}
+    return ((trial, partner[trial.seed]) for trial in arm.trials if trial.seed in partner)
+
+
+def _fingerprint(trial: Trial) -> object:
+    return (trial.result.get("data") or {}).get("fingerprint")
+
+
+def _adjust(comparisons: list[Comparison], families: list[list[int]]) -> list[Comparison]:
+    adjusted = list(comparisons)
+    for family in families:
+        members = [comparisons[index] for index in family]
+        difference, equivalence = holm([c.p for c in members]), holm([c.p_equivalence for c in members])
+        for index, p, p_equivalence in zip(family, difference, equivalence, strict=True):
+            adjusted[index] = replace(
+                comparisons[index], family_size=len(family), p_holm=float(p), p_equivalence_holm=float(p_equivalence)
+            )
+    return adjusted
+
+
+def _sampling_errors(study: Study, finished: list[tuple[Trial, Trial]]) -> SamplingErrors:
+    """Sampling error of the test set where the metric is an accuracy and both arms stored predictions on all seeds."""
+    if "accuracy" not in study.metric.name or not finished:
+        return SamplingErrors()
+    scale = 100.0 if study.metric.unit == "%" else 1.0
+    scores, identical = [], True
+    for a, b in finished:
+        of_a, of_b = load_predictions(a), load_predictions(b)
+        if of_a is None or of_b is None or not np.array_equal(of_a["example"], of_b["example"]):
+            return SamplingErrors()
+        try:
+            scored = example_scores(of_a["example"], of_a["target"], of_a["prediction"], of_b["prediction"])
+        except ValueError:  # shapes that do not fit: not predictions of these targets
+            return SamplingErrors()
+        # Predictions that do not reproduce the recorded difference belong to another checkpoint: no error is better than a wrong one.
+        recorded = a.metric("test", study.metric.name) - b.metric("test", study.metric.name)
+        if not abs(scale * scored.difference - recorded) <= 1e-4 * scale:
+            return SamplingErrors()
+        scores.append(scored)
+        identical &= np.array_equal(of_a["prediction"], of_b["prediction"])
+    return SamplingErrors(
+        one_seed=scale * math.sqrt(sum(sampling_error(s) ** 2 for s in scores) / len(scores)),
+        mean=scale * pooled_sampling_error(scores),
+        same_examples=len(scores) > 1 and _same_examples(scores),
+        identical_predictions=bool(identical),
+    )
+
+
+def _same_examples(scores: list[ExampleScores]) -> bool:
+    first = np.sort(scores[0].example)
+    return all(np.array_equal(first, np.sort(other.example)) for other in scores[1:])
+
+
+def sentence(comparison: Comparison, study: Study, arms: dict[str, ArmSummary]) -> str:
+    """The verdict in words: where, what, how much, how sure, at which budget, and what to hold against it."""
+    where = f"On {study.task} in {study.skeleton}"
+    budget = f", at {study.budget}" if study.budget else ""
+    parts = [f"{where}, {_claim(comparison, study)}{_evidence(comparison, study)}{budget}."]
+    parts += _consequences(comparison, study)
+    parts += _reservations(comparison, study, arms)
+    return " ".join(parts)
+
+
+def _claim(comparison: Comparison, study: Study) -> str:
+    c = comparison
+    margin = "" if study.margin is None else f"±{q.with_unit(study.margin, study.metric.difference_unit)}"
+    if c.word in (HELPS, HURTS):
+        preposition = "over" if c.word == HELPS else "relative to"
+        how = f", but {c.qualifier} of {margin}" if c.qualifier == LESS else f", {c.qualifier} of {margin}" if c.qualifier else ""
+        return f"{c.arm} {c.word} {preposition} {c.baseline}{how}"
+    if c.word == EQUIVALENT:
+        return f"{c.arm} is equivalent to {c.baseline} within {margin}, so not needed"
+    if c.word == UNDECIDED:
+        return f"it is undecided whether {c.arm} helps over {c.baseline}"
+    return f"no verdict on {c.arm} against {c.baseline} {_why_none(c)}"
+
+
+def _why_none(c: Comparison) -> str:
+    diverged = _diverged(c)
+    if diverged:
+        return f"because {diverged} and the seeds that survived are not a fair sample"
+    if c.mismatched:
+        seeds = q.listing([str(seed) for seed in c.mismatched])
+        return f"because the two arms saw different data on {'seed' if len(c.mismatched) == 1 else 'seeds'} {seeds}"
+    if c.n < MINIMUM_SEEDS:
+        return f"because {q.plural(c.n, 'paired seed')} finished and a verdict takes at least {MINIMUM_SEEDS}"
+    if c.interval.mean == 0:
+        return "because the results are identical on all seeds and no margin was fixed"
+    return "because the difference is the same on all seeds: without any spread there is no test"
+
+
+def _diverged(c: Comparison) -> str:
+    """``2 of 5 ssm trials diverged``, with the baseline's count where it has one too."""
+    planned = c.planned
+    counts = [(c.diverged_arm, c.arm), (c.diverged_baseline, c.baseline)]
+    return q.listing([f"{n} of {planned} {name} trials diverged" for n, name in counts if n])
+
+
+def _evidence(c: Comparison, study: Study) -> str:
+    """``: +1.32 points [+0.40, +2.24] (95 % t interval, 5 paired seeds, p = 0.012)``."""
+    decimals = q.decimals_for(study.margin, study.metric.unit)
+    if not c.n:
+        return ""
+    difference = f": {q.signed(c.interval.mean, decimals)} {study.metric.difference_unit}"
+    if c.n < 2:
+        return f"{difference} (1 paired seed)"
+    bounds = q.interval(c.interval.low, c.interval.high, decimals)
+    family = f" after Holm over {c.family_size} comparisons" if c.family_size > 1 else ""
+    tests = [f"{q.percent(1 - study.alpha)} t interval", q.plural(c.n, "paired seed")]
+    if c.word == EQUIVALENT and c.interval.sd > 0:
+        tests.append(f"equivalence {q.p_equation(c.p_equivalence_holm)}{family}")
+    elif math.isfinite(c.p_holm):
+        tests.append(f"{q.p_equation(c.p_holm)}{family}")
+    if c.word in (HELPS, HURTS, UNDECIDED) and not c.qualifier and study.margin is not None:
+        tests.append(f"margin ±{q.amount(study.margin)}")
+    return f"{difference} {bounds} ({', '.join(tests)})"
+
+
+def _consequences(c: Comparison, study: Study) -> list[str]:
+    """What follows for the reader: how far an undecided comparison is from a decision."""
+    if c.word != UNDECIDED:
+        return []
+    decimals, unit = q.decimals_for(study.margin, study.metric.unit), study.metric.difference_unit
+    seeds = f"about {c.seeds_needed}" if c.seeds_needed else f"more than {SEED_LIMIT}"
+    return [
+        f"These seeds could detect {q.number(c.minimum_detectable, decimals)} {unit} with {q.percent(POWER)} power; "
+        f"{seeds} seeds would decide if the difference and its spread stay as they are."
+    ]
+
+
+def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> list[str]:
+    found = []
+    if c.word in (HELPS, HURTS) and _diverged(c):
+        found.append(f"{_diverged(c)}; the difference is between the seeds that survived.")
+    if c.n >= 2 and c.interval.sd == 0:
+        found.append(_no_spread(c))
+    if c.unfinished and c.word != NO_VERDICT:
+        found.append(f"Provisional: {c.n} of {c.planned} planned pairs are finished.")
+    if c.sampling.same_examples and math.isfinite(c.sampling.mean):
+        decimals = q.decimals_for(study.margin, study.metric.unit)
+        found.append(
+            f"All seeds share one test set, whose own sampling error ({q.number(c.sampling.mean, decimals)} "
+            f"{study.metric.difference_unit}, standard error) is not in the interval."
+        )
+    stopped = [name for name in (c.arm, c.baseline) if arms[name].under_trained]
+    if stopped:
+        verb = "was" if len(stopped) == 1 else "were"
+        found.append(f"{q.listing(stopped)} {verb} still improving when training stopped (under-trained).")
+    return found
+
+
+def _no_spread(c: Comparison) -> str:
+    """Say what an interval of zero width is worth, and when to suspect that the switch did nothing."""
+    text = "The paired results do not vary at all, so the interval is degenerate and says nothing about further seeds"
+    if c.interval.mean == 0 and c.sampling.identical_predictions:
+        return f"{text}; the two arms predict the same on every test example: check that the switch reached the model."
+    return f"{text}."

@@ -1,0 +1,85 @@
+"""Giving the arms the same size, by the block's hidden width and by nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from experiments.build import count_costs, with_options
+from experiments.trial import Trial
+from mixers import InputError
+
+TOLERANCE = 0.02
+"""Mismatch above which an arm is refused."""
+STEP = 1e-3
+"""Resolution of the expansion ratio."""
+STEPS_MAX = 64_000
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How near an arm came to the size it was given.
+
+    Attributes:
+        what: "params" or "macs".
+        target: that of the baseline.
+        achieved: that of the arm.
+    """
+
+    what: Literal["params", "macs"]
+    target: int
+    achieved: int
+
+    @property
+    def mismatch(self) -> float:
+        """Relative and signed: positive when the arm is larger."""
+        return self.achieved / self.target - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stored in a plan."""
+        return {**dataclasses.asdict(self), "mismatch": self.mismatch}
+
+
+def match(trial: Trial, what: Literal["params", "macs"], target: int) -> tuple[Trial, Matching]:
+    """Choose the skeleton's `expansion_ratio` so that the trial's size is nearest to `target`.
+
+    Size grows with the ratio in steps of one hidden channel and is almost linear in it, so regula falsi
+    lands within a step or two; the nearest size met on the way is taken.
+
+    Raises:
+        InputError: no ratio comes within 2 %, e.g. when the mixer alone is larger than the target.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(step: int) -> int:
+        if step not in sizes:
+            sizes[step] = getattr(count_costs(_at_ratio(trial, step)), what)
+        return sizes[step]
+
+    start = round(float(trial.skeleton.options["expansion_ratio"]) / STEP)
+    low, high = start, start + round(1 / STEP)
+    try:
+        for _ in range(8):
+            slope = (size(high) - size(low)) / (high - low)
+            guess = min(max(round(low + (target - size(low)) / slope), 1), STEPS_MAX)
+            if guess in sizes:
+                break
+            size(guess)
+            low, high = sorted(sorted(sizes, key=lambda step: abs(sizes[step] - target))[:2])
+    except InputError as error:
+        raise InputError(f"mixer {trial.mixer} cannot be matched in {what}: {error}") from None
+    best = min(sizes, key=lambda step: (abs(sizes[step] - target), step))
+    matching = Matching(what, target, sizes[best])
+    if abs(matching.mismatch) > TOLERANCE:
+        raise InputError(
+            f"mixer {trial.mixer} cannot be matched in {what}: nearest {matching.achieved:,} against "
+            f"{target:,} ({matching.mismatch:+.1%}, above {TOLERANCE:.0%}); use --match none to compare anyway"
+        )
+    return _at_ratio(trial, best), matching
+
+
+def _at_ratio(trial: Trial, step: int) -> Trial:
+    ratio = round(step * STEP, 6)
+    skeleton = with_options(trial.skeleton, {"expansion_ratio": ratio})
+    return dataclasses.replace(trial, skeleton=skeleton)

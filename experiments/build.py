@@ -1,0 +1,104 @@
+"""The one place where a mixer meets a skeleton and a task, and where unknown options fail."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.cost import Costs, measure
+from experiments.skeletons import SKELETONS, init_weights, option_defaults
+from experiments.tasks import TASKS
+from experiments.tasks.base import Task, generator
+from experiments.trial import Recipe, Trial, stream
+from mixers import MIXERS, Component, InputError, backends
+from mixers.base import TokenMixer
+from mixers.ssm import SelectiveScan
+
+
+def resolve(
+    mixer: Component,
+    skeleton: Component,
+    task: Component,
+    train: Recipe,
+    seed: int,
+) -> Trial:
+    """Fill in every option, so that the trial says all that determines its number.
+
+    Raises:
+        InputError: an unknown option, a wrong type, a value out of range.
+    """
+    task = TASKS.resolve(task)
+    spec = create_task(task).spec
+    skeleton = SKELETONS.resolve(skeleton, option_defaults(skeleton))
+    defaults = MIXERS.load(mixer.name).place_defaults(len(spec.grid), spec.causal)
+    return Trial(MIXERS.resolve(mixer, defaults), skeleton, task, train, seed)
+
+
+def with_options(component: Component, options: Mapping[str, Any]) -> Component:
+    """The component with some options replaced."""
+    return Component(component.name, {**component.options, **options})
+
+
+def create_task(component: Component) -> Task:
+    """The task of a trial, without its data."""
+    task: Task = TASKS.create(component)
+    return task
+
+
+def build_model(trial: Trial) -> nn.Module:
+    """The model of a trial, initialised from its seed alone.
+
+    Each mixer initialises itself under a seed of its layer; each parameter of the skeleton has its own
+    stream. So a parameter that two arms share in name and shape starts at the same value in both.
+
+    Raises:
+        InputError: the mixer does not fit the skeleton, or sees the future of a causal task.
+    """
+    task = create_task(trial.task)
+    name, options = trial.mixer.name, trial.mixer.options
+    mixer_class = MIXERS.load(name)
+
+    def mixer(dim: int, *, grid_rank: int, stage: int, layer: int) -> TokenMixer:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream(trial.seed, "init", "mixer", layer))
+            try:
+                built: TokenMixer = mixer_class(dim, grid_rank, **options)
+            except ValueError as error:
+                raise InputError(f"mixer {name}: {error}") from None
+        if task.spec.causal and not built.causal:
+            raise InputError(
+                f"task {trial.task.name} is causal, but mixer {trial.mixer} sees later tokens; "
+                "choose a causal mixer such as causal-conv, causal-attention or ssm"
+            )
+        return built
+
+    model: nn.Module = SKELETONS.load(trial.skeleton.name)(mixer, task.spec, **trial.skeleton.options)
+    init_weights(model, lambda parameter: generator(stream(trial.seed, "init", parameter)))
+    return model
+
+
+def choose_backend(model: nn.Module, requested: str, device: torch.device) -> dict[str, str]:
+    """Settle which kernels the model's scans run on; empty for a model without any.
+
+    Raises:
+        InputError: an unknown backend, or one that cannot run here (with the fix).
+    """
+    scans = [module for module in model.modules() if isinstance(module, SelectiveScan)]
+    if not scans:
+        return {}
+    try:
+        name, _ = backends.resolve(requested, device)
+    except (ValueError, backends.BackendUnavailable) as error:
+        raise InputError(str(error)) from None
+    for scan in scans:
+        scan.backend = name
+    return {"scan": name}
+
+
+def count_costs(trial: Trial) -> Costs:
+    """What the trial's model costs, without allocating it."""
+    with torch.device("meta"):
+        return measure(build_model(trial), create_task(trial.task).spec)

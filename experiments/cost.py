@@ -1,0 +1,102 @@
+"""What a model costs: parameters, multiply-accumulates, recurrent state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import MethodType
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from experiments.interface import TaskSpec
+from mixers.base import TokenMixer
+
+MACS_CONVENTION = (
+    "forward pass of one example, 1 MAC = 2 FLOPs; matrix products and convolutions; scan 3 MACs per "
+    "(token, channel, state); attention in full, causal too; norms, activations and biases not counted"
+)
+STATE_BYTES_PER_NUMBER = 4  # states are kept in float32
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Sizes of one model.
+
+    Attributes:
+        params: all parameters.
+        params_mixer: those of the token mixers.
+        macs: multiply-accumulates of one forward pass of one example.
+        macs_mixer: those of the token mixers.
+        state_bytes: carried per sequence at the task's length; None if a mixer is not recurrent.
+    """
+
+    params: int
+    params_mixer: int
+    macs: int
+    macs_mixer: int
+    state_bytes: int | None
+
+    def to_dict(self) -> dict[str, int | str | None]:
+        """As stored in a result."""
+        return {
+            "params": self.params,
+            "params_mixer": self.params_mixer,
+            "params_rest": self.params - self.params_mixer,
+            "macs": self.macs,
+            "macs_mixer": self.macs_mixer,
+            "macs_convention": MACS_CONVENTION,
+            "state_bytes": self.state_bytes,
+            "state_note": "float32, per sequence" if self.state_bytes is not None else "no recurrent form",
+        }
+
+
+def token_mixers(model: nn.Module) -> Iterator[tuple[str, TokenMixer]]:
+    """The mixers in the slots of a model, by name; parts of a mixer are not listed by themselves."""
+    found = ""
+    for name, module in model.named_modules():
+        inside = found and name.startswith(f"{found}.")
+        if isinstance(module, TokenMixer) and not inside:
+            found = name
+            yield name, module
+
+
+def measure(model: nn.Module, task: TaskSpec) -> Costs:
+    """Count a model that was built on the meta device.
+
+    The mixers are counted by their own closed forms, the rest by torch's counter with the mixers
+    passed by: the counter knows neither scans nor attention on every device.
+    """
+    mixers = [mixer for _, mixer in token_mixers(model)]
+    grids: list[tuple[TokenMixer, tuple[int, ...]]] = []
+
+    def pass_by(mixer: TokenMixer, x: Tensor) -> Tensor:
+        grids.append((mixer, tuple(x.shape[1:-1])))
+        return x
+
+    for mixer in mixers:
+        object.__setattr__(mixer, "forward", MethodType(pass_by, mixer))
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.eval()(example_input(task, batch_size=1, device="meta"))
+    finally:
+        for mixer in mixers:
+            object.__delattr__(mixer, "forward")
+    macs_mixer = sum(mixer.macs(grid) for mixer, grid in grids)
+    states = [mixer.state_size(grid[0]) if len(grid) == 1 else None for mixer, grid in grids]
+    known = [size for size in states if size is not None]
+    return Costs(
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        params_mixer=sum(parameter.numel() for mixer in mixers for parameter in mixer.parameters()),
+        macs=counter.get_total_flops() // 2 + macs_mixer,
+        macs_mixer=macs_mixer,
+        state_bytes=STATE_BYTES_PER_NUMBER * sum(known) if len(known) == len(states) else None,
+    )
+
+
+def example_input(task: TaskSpec, batch_size: int, device: str) -> Tensor:
+    """An input of the right shape and type, all zeros."""
+    if task.input == "image":
+        return torch.zeros(batch_size, task.channels, *task.grid, device=device)
+    return torch.zeros(batch_size, *task.grid, dtype=torch.long, device=device)

@@ -1,0 +1,41 @@
+"""What tasks and skeletons know of each other, so that neither imports the other. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """The shapes that a task hands to a skeleton and expects back, and what it forbids.
+
+    Attributes:
+        input: "image" for floats `(B, channels, H, W)`, "tokens" for integer ids `(B, L)`.
+        channels: image channels, or the vocabulary size.
+        grid: `(H, W)` in pixels, or `(L,)`.
+        classes: size of the output's last axis.
+        output: "one" for logits `(B, classes)`, "per-token" for `(B, *grid, classes)`.
+        causal: whether seeing a later token would be cheating.
+    """
+
+    input: Literal["image", "tokens"]
+    channels: int
+    grid: tuple[int, ...]
+    classes: int
+    output: Literal["one", "per-token"] = "one"
+    causal: bool = False
+
+
+class MixerFactory(Protocol):
+    """Makes the token mixer of one block; what a skeleton receives instead of a mixer's name."""
+
+    def __call__(self, dim: int, *, grid_rank: int, stage: int, layer: int) -> Any:
+        """A module `(B, *grid, dim) -> (B, *grid, dim)`.
+
+        Args:
+            dim: channels handed to the mixer.
+            grid_rank: 1 for sequences, 2 for images.
+            stage: index of the stage, 0 in an isotropic backbone.
+            layer: index of the block, counted over the whole backbone.
+        """

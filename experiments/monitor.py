@@ -1,0 +1,135 @@
+"""What is shown while trials run: a line per running trial on a terminal, a line per event elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TextIO
+
+from experiments.launch import finished
+from experiments.plan import Plan
+from experiments.store import Store, TrialFolder
+
+REDRAW_EVERY = 0.5  # seconds, on a terminal
+TELL_EVERY = 30.0  # seconds, elsewhere
+BAR = 20  # characters
+
+
+class Monitor:
+    """Watches the folders of a plan's trials and says how far they are."""
+
+    def __init__(self, plan: Plan, store: Store, workers: int, out: TextIO = sys.stderr) -> None:
+        self._store, self._workers, self._out = store, workers, out
+        self._labels = {arm.trial(seed).id: f"{arm.name} seed {seed}" for arm, seed in _pairs(plan)}
+        self._finished = {trial_id for trial_id in self._labels if finished(store.folder(trial_id))}
+        self._durations: list[float] = []
+        self._total = len(self._labels)
+        self._drawn = 0
+        self._next = 0.0
+
+    def __call__(self) -> None:
+        """Look, and print if it is time."""
+        now = time.monotonic()
+        newly = [
+            trial_id
+            for trial_id in self._labels
+            if trial_id not in self._finished and self._is_finished(trial_id)
+        ]
+        for trial_id in newly:
+            self._finished.add(trial_id)
+            self._tell(trial_id)
+        if now < self._next:
+            return
+        if self._out.isatty():
+            self._next = now + REDRAW_EVERY
+            self._redraw()
+        else:
+            if self._next:
+                print(self._summary(self._running()), file=self._out, flush=True)
+            self._next = now + TELL_EVERY
+
+    def close(self) -> None:
+        """Clear the progress lines."""
+        self._erase()
+
+    def _is_finished(self, trial_id: str) -> bool:
+        return finished(self._store.folder(trial_id))
+
+    def _tell(self, trial_id: str) -> None:
+        folder = self._store.folder(trial_id)
+        result = folder.result()
+        if result is None:
+            return
+        seconds = folder.timing().get("train_seconds", 0.0)
+        self._durations.append(seconds)
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].get("test", {}).items())
+        what = f"test {scores}" if result["status"] == "ok" else result["status"]
+        self._erase()
+        count = f"{len(self._finished)}/{self._total}"
+        print(
+            f"{count:>7}  {self._labels[trial_id]:<28} {what} ({_clock(seconds)})", file=self._out, flush=True
+        )
+
+    def _running(self) -> list[tuple[str, dict[str, float]]]:
+        """Label and progress of the trials that report any, nearest to their end first."""
+        found = []
+        for trial_id, label in self._labels.items():
+            if trial_id in self._finished:
+                continue
+            progress = self._store.folder(trial_id).progress()
+            if progress is not None and _held(self._store.folder(trial_id)):
+                found.append((label, progress))
+        return sorted(found, key=lambda item: -item[1]["fraction"])
+
+    def _redraw(self) -> None:
+        running = self._running()
+        lines = [_line(label, progress) for label, progress in running[: self._workers + 2]]
+        self._erase()
+        for line in [*lines, self._summary(running)]:
+            print(line, file=self._out)
+        self._drawn = len(lines) + 1
+        self._out.flush()
+
+    def _erase(self) -> None:
+        if self._drawn:
+            self._out.write(f"\x1b[{self._drawn}F\x1b[J")
+            self._drawn = 0
+
+    def _summary(self, running: Sequence[tuple[str, dict[str, float]]]) -> str:
+        left = self._seconds_left(running)
+        eta = f"about {_clock(left)} left" if left is not None else "starting"
+        return f"{len(self._finished)} of {self._total} trials finished, {len(running)} running, {eta}"
+
+    def _seconds_left(self, running: Sequence[tuple[str, dict[str, float]]]) -> float | None:
+        rates = [p["seconds"] / p["fraction"] for _, p in running if p["fraction"] > 0]
+        known = self._durations + rates
+        if not known:
+            return None
+        typical = sum(known) / len(known)
+        waiting = self._total - len(self._finished) - len(running)
+        under_way = sum(typical * (1 - p["fraction"]) for _, p in running)
+        return (under_way + waiting * typical) / max(1, min(self._workers, self._total - len(self._finished)))
+
+
+def _pairs(plan: Plan) -> list[tuple]:
+    return [(arm, seed) for seed in range(plan.study.seeds) for arm in plan.arms]
+
+
+def _held(folder: TrialFolder) -> bool:
+    """Whether somebody works on it now; progress left behind by a killed process does not count."""
+    return not folder.is_free()
+
+
+def _line(label: str, progress: dict[str, float]) -> str:
+    filled = round(BAR * progress["fraction"])
+    left = progress["seconds"] * (1 / progress["fraction"] - 1) if progress["fraction"] > 0 else None
+    eta = f"{_clock(left)} left" if left is not None else "starting"
+    bar = "#" * filled + "." * (BAR - filled)
+    return f"  {label:<28} {bar} epoch {progress['epoch']:>3}/{progress['epochs']} {eta}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,201 @@
+"""What the user asked for: a study file with the command line's changes applied. Free of torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments import study as studies
+from experiments.runtime import Runtime
+from experiments.study import Arm, Study
+from experiments.trial import Recipe, digest
+from mixers.registry import InputError, suggest
+
+DOTTED = ("task", "skeleton")
+"""Components whose options may be given as `--task.canvas 20`."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Does this task need the SSM? Trains what is missing of a study, then writes its table, figures,
+    verdict and report. Options of a task or skeleton also go by dotted name: --task.canvas 20."""
+
+    mixer: tuple[str, ...] = ()
+    """Arms to judge, e.g. ssm attention "ssm(d_state=8, scan=forward)"; default: those of the study."""
+    baseline: str | None = None
+    """Arm that they are judged against and matched to; default: the study's."""
+    study: str = studies.DEFAULT
+    """A checked-in study (see `list`) or a path to your own .toml file."""
+    task: str | None = None
+    """Task in place of the study's, e.g. "digits(canvas=20)"."""
+    skeleton: str | None = None
+    """Skeleton in place of the study's, e.g. "mambaout-nano(readout=last)"."""
+    seeds: int | None = None
+    """Paired seeds per arm; a verdict needs at least 3."""
+    match: Literal["params", "macs", "none"] | None = None
+    """What the arms have in common in size; the block's hidden width is solved for it."""
+    margin: float | None = None
+    """Differences within this count as equivalent, in the metric's unit."""
+    train: Recipe = field(default_factory=Recipe)
+    """How every arm is trained."""
+    runs: Path = Path("runs")
+    """Folder of trials and studies."""
+    workers: int | None = None
+    """Trials run at once; default: cores / threads."""
+    threads: int = 1
+    """Threads per trial. The bits of a result may depend on it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where trials run."""
+    backend: str = "auto"
+    """Of the selective scan; see `doctor`."""
+    options: Annotated[Mapping[str, Mapping[str, str]], tyro.conf.Suppress] = field(default_factory=dict)
+
+    @property
+    def runtime(self) -> Runtime:
+        """How trials run.
+
+        Raises:
+            InputError: a number of workers or threads that makes no sense.
+        """
+        for name, value in (("--threads", self.threads), ("--workers", self.workers)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+        return Runtime(self.device, self.threads, self.backend)
+
+
+def parse(arguments: Sequence[str], verb: str = "run") -> Request:
+    """Read the command line; the study's recipe supplies the defaults of `--train.*`.
+
+    Raises:
+        InputError: anything that does not fit, as far as it shows without building a model.
+        SystemExit: after printing help, or tyro's own message for a malformed flag (code 2).
+    """
+    rest, options = _take_dotted(arguments)
+    chosen = _value_of("--study", rest) or studies.DEFAULT
+    recipe = studies.load(studies.find(chosen)).train
+    request = tyro.cli(
+        Request,
+        args=rest,
+        default=Request(train=recipe),
+        prog="run_ablation.py" if verb == "run" else f"run_ablation.py {verb}",
+    )
+    return dataclasses.replace(request, options=options)
+
+
+def _take_dotted(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Split `--task.x v` and `--skeleton.x v` off the rest."""
+    rest: list[str] = []
+    options: dict[str, dict[str, str]] = {name: {} for name in DOTTED}
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        match = re.fullmatch(r"--(\w+)\.([\w-]+)(?:=(.*))?", argument)
+        if match and match.group(1) == "mixer":
+            raise InputError(f"{argument}: a mixer's options go with its name: --mixer 'ssm(d_state=8)'")
+        if match is None or match.group(1) not in DOTTED:
+            rest.append(argument)
+            continue
+        if match.group(3) is None and not remaining:
+            raise InputError(f"{argument} needs a value")
+        value = match.group(3) if match.group(3) is not None else remaining.pop(0)
+        options[match.group(1)][match.group(2).replace("-", "_")] = value
+    return rest, options
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    for position, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            return argument.removeprefix(f"{flag}=")
+        if argument == flag and position + 1 < len(arguments):
+            return arguments[position + 1]
+    return None
+
+
+def requested_study(request: Request) -> tuple[str, Study]:
+    """The study to run and the name of its folder.
+
+    A study that the command line changes gets a name of its own, so that it does not overwrite the
+    original: the arms if they were chosen, and a hash of whatever else was changed. Another number of
+    seeds is still the same study.
+
+    Raises:
+        InputError: the result is not a valid study.
+    """
+    path = studies.find(request.study)
+    original = studies.load(path)
+    if request.seeds is not None and request.seeds < 1:
+        raise InputError(f"--seeds must be at least 1, got {request.seeds}")
+    if request.margin is not None and not request.margin > 0:
+        raise InputError(f"--margin must be positive, got {request.margin:g}")
+    changed = _with_arms(original, request)
+    name = path.stem
+    if changed.all_arms() != original.all_arms():
+        name = "-".join([name, *(_slug(arm.name) for arm in changed.all_arms())])
+    fields = {
+        "task": _with_options("task", request.task or original.task, request),
+        "skeleton": _with_options("skeleton", request.skeleton or original.skeleton, request),
+        "match": request.match or original.match,
+        "margin": request.margin or original.margin,
+        "train": request.train,
+    }
+    if any(getattr(original, key) != value for key, value in fields.items()):
+        name = f"{name}-{digest({**fields, 'train': dataclasses.asdict(request.train)})[:6]}"
+    study = dataclasses.replace(changed, **fields, seeds=request.seeds or original.seeds)
+    study.check("command line")
+    return name, study
+
+
+def _with_arms(original: Study, request: Request) -> Study:
+    """The arms and the baseline that the command line chose; a name of the study's means its arm."""
+    if not request.mixer and request.baseline is None:
+        return original
+    known = {arm.name: arm for arm in original.all_arms()}
+    baseline = request.baseline or original.baseline
+    chosen = request.mixer or tuple(known)
+    names = list(dict.fromkeys((baseline, *chosen)))
+    arms = tuple(known.get(name, Arm(name, name)) for name in names)
+    kept = tuple(pair for pair in original.comparisons if request.mixer and set(pair) <= set(names))
+    return dataclasses.replace(original, baseline=baseline, mixers=(), arms=arms, comparisons=kept)
+
+
+def _with_options(kind: str, text: str, request: Request) -> str:
+    """The component's text with the options that were given by dotted name."""
+    given = request.options.get(kind, {})
+    if not given:
+        return text
+    from experiments.skeletons import SKELETONS
+    from experiments.tasks import TASKS
+
+    registry = TASKS if kind == "task" else SKELETONS
+    component = registry.parse(text)
+    merged = dataclasses.replace(component, options={**component.options, **given})
+    registry.check_names(merged)
+    return str(merged)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.=]+", "_", text.lower()).strip("_")
+
+
+VERBS = ("plan", "list", "report", "doctor")
+
+
+def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The verb ("run" if none is given) and what follows it.
+
+    Raises:
+        InputError: a first word that is no verb.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        return "run", list(arguments)
+    if arguments[0] not in VERBS:
+        raise InputError(
+            f"unknown command {arguments[0]!r}{suggest(arguments[0], VERBS)} (known: {', '.join(VERBS)})"
+        )
+    return arguments[0], list(arguments[1:])

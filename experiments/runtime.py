@@ -1,0 +1,22 @@
+"""How and where a trial runs; nothing here changes what is asked of it. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a user may choose about the machine.
+
+    Attributes:
+        device: "auto", "cpu" or "cuda".
+        threads: of one trial. One by default: more would change the order of sums, and so the bits.
+        backend: of the selective scan; "auto" takes the fastest that runs.
+        checkpoint_every: seconds between two checkpoints.
+    """
+
+    device: str = "auto"
+    threads: int = 1
+    backend: str = "auto"
+    checkpoint_every: float = 20.0

@@ -1,0 +1,214 @@
+"""Where trials live: one folder each, named by the trial's id. Free of torch.
+
+    runs/trials/<id>/trial.json        the resolved trial, written when it starts
+                     progress.json     how far it is; for whoever is watching
+                     checkpoint.pt     to continue from; removed when the trial is finished
+                     curve.csv         one row per epoch
+                     predictions.npz   what it answered on every test example
+                     timing.json       what differs from run to run: seconds, speed, memory, host
+                     result.json       what the trial gave; written last, so it means "done"
+    runs/studies/<name>/               plan, tables, figures and report of a study
+
+Every file is written beside its place and renamed into it, so that no reader ever sees half of one.
+Who holds the lock of a trial's folder may write there. The lock is the kernel's (`flock`): it goes
+when its holder does, however that ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.trial import SCHEMA_VERSION, Trial, canonical_json
+from mixers.registry import InputError
+
+RESULT_FIELDS = ("schema_version", "trial_id", "trial", "status", "metrics", "costs", "data", "provenance")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `path` so that it holds all of `content` or is untouched."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON with sorted keys, atomically."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+    write_bytes(path, f"{text}\n".encode())
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """The files of one trial."""
+
+    path: Path
+    trial_id: str
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    @property
+    def curve(self) -> Path:
+        return self.path / "curve.csv"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.npz"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    def begin(self, trial: Trial) -> None:
+        """Write `trial.json`."""
+        write_json(self.path / "trial.json", trial.to_dict())
+
+    def finish(self, result: dict[str, Any], timing: dict[str, Any]) -> None:
+        """Write the result, which is the last thing a trial does."""
+        write_json(self.path / "timing.json", timing)
+        write_json(self.path / "result.json", result)
+        self.checkpoint.unlink(missing_ok=True)
+        (self.path / "progress.json").unlink(missing_ok=True)
+
+    def fail(self, result: dict[str, Any]) -> None:
+        """Write a result that only says what went wrong; the checkpoint stays for the next attempt."""
+        write_json(self.path / "result.json", result)
+        (self.path / "progress.json").unlink(missing_ok=True)
+
+    def report_progress(self, *, epoch: int, epochs: int, fraction: float, seconds: float) -> None:
+        """Replace `progress.json`; not synced to disk, it is only for watching."""
+        progress = {"epoch": epoch, "epochs": epochs, "fraction": fraction, "seconds": seconds}
+        temporary = self.path / f".progress.{os.getpid()}"
+        temporary.write_text(canonical_json({**progress, "pid": os.getpid()}))
+        temporary.replace(self.path / "progress.json")
+
+    def note(self, text: str) -> None:
+        """Append to the trial's log."""
+        with open(self.log, "a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
+
+    def progress(self) -> dict[str, Any] | None:
+        """The last reported progress, or None."""
+        try:
+            stored: dict[str, Any] = json.loads((self.path / "progress.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return stored
+
+    def timing(self) -> dict[str, Any]:
+        """Seconds, speed and memory of a finished trial; empty if they cannot be read."""
+        try:
+            stored: dict[str, Any] = json.loads((self.path / "timing.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return stored
+
+    def result(self) -> dict[str, Any] | None:
+        """The stored result, or None if the trial is not finished.
+
+        A result that cannot be used (truncated, another schema version, another trial's) is not a
+        result: `unusable_result` says why, `set_aside` moves it away.
+        """
+        return None if self.unusable_result() else self._read_result()
+
+    def _read_result(self) -> dict[str, Any] | None:
+        try:
+            stored: dict[str, Any] = json.loads((self.path / "result.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        return stored
+
+    def unusable_result(self) -> str | None:
+        """Why the stored result cannot be used; None if it can, or if there is none."""
+        try:
+            stored = self._read_result()
+        except (OSError, ValueError) as error:
+            return f"not readable as JSON ({error})"
+        if stored is None:
+            return None
+        if not isinstance(stored, dict):
+            return "not a JSON object"
+        if stored.get("schema_version") != SCHEMA_VERSION:
+            return f"schema version {stored.get('schema_version')}, this code writes {SCHEMA_VERSION}"
+        missing = [field for field in RESULT_FIELDS if field not in stored]
+        if missing:
+            return f"without {', '.join(missing)}"
+        if stored["trial_id"] != self.trial_id:
+            return f"the result of trial {stored['trial_id']}"
+        return None
+
+    def set_aside(self) -> Path:
+        """Rename `result.json` out of the way, keeping it."""
+        source = self.path / "result.json"
+        for number in range(1, 1_000):
+            target = self.path / f"result.unusable-{number}.json"
+            if not target.exists():
+                source.rename(target)
+                return target
+        raise OSError(f"{self.path}: a thousand unusable results lie here already")
+
+    def is_free(self) -> bool:
+        """Whether nobody works on this trial at the moment."""
+        if not (self.path / "lock").exists():
+            return True
+        with self.lock() as held:
+            return held
+
+    @contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Try to hold this folder; yields whether it worked, without waiting."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / "lock", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+
+class Store:
+    """The runs folder.
+
+    Raises:
+        InputError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            self.trials.mkdir(parents=True, exist_ok=True)
+            self.studies.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.trials):
+                pass
+        except OSError as error:
+            raise InputError(f"cannot write to the runs folder {root}: {error.strerror or error}") from None
+
+    @property
+    def trials(self) -> Path:
+        return self.root / "trials"
+
+    @property
+    def studies(self) -> Path:
+        return self.root / "studies"
+
+    def folder(self, trial_id: str) -> TrialFolder:
+        """The folder of one trial, which may not exist yet."""
+        return TrialFolder(self.trials / trial_id, trial_id)

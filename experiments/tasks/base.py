@@ -1,0 +1,129 @@
+"""The contract of a task, and what classification tasks share.
+
+A task is created with its options only: its `spec` and `metric` cost nothing. `load(seed)` gives the
+data of one seed. All randomness comes from `trial.stream(seed, purpose, ...)`, so that the arms of a
+seed see the same examples, in the same order, under the same augmentations. The three splits are
+"train", "validation" and "test"; only the last is reported, and nothing is chosen on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from experiments.interface import TaskSpec
+from experiments.trial import stream
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a task reports: its name, its unit, the unit of a difference, and which way is better."""
+
+    name: str
+    unit: str
+    difference_unit: str
+    higher_is_better: bool
+
+
+class Batch(NamedTuple):
+    """Inputs and targets, with the id of each example in the whole data set."""
+
+    inputs: Tensor
+    targets: Tensor
+    examples: Tensor
+
+
+class TaskData(Protocol):
+    """The data of one seed."""
+
+    @property
+    def sizes(self) -> dict[Split, int]:
+        """Examples per split."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of every example and of the splits."""
+
+    def train_batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """Shuffled and augmented, from step `start` of the epoch; full batches only."""
+
+    def batches(self, split: Split, batch_size: int) -> Iterator[Batch]:
+        """In order, without augmentation, the short last batch included."""
+
+
+class Task(Protocol):
+    """What is asked of a model."""
+
+    @property
+    def spec(self) -> TaskSpec:
+        """Shapes in and out."""
+
+    @property
+    def metric(self) -> Metric:
+        """The number that is compared."""
+
+    def load(self, seed: int) -> TaskData:
+        """The data of this seed."""
+
+    def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Mean loss; targets are class ids or, after mixup, class probabilities."""
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Predicted class ids, of the shape of the targets."""
+
+    def measure(self, predictions: Tensor, targets: Tensor, mean_loss: float) -> dict[str, float]:
+        """Every number reported for a split, the metric's among them."""
+
+
+class Classification:
+    """Loss and metric of a task with one label per example."""
+
+    metric = Metric("accuracy", "%", "points", higher_is_better=True)
+
+    def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        return outputs.argmax(dim=-1)
+
+    def measure(self, predictions: Tensor, targets: Tensor, mean_loss: float) -> dict[str, float]:
+        return {"accuracy": 100.0 * (predictions == targets).double().mean().item(), "loss": mean_loss}
+
+
+def generator(seed: int) -> torch.Generator:
+    """A generator of its own for one use."""
+    return torch.Generator().manual_seed(seed)
+
+
+def split_examples(count: int, validation: int, test: int, seed: int) -> dict[Split, Tensor]:
+    """Disjoint random example ids, drawn anew for every seed."""
+    order = torch.randperm(count, generator=generator(stream(seed, "data", "split")))
+    return {
+        "test": order[:test].sort().values,
+        "validation": order[test : test + validation].sort().values,
+        "train": order[test + validation :].sort().values,
+    }
+
+
+def shuffled(count: int, seed: int, epoch: int) -> Tensor:
+    """The order of one epoch."""
+    return torch.randperm(count, generator=generator(stream(seed, "order", epoch)))
+
+
+def fingerprint(*arrays: Tensor | np.ndarray) -> str:
+    """16 hexadecimal digits of the SHA-256 of the arrays' shapes, types and bytes."""
+    state = hashlib.sha256()
+    for array in arrays:
+        values = np.ascontiguousarray(array.numpy() if isinstance(array, Tensor) else array)
+        state.update(f"{values.dtype}{values.shape}".encode())
+        state.update(values.tobytes())
+    return state.hexdigest()[:16]

@@ -1,0 +1,386 @@
+"""One loop for every task: from a trial to its result, interruptible at any step."""
+
+from __future__ import annotations
+
+import io
+import math
+import platform
+import random
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+
+from experiments.build import build_model, choose_backend, count_costs, create_task
+from experiments.code_version import code_version
+from experiments.runtime import Runtime
+from experiments.store import TrialFolder, write_bytes
+from experiments.tasks.base import Split, Task, TaskData
+from experiments.trial import SCHEMA_VERSION, Recipe, Trial, stream
+
+EVALUATION_BATCH = 256
+PROGRESS_EVERY = 0.5  # seconds between two progress reports
+
+
+class Interrupted(Exception):
+    """The trial was asked to stop and has saved its checkpoint."""
+
+
+@dataclass
+class Progress:
+    """Where a run is; all of it is in the checkpoint."""
+
+    epoch: int = 0
+    step: int = 0  # within the epoch
+    loss_sum: float = 0.0  # of the epoch's steps so far
+    curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0  # of all sessions before this one
+    best_epoch: int = 0
+
+
+def run_trial(
+    trial: Trial, folder: TrialFolder, runtime: Runtime, stop_requested: Callable[[], bool] = lambda: False
+) -> None:
+    """Train, evaluate and store one trial, continuing from its checkpoint if there is one.
+
+    A loss that is not finite ends the trial with status "diverged", which is a result.
+
+    Args:
+        trial: what to run.
+        folder: where, locked by the caller.
+        runtime: how.
+        stop_requested: asked after every step; on True the trial saves and raises.
+
+    Raises:
+        Interrupted: after `stop_requested`; the checkpoint is saved.
+    """
+    torch.set_num_threads(runtime.threads)
+    folder.begin(trial)
+    folder.report_progress(epoch=0, epochs=trial.train.epochs, fraction=0.0, seconds=0.0)
+    run = _Run(trial, folder, runtime)
+    run.restore()
+    status = run.train(stop_requested)
+    run.finish(status)
+
+
+class _Run:
+    """The state of one trial while it runs."""
+
+    def __init__(self, trial: Trial, folder: TrialFolder, runtime: Runtime) -> None:
+        self.trial, self.folder, self.runtime = trial, folder, runtime
+        self.recipe = trial.train
+        self.device = torch_device(runtime.device)
+        self.task: Task = create_task(trial.task)
+        self.data: TaskData = self.task.load(trial.seed)
+        self.model = build_model(trial).to(self.device)
+        self.backend = choose_backend(self.model, runtime.backend, self.device)
+        self.steps_per_epoch = self.data.sizes["train"] // self.recipe.batch_size
+        self.optimizer = make_optimizer(self.model, self.recipe)
+        self.scheduler = make_scheduler(self.optimizer, self.recipe, self.steps_per_epoch)
+        self.mixup = make_mixup(self.recipe, self.task.spec.classes)
+        self.progress = Progress()
+        self.best_weights: dict[str, Tensor] | None = None
+        self.memory: int | None = None
+        self.started = self.saved = self.reported = time.monotonic()
+        self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
+
+    # ---------------------------------------------------------------- training
+
+    def train(self, stop_requested: Callable[[], bool]) -> str:
+        """All remaining epochs; "ok" or "diverged"."""
+        while self.progress.epoch < self.recipe.epochs:
+            if not self._train_epoch(stop_requested):
+                return "diverged"
+            if not self._end_epoch():
+                return "diverged"
+        return "ok"
+
+    def _train_epoch(self, stop_requested: Callable[[], bool]) -> bool:
+        """The rest of the current epoch; False once the loss is not finite."""
+        self.model.train()
+        at = self.progress
+        for batch in self.data.train_batches(at.epoch, self.recipe.batch_size, start=at.step):
+            seed_global_generators(stream(self.trial.seed, "noise", at.epoch, at.step))
+            loss = self._step(batch.inputs.to(self.device), batch.targets.to(self.device))
+            at.step += 1
+            at.loss_sum += loss
+            if not math.isfinite(loss):
+                return False
+            self._report()
+            if stop_requested():
+                self.save()
+                raise Interrupted
+            if time.monotonic() - self.saved > self.runtime.checkpoint_every:
+                self.save()
+        return True
+
+    def _step(self, inputs: Tensor, targets: Tensor) -> float:
+        self.scheduler.step_update(self.progress.epoch * self.steps_per_epoch + self.progress.step)
+        smoothing = self.recipe.label_smoothing
+        if self.mixup is not None:
+            inputs, targets = self.mixup(inputs, targets)
+            smoothing = 0.0  # the mixed targets are smoothed already
+        loss = self.task.loss(self.model(inputs), targets, smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.recipe.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
+        self.optimizer.step()
+        return loss.item()
+
+    def _end_epoch(self) -> bool:
+        """Validate; False if that is not finite."""
+        at = self.progress
+        validation, _ = self.evaluate("validation")
+        at.curve.append(
+            {
+                "epoch": at.epoch + 1,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "train_loss": at.loss_sum / at.step,
+                **{f"validation_{name}": value for name, value in validation.items()},
+            }
+        )
+        self._write_curve()
+        if self.recipe.selection == "best" and self._is_best():
+            at.best_epoch = at.epoch + 1
+            self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
+        return all(math.isfinite(value) for value in validation.values())
+
+    def _is_best(self) -> bool:
+        metric = self.task.metric
+        values = [row[f"validation_{metric.name}"] for row in self.progress.curve]
+        best = max(values) if metric.higher_is_better else min(values)
+        return values.index(best) == len(values) - 1  # the first of equals stays
+
+    # -------------------------------------------------------------- evaluation
+
+    @torch.inference_mode()
+    def evaluate(self, split: Split) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Metrics of a split, and what was predicted for every example of it."""
+        self.model.eval()
+        loss_sum, parts = 0.0, []
+        for batch in self.data.batches(split, EVALUATION_BATCH):
+            outputs = self.model(batch.inputs.to(self.device))
+            targets = batch.targets.to(self.device)
+            loss_sum += self.task.loss(outputs, targets).item() * len(targets)
+            parts.append((batch.examples, targets.cpu(), self.task.predict(outputs).cpu()))
+        example, target, prediction = (torch.cat(column) for column in zip(*parts, strict=True))
+        metrics = self.task.measure(prediction, target, loss_sum / len(target))
+        arrays = {"example": example.numpy(), "target": target.numpy(), "prediction": prediction.numpy()}
+        return metrics, arrays
+
+    # ------------------------------------------------------ files of the trial
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        self.progress.seconds += time.monotonic() - self.started
+        self.started = self.saved = time.monotonic()
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "trial_id": self.trial.id,
+                "progress": vars(self.progress),
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "best_weights": self.best_weights,
+            },
+            buffer,
+        )
+        write_bytes(self.folder.checkpoint, buffer.getvalue())
+
+    def restore(self) -> None:
+        """Continue from the checkpoint, if there is one that can be read."""
+        try:
+            saved = torch.load(self.folder.checkpoint, map_location=self.device, weights_only=True)
+        except FileNotFoundError:
+            return
+        except Exception as error:  # torch.load raises many kinds for a damaged file
+            self.folder.note(f"checkpoint not readable, starting anew: {error}")
+            return
+        if saved["trial_id"] != self.trial.id:
+            self.folder.note(f"checkpoint of trial {saved['trial_id']}, starting anew")
+            return
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.progress = Progress(**saved["progress"])
+        self.best_weights = saved["best_weights"]
+
+    def _write_curve(self) -> None:
+        rows = self.progress.curve
+        lines = [",".join(rows[0]), *(",".join(f"{value:.8g}" for value in row.values()) for row in rows)]
+        write_bytes(self.folder.curve, "".join(f"{line}\n" for line in lines).encode())
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        if now - self.reported < PROGRESS_EVERY:
+            return
+        self.reported = now
+        done = self.progress.epoch + self.progress.step / self.steps_per_epoch
+        self.folder.report_progress(
+            epoch=self.progress.epoch + 1,
+            epochs=self.recipe.epochs,
+            fraction=done / self.recipe.epochs,
+            seconds=self.progress.seconds + now - self.started,
+        )
+
+    def finish(self, status: str) -> None:
+        """Evaluate, if there is something to evaluate, and write the result."""
+        seconds = self.progress.seconds + time.monotonic() - self.started
+        metrics: dict[str, dict[str, float]] = {}
+        error = None
+        selected_epoch = self.recipe.epochs
+        if status == "ok":
+            if self.best_weights is not None:
+                self.model.load_state_dict(self.best_weights)
+                selected_epoch = self.progress.best_epoch
+            metrics["validation"], _ = self.evaluate("validation")
+            metrics["test"], predictions = self.evaluate("test")
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **predictions)
+            write_bytes(self.folder.predictions, buffer.getvalue())
+        else:
+            selected_epoch = self.progress.epoch
+            error = f"loss not finite in epoch {self.progress.epoch + 1}, step {self.progress.step}"
+        result = {
+            "schema_version": SCHEMA_VERSION,
+            "trial_id": self.trial.id,
+            "trial": self.trial.to_dict(),
+            "status": status,
+            "error": error,
+            "metrics": metrics,
+            "selected_epoch": selected_epoch,
+            "costs": count_costs(self.trial).to_dict(),
+            "data": {"fingerprint": self.data.fingerprint, **self.data.sizes},
+            "provenance": provenance(self.device, self.runtime.threads, self.backend),
+        }
+        trained = (self.progress.epoch * self.steps_per_epoch + self.progress.step) * self.recipe.batch_size
+        timing = {
+            "started": self.started_at,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "train_seconds": seconds,
+            "images_per_second": trained / seconds,
+            "peak_memory_bytes": self._training_memory(),
+            "host": socket.gethostname(),
+        }
+        self.folder.finish(result, timing)
+
+    def _training_memory(self) -> int:
+        """Bytes of a training step: on CUDA the allocator's peak, on CPU what the step must hold."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        batch = next(self.data.train_batches(0, self.recipe.batch_size))
+        return training_memory(self.model, batch.inputs, self.optimizer)
+
+
+def torch_device(name: str) -> torch.device:
+    """The device asked for; "auto" is a CUDA GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """timm's optimizer; norms, biases and `model.no_weight_decay()` are not decayed."""
+    adaptive: dict[str, Any] = {} if recipe.opt == "sgd" else {"betas": recipe.betas, "eps": recipe.eps}
+    return create_optimizer_v2(
+        model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=0.9, **adaptive
+    )
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> Any:
+    """timm's cosine schedule with linear warm-up, stepped at every update."""
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched="cosine",
+        num_epochs=recipe.epochs,
+        warmup_epochs=recipe.warmup_epochs,
+        warmup_lr=recipe.warmup_lr,
+        min_lr=recipe.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    return scheduler
+
+
+def make_mixup(recipe: Recipe, classes: int) -> Mixup | None:
+    """timm's mixup and cutmix, or None when both are off."""
+    if recipe.mixup == 0 and recipe.cutmix == 0:
+        return None
+    return Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        prob=recipe.mixup_prob,
+        switch_prob=recipe.mixup_switch_prob,
+        label_smoothing=recipe.label_smoothing,
+        num_classes=classes,
+    )
+
+
+def seed_global_generators(seed: int) -> None:
+    """Seed the generators that library code draws from: stochastic depth (torch), mixup (NumPy)."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def training_memory(model: nn.Module, inputs: Tensor, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes held at the end of a forward pass in training: parameters, gradients, optimizer, activations.
+
+    Counted, not sampled: process memory on a CPU moves with the allocator and with what ran before.
+    """
+    parameters = {parameter.data_ptr() for parameter in model.parameters()}
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = model(inputs)  # keeps the graph, and with it the storages, alive
+    activations = sum(storages.values()) + outputs.nbytes
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    moments = sum(value.nbytes for value in states if isinstance(value, Tensor))
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return activations + moments + 2 * weights
+
+
+def provenance(device: torch.device, threads: int, backend: dict[str, str]) -> dict[str, Any]:
+    """What a number was made with."""
+    on_gpu = device.type == "cuda"
+    return {
+        "backend": backend,
+        "device": device.type,
+        "hardware": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
+        "threads": threads,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "numpy": np.__version__,
+        },
+        "code": code_version(),
+    }
+
+
+def processor_name() -> str:
+    """The CPU's name as the system gives it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,123 @@
+"""A trial: everything that determines one number, resolved, hashed. Free of torch.
+
+Device, workers, paths and backends are not in it: they change speed or place, not what was asked.
+They are recorded beside the result instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from mixers.registry import Component
+
+SCHEMA_VERSION = 1
+"""Raised whenever a stored trial or result would be read differently; older ones are set aside."""
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Recipe:
+    """How every arm is trained; the names are timm's."""
+
+    epochs: Annotated[int, Field(ge=1)] = 30
+    """Passes over the training split."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Examples per step; even when mixup or cutmix is on. The last short batch is dropped."""
+    lr: Annotated[float, Field(gt=0)] = 2e-3
+    """Peak learning rate."""
+    opt: Literal["adamw", "sgd", "lamb"] = "adamw"
+    """timm optimizer."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Adam's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Not applied to norms, biases and what a mixer exempts."""
+    warmup_epochs: Annotated[int, Field(ge=0)] = 2
+    """Linear warm-up, inside `epochs`."""
+    warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
+    """Learning rate that the warm-up starts from."""
+    min_lr: Annotated[float, Field(ge=0)] = 1e-5
+    """Learning rate that the cosine ends at."""
+    clip_grad: Annotated[float, Field(gt=0)] | None = None
+    """Largest gradient norm; None for no clipping, as in the paper."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Mixup's alpha; 0 turns it off."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """CutMix's alpha; 0 turns it off."""
+    mixup_prob: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of batches that are mixed."""
+    mixup_switch_prob: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Of those, the share that gets cutmix when both are on."""
+    selection: Literal["last", "best"] = "last"
+    """Weights that are tested: those of the last epoch, or of the best one on the validation split."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Trial:
+    """One mixer, skeleton, task, recipe and seed -> one result. Every option is filled in."""
+
+    mixer: Component
+    skeleton: Component
+    task: Component
+    train: Recipe
+    seed: Annotated[int, Field(ge=0)]
+
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of the canonical JSON."""
+        return digest(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists and numbers, as stored in `trial.json`."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Trial:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: another schema version, or fields that do not fit.
+        """
+        fields = dict(stored)
+        version = fields.pop("schema_version", None)
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"schema version {version}, this code reads {SCHEMA_VERSION}")
+        return cls(**fields)
+
+
+def canonical_json(value: Any) -> str:
+    """The one text of a value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits that stand for `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+Purpose = Literal["init", "data", "order", "augmentation", "noise"]
+
+
+def stream(seed: int, purpose: Purpose, *index: int | str) -> int:
+    """A seed for one use of randomness, below 2^63.
+
+    It depends on the trial's seed, on what the randomness is for and on where in the run it is used,
+    never on the mixer or on a global generator: two arms with the same seed draw the same data, order
+    and augmentations, and a resumed run draws what it would have drawn.
+
+    Args:
+        seed: the trial's seed.
+        purpose: what it is for.
+        index: position within the purpose: an epoch, a step, a parameter's name.
+    """
+    text = canonical_json([seed, purpose, *index])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

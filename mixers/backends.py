@@ -1,0 +1,193 @@
+"""Which implementation runs the selective scan: chosen once, by running it, and always on record.
+
+`probe` runs a backend on a tiny problem, forward and backward, and compares it with the reference: importing a
+package proves nothing, since mamba-ssm without its CUDA scan imports well and fails when called. `resolve` turns
+a request into a backend; only "auto" may fall back. `calls` counts what really ran.
+"""
+
+import importlib
+import importlib.metadata
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+Scan = Callable[..., tuple[Tensor, Tensor]]
+"""scan(u, delta, A, B, C, D, delta_bias, initial_state, reverse) -> (y, last_state)"""
+
+calls: Counter[str] = Counter()
+"""How often `selective_scan` ran each backend in this process."""
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend asked for by name cannot run here; the message says how to get it."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation. `lacks` names what it cannot do, out of "float64", "initial_state", "state_gradient"."""
+
+    name: str
+    module: str
+    function: str
+    devices: frozenset[str] | None  # device types; None is all of them
+    package: str  # the distribution whose version identifies it
+    fix: str  # one line: how to get it
+    lacks: frozenset[str] = frozenset()
+
+    def load(self) -> Scan:
+        scan: Scan = getattr(importlib.import_module(self.module), self.function)
+        return scan
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What `probe` found: `found` the package, `ran` forward and backward with the reference's results."""
+
+    name: str
+    found: bool
+    version: str | None
+    ran: bool
+    reason: str
+    fix: str
+
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            "reference",
+            "mixers.scan_reference",
+            "selective_scan_reference",
+            devices=None,
+            package="torch",
+            fix="pip install torch",
+        ),
+        Backend(
+            "cpu",
+            "mixers.scan_cpu",
+            "selective_scan_cpu",
+            devices=frozenset({"cpu", "meta"}),
+            package="numba",
+            fix="pip install numba",
+            lacks=frozenset({"float64"}),
+        ),
+        Backend(
+            "mamba_ssm",
+            "mixers.scan_cuda",
+            "selective_scan_mamba_ssm",
+            devices=frozenset({"cuda"}),
+            package="mamba-ssm",
+            # a plain install builds no CUDA scan after 2.3.2.post1, and that release's sources need torch < 2.14
+            fix="MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm  "
+            "(2.3.2.post1 needs torch < 2.14)",
+            lacks=frozenset({"float64", "initial_state", "state_gradient"}),
+        ),
+    )
+}
+
+# what "auto" tries, in this order; any other device gets the reference
+AUTO: dict[str, tuple[str, ...]] = {
+    "cpu": ("cpu", "reference"),
+    "cuda": ("mamba_ssm", "reference"),
+    "meta": ("cpu", "reference"),
+}
+
+
+def resolve(requested: str, device: torch.device | str, needs: Collection[str] = ()) -> tuple[str, str]:
+    """Return `(name, reason)` of the backend that will run.
+
+    Args:
+        requested: "auto" or a name in `BACKENDS`.
+        device: where the tensors are.
+        needs: what the call needs out of "float64", "initial_state" and "state_gradient".
+
+    Raises:
+        ValueError: unknown name, or a named backend that lacks something in `needs`.
+        BackendUnavailable: a named backend that does not run on this device or machine; holds the fix.
+    """
+    kind = torch.device(device).type
+    if requested == "auto":
+        return _resolve_auto(kind, frozenset(needs))
+    if requested not in BACKENDS:
+        raise ValueError(f"unknown scan backend {requested!r}; known: auto, {', '.join(BACKENDS)}")
+    lacking = sorted(BACKENDS[requested].lacks & frozenset(needs))
+    if lacking:
+        raise ValueError(f"scan backend {requested!r} has no {', '.join(lacking)}; use backend='reference'")
+    result = probe(requested, kind)
+    if not result.ran:
+        raise BackendUnavailable(f"scan backend {requested!r}: {result.reason}. Fix: {result.fix}")
+    return requested, "requested"
+
+
+@cache
+def _resolve_auto(kind: str, needs: frozenset[str]) -> tuple[str, str]:
+    passed_over = []
+    for name in AUTO.get(kind, ("reference",)):
+        lacking = sorted(BACKENDS[name].lacks & needs)
+        if lacking:
+            passed_over.append(f"{name} has no {', '.join(lacking)}")
+            continue
+        result = probe(name, kind)
+        if result.ran:
+            return name, "; ".join(["auto", *passed_over])
+        passed_over.append(f"{name}: {result.reason}")
+    raise BackendUnavailable(f"no scan backend runs on {kind}: {'; '.join(passed_over)}")
+
+
+@cache
+def probe(name: str, device: str | None = None) -> Probe:
+    """Run backend `name` on a tiny problem; once per process and device.
+
+    `device` is a device type; by default the first one that the backend is for.
+    """
+    backend = BACKENDS[name]
+    kind = device or ("cpu" if backend.devices is None or "cpu" in backend.devices else min(backend.devices))
+    try:
+        version = importlib.metadata.version(backend.package)
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+
+    def outcome(ran: bool, reason: str, fix: str = backend.fix) -> Probe:
+        return Probe(name, version is not None, version, ran, reason, "" if ran else fix)
+
+    if backend.devices is not None and kind not in backend.devices:
+        return outcome(False, f"does not run on {kind}", f"move the tensors to {' or '.join(sorted(backend.devices))}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        return outcome(False, "no GPU here", "run on a machine with an NVIDIA GPU, or use backend='auto'")
+    if version is None:
+        return outcome(False, f"{backend.package} is not installed")
+    if kind == "meta":
+        return outcome(True, "shapes only")
+    try:
+        error = _largest_error(backend.load(), kind)
+    except Exception as e:  # whatever a broken build raises is the reason
+        return outcome(False, f"{type(e).__name__}: {e}".splitlines()[0])
+    if not error < 1e-3:  # NaN fails too
+        return outcome(False, f"differs from the reference by {error:.1e}")
+    return outcome(True, "forward and backward agree with the reference")
+
+
+def _largest_error(scan: Scan, device: str) -> float:
+    """Largest difference from the reference over outputs and gradients, relative to the largest value of each."""
+    results = [_tiny_problem(scan, device), _tiny_problem(BACKENDS["reference"].load(), device)]
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*results, strict=True))
+
+
+def _tiny_problem(scan: Scan, device: str) -> list[Tensor]:
+    batch, length, dim, d_state = 1, 8, 4, 4
+    generator = torch.Generator().manual_seed(0)  # the global one is left alone
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device).requires_grad_()
+
+    # a probe may happen inside a no_grad block or an autocast region
+    with torch.enable_grad(), torch.autocast(device, enabled=False):
+        u, delta, B, C = (leaf(batch, length, size) for size in (dim, dim, d_state, d_state))
+        A, D, bias = leaf(dim, d_state), leaf(dim), leaf(dim)
+        y, last_state = scan(u, delta, -A.exp(), B, C, D, bias, None, False)
+        gradients = torch.autograd.grad(y.square().sum(), (u, delta, A, B, C, D, bias))
+    return [y.detach(), last_state.detach(), *gradients]

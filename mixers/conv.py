@@ -1,0 +1,139 @@
+"""Depthwise convolutions: MambaOut's token mixer, and its causal sibling.
+
+MambaOut (arXiv 2405.07992, eq. 9) mixes tokens by a 7 x 7 depthwise convolution; inside its mixer,
+Mamba (arXiv 2312.00752, figure 3) has a causal one of width 4 along the sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from mixers.base import State, TokenMixer, raster_causal_mask, window_mask
+
+INIT_STD = 0.02  # MambaOut draws every weight from a normal truncated at two units, biases are 0
+
+
+def depthwise_conv(x: Tensor, kernel: Tensor, bias: Tensor, padding: tuple[int, int]) -> Tensor:
+    """(B, H, W, C) with a kernel (C, 1, kH, kW) -> (B, H', W', C), zeros around the grid.
+
+    The permutes move no data: the convolution sees a channels-last tensor and returns one.
+    """
+    y = F.conv2d(x.permute(0, 3, 1, 2), kernel, bias, padding=padding, groups=len(kernel))
+    return y.permute(0, 2, 3, 1)
+
+
+class DepthwiseConv(TokenMixer):
+    """Every channel is convolved with its own kernel, centred on the token; zeros outside of the grid.
+
+    Args:
+        dim: channels.
+        grid_rank: 1 for k taps, 2 for k x k.
+        kernel_size: k, odd.
+
+    Raises:
+        ValueError: `kernel_size` is even.
+    """
+
+    def __init__(self, dim: int, grid_rank: int, *, kernel_size: Annotated[int, Field(ge=1)] = 7) -> None:
+        super().__init__(dim, grid_rank)
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd so that the window has a centre, got {kernel_size}")
+        self.kernel_size = kernel_size
+        self.causal = kernel_size == 1
+        self.weight = nn.Parameter(torch.empty(dim, 1, *[kernel_size] * grid_rank))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        nn.init.trunc_normal_(self.weight, std=INIT_STD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        reach = self.kernel_size // 2
+        if self.grid_rank == 2:
+            return depthwise_conv(x, self.weight, self.bias, padding=(reach, reach))
+        # A sequence is an image of one row: only 2-D convolutions have a channels-last kernel.
+        return depthwise_conv(x[:, None], self.weight[:, :, None], self.bias, padding=(0, reach))[:, 0]
+
+    def dependency_mask(self, grid: Sequence[int]) -> Tensor:
+        return window_mask(grid, self.kernel_size // 2, self.kernel_size // 2)
+
+    def macs(self, grid: Sequence[int]) -> int:
+        """k taps (k^2 on an image) per number, those that meet the zeros around the grid included."""
+        return math.prod(grid) * self.weight.numel()
+
+
+class CausalConv(TokenMixer):
+    """A depthwise convolution of the token with what came before it.
+
+    On a sequence: the k taps that end with the token. On an image, in raster order: k rows of k
+    columns, centred on the token's column and ending with the token's row, of which only the taps up to
+    the token itself exist, k (k - 1) + (k + 1) / 2 in all.
+
+    Args:
+        dim: channels.
+        grid_rank: 1 or 2.
+        kernel_size: k; odd on an image. On a causal or other sequence the default is Mamba's 4.
+
+    Raises:
+        ValueError: `kernel_size` is even on an image.
+    """
+
+    causal = True
+
+    def __init__(self, dim: int, grid_rank: int, *, kernel_size: Annotated[int, Field(ge=1)] = 7) -> None:
+        super().__init__(dim, grid_rank)
+        if grid_rank == 2 and kernel_size % 2 == 0:
+            raise ValueError(
+                f"kernel_size must be odd on an image so that its columns have a centre, got {kernel_size}"
+            )
+        self.kernel_size = kernel_size
+        after = kernel_size // 2  # taps of the token's own row that lie after the token
+        taps = kernel_size if grid_rank == 1 else kernel_size**2 - after
+        self.weight = nn.Parameter(torch.empty(dim, taps))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        nn.init.trunc_normal_(self.weight, std=INIT_STD)
+
+    @classmethod
+    def place_defaults(cls, grid_rank: int, causal: bool) -> dict[str, Any]:
+        return {"kernel_size": 4} if grid_rank == 1 else {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        k = self.kernel_size
+        if self.grid_rank == 1:
+            past = F.pad(x, (0, 0, k - 1, 0))  # (B, k - 1 + L, C)
+            return depthwise_conv(past[:, None], self.weight[:, None, None], self.bias, padding=(0, 0))[:, 0]
+        past = F.pad(x, (0, 0, k // 2, k // 2, k - 1, 0))  # (B, k - 1 + H, W + 2 (k // 2), C)
+        # In raster order the missing taps are the last of the k x k kernel.
+        kernel = F.pad(self.weight, (0, k // 2)).view(self.dim, 1, k, k)
+        return depthwise_conv(past, kernel, self.bias, padding=(0, 0))
+
+    def dependency_mask(self, grid: Sequence[int]) -> Tensor:
+        k = self.kernel_size
+        if self.grid_rank == 1:
+            return window_mask(grid, k - 1, 0)
+        rows, columns = grid
+        window = torch.kron(window_mask((rows,), k - 1, 0), window_mask((columns,), k // 2, k // 2))
+        return window & raster_causal_mask(rows * columns)
+
+    def macs(self, grid: Sequence[int]) -> int:
+        """One per tap that exists and number."""
+        return math.prod(grid) * self.weight.numel()
+
+    def state_size(self, length: int) -> int | None:
+        """The last k - 1 tokens."""
+        return self.dim * (self.kernel_size - 1) if self.grid_rank == 1 else None
+
+    def init_state(self, batch_size: int, device: torch.device | None = None) -> State:
+        if self.grid_rank == 2:
+            return super().init_state(batch_size, device)
+        return (torch.zeros(batch_size, self.kernel_size - 1, self.dim, device=device),)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if self.grid_rank == 2:
+            return super().step(x, state)
+        window = torch.cat((state[0].to(x), x[:, None]), dim=1)  # (B, k, C)
+        return (window * self.weight.T).sum(1) + self.bias, (window[:, 1:],)

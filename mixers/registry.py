@@ -1,0 +1,156 @@
+"""Names with typed options: how `ssm(d_state=8, scan=bidirectional)` becomes an object.
+
+One `Registry` serves token mixers, skeletons and tasks. An entry is a class or function named by
+dotted path, so that listing names costs no import. Its keyword-only parameters *are* its options:
+their annotations are checked by pydantic, their defaults are the defaults, and a name that is not
+among them is an error. Nothing is passed through `**kwargs`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+
+class InputError(ValueError):
+    """Something the user wrote cannot be used; the message is one sentence meant for them."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A registered name with its options, e.g. `ssm` with `{"d_state": 8}`."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The text that `Registry.parse` reads back."""
+        if not self.options:
+            return self.name
+        return f"{self.name}({', '.join(f'{key}={_as_text(value)}' for key, value in self.options.items())})"
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "+".join(_as_text(item) for item in value)
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'ssm'?"` when a known name is near, else an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+class Registry:
+    """The known components of one kind.
+
+    Args:
+        kind: what the entries are, in error messages: "mixer", "skeleton", "task".
+        entries: name -> "package.module:attribute", imported when first used.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._entries = dict(entries)
+        self._option_models: dict[str, type[BaseModel]] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def parse(self, text: str) -> Component:
+        """Read `name` or `name(option=value, ...)`; values stay text until `resolve` types them.
+
+        Raises:
+            InputError: malformed text or an unknown name.
+        """
+        match = re.fullmatch(r"\s*([\w.\-]+)\s*(?:\((.*)\))?\s*", text, flags=re.DOTALL)
+        if match is None:
+            raise InputError(f"{self.kind} {text!r} is not of the form name or name(option=value, ...)")
+        name, inside = match.group(1), match.group(2)
+        self._require(name)
+        options: dict[str, Any] = {}
+        for item in filter(None, (part.strip() for part in (inside or "").split(","))):
+            key, equals, value = (part.strip() for part in item.partition("="))
+            if not equals or not key or not value:
+                raise InputError(f"{self.kind} {name}: {item!r} is not of the form option=value")
+            if key in options:
+                raise InputError(f"{self.kind} {name}: option {key!r} is given twice")
+            options[key] = value
+        return Component(name, options)
+
+    def load(self, name: str) -> Callable[..., Any]:
+        """Import the entry.
+
+        Raises:
+            InputError: unknown name.
+        """
+        self._require(name)
+        module, _, attribute = self._entries[name].partition(":")
+        entry: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+        return entry
+
+    def resolve(self, component: Component, defaults: Mapping[str, Any] | None = None) -> Component:
+        """Check and type every option and fill in those that were not given.
+
+        Args:
+            component: a name with some of its options, as text or typed.
+            defaults: defaults that depend on the place and override those of the signature.
+
+        Raises:
+            InputError: an unknown option, a wrong type or a value out of range.
+        """
+        model = self._option_model(component.name)
+        self.check_names(component)
+        try:
+            filled = model.model_validate({**(defaults or {}), **component.options})
+        except ValidationError as error:
+            first = error.errors()[0]
+            option = ".".join(str(part) for part in first["loc"][:1])
+            raise InputError(
+                f"{self.kind} {component.name}: {option}: {first['msg']} (got {first['input']!r})"
+            ) from None
+        return Component(component.name, filled.model_dump(mode="json"))
+
+    def create(self, component: Component, *args: Any) -> Any:
+        """Call the entry with positional `args` and the resolved options."""
+        return self.load(component.name)(*args, **self.resolve(component).options)
+
+    def check_names(self, component: Component) -> None:
+        """Refuse an option that the component does not have, naming those that it has."""
+        known = list(self._option_model(component.name).model_fields)
+        for option in component.options:
+            if option not in known:
+                have = f"it has {', '.join(known)}" if known else "it has none"
+                raise InputError(
+                    f"{self.kind} {component.name} has no option {option!r}{suggest(option, known)} ({have})"
+                )
+
+    def _require(self, name: str) -> None:
+        if name not in self._entries:
+            known = ", ".join(self._entries)
+            raise InputError(f"unknown {self.kind} {name!r}{suggest(name, self._entries)} (known: {known})")
+
+    def _option_model(self, name: str) -> type[BaseModel]:
+        if name not in self._option_models:
+            entry = self.load(name)
+            function = entry.__init__ if inspect.isclass(entry) else entry
+            hints = get_type_hints(function, include_extras=True)
+            fields: dict[str, Any] = {
+                parameter.name: (hints[parameter.name], parameter.default)
+                for parameter in inspect.signature(function).parameters.values()
+                if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+            }
+            config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+            self._option_models[name] = create_model(f"{name} options", __config__=config, **fields)
+        return self._option_models[name]

@@ -1,0 +1,162 @@
+"""The selective scan, the recurrence inside Mamba: `selective_scan` for sequences, `selective_scan_step` to decode.
+
+Shapes: u, delta (batch, length, dim); A (dim, d_state); B, C (batch, length, d_state); D, delta_bias (dim,);
+states (batch, dim, d_state). Channels are last, as everywhere in this package.
+"""
+
+from typing import Literal, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixers import backends
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    *,
+    initial_state: Tensor | None = None,
+    reverse: bool = False,
+    return_state: Literal[False] = False,
+    backend: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    *,
+    initial_state: Tensor | None = None,
+    reverse: bool = False,
+    return_state: Literal[True],
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    *,
+    initial_state: Tensor | None = None,
+    reverse: bool = False,
+    return_state: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Scan a sequence: with `Delta = softplus(delta + delta_bias)`, for every channel d and state n,
+
+        h[t] = exp(Delta[t] * A) * h[t-1] + Delta[t] * u[t] * B[t]
+        y[t] = sum over n of h[t] * C[t]  +  D * u[t]
+
+    Source: Gu & Dao, arXiv 2312.00752, equations 2a-2b and Algorithm 2. A is discretised by zero-order hold
+    and B by Euler's rule (`Delta * B`), as in mamba-ssm, where the paper's equation 4 has zero-order hold for both.
+
+    Args:
+        u: input, (batch, length, dim).
+        delta: step size before bias and softplus, (batch, length, dim). A and delta share one unit of time.
+        A: (dim, d_state), real and not positive: the CPU kernel relies on exp(Delta * A) <= 1.
+        B, C: (batch, length, d_state), or expandable to it: (1, 1, d_state) makes them constant in time.
+        D: weight of the skip connection, (dim,).
+        delta_bias: (dim,).
+        initial_state: h before the first token, (batch, dim, d_state); zeros by default.
+        reverse: scan from the last token to the first: y[t] depends on tokens >= t, and the last state is the
+            one after token 0.
+        return_state: also return the last state.
+        backend: "auto" or a name in `mixers.backends.BACKENDS`.
+
+    Returns:
+        y, (batch, length, dim) in u's dtype, or `(y, last_state)` with last_state (batch, dim, d_state).
+        States and exponentials are float32, or float64 when an input is, also under autocast. Every tensor
+        input gets a gradient, through y and through last_state.
+
+    Raises:
+        ValueError: a shape does not fit, or the backend asked for by name cannot do what the call needs.
+        mixers.backends.BackendUnavailable: the backend asked for by name does not run here.
+    """
+    batch, length, dim = _check_shapes(u, delta, A, D, delta_bias, initial_state)
+    B = _expand("B", B, (batch, length, A.shape[1]))
+    C = _expand("C", C, (batch, length, A.shape[1]))
+    inputs = (u, delta, A, B, C, D, delta_bias, initial_state)
+    needs = set()
+    if any(t is not None and t.dtype == torch.float64 for t in inputs):
+        needs.add("float64")
+    if initial_state is not None:
+        needs.add("initial_state")
+    if return_state and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        needs.add("state_gradient")
+    name, _ = backends.resolve(backend, u.device, needs)
+    backends.calls[name] += 1
+    y, last_state = backends.BACKENDS[name].load()(u, delta, A, B, C, D, delta_bias, initial_state, reverse)
+    return (y, last_state) if return_state else y
+
+
+def selective_scan_step(
+    u_t: Tensor,
+    delta_t: Tensor,
+    A: Tensor,
+    B_t: Tensor,
+    C_t: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One token of `selective_scan`, for decoding; u_t, delta_t (batch, dim) and B_t, C_t (batch, d_state).
+
+    Returns `(y_t, state)` with y_t (batch, dim) in u_t's dtype and a new state (batch, dim, d_state); the state
+    given is left as it was. Calling it token by token from a zero state gives the `y` and last state of
+    `selective_scan`.
+    """
+    u32, dt, A, B_t, C_t = (t.to(torch.promote_types(t.dtype, state.dtype)) for t in (u_t, delta_t, A, B_t, C_t))
+    dt = F.softplus(dt if delta_bias is None else dt + delta_bias)
+    decay = torch.exp(dt[..., None] * A)  # (batch, dim, d_state)
+    state = decay * state + (dt * u32)[..., None] * B_t[:, None]
+    y_t = (state * C_t[:, None]).sum(-1)
+    if D is not None:
+        y_t = y_t + D * u32
+    return y_t.to(u_t.dtype), state
+
+
+def _check_shapes(
+    u: Tensor, delta: Tensor, A: Tensor, D: Tensor | None, delta_bias: Tensor | None, initial_state: Tensor | None
+) -> tuple[int, int, int]:
+    if u.ndim != 3 or u.shape[1] == 0:
+        raise ValueError(f"u must be (batch, length, dim) with length >= 1, got {tuple(u.shape)}")
+    batch, length, dim = u.shape
+    if A.ndim != 2 or A.is_complex():
+        raise ValueError(f"A must be real (dim, d_state), got {A.dtype} of shape {tuple(A.shape)}")
+    expected = {
+        "delta": (delta, (batch, length, dim)),
+        "A": (A, (dim, A.shape[1])),
+        "D": (D, (dim,)),
+        "delta_bias": (delta_bias, (dim,)),
+        "initial_state": (initial_state, (batch, dim, A.shape[1])),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must be {shape} for u {tuple(u.shape)}, got {tuple(tensor.shape)}")
+    return batch, length, dim
+
+
+def _expand(name: str, tensor: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    fits = tensor.ndim == 3 and all(have in (1, want) for have, want in zip(tensor.shape, shape, strict=True))
+    if not fits or tensor.shape[2] != shape[2]:
+        raise ValueError(f"{name} must be {shape} or expandable to it, got {tuple(tensor.shape)}")
+    return tensor.expand(shape)

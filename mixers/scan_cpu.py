@@ -1,0 +1,269 @@
+"""The selective scan on CPU: numba kernels (`scan_cpu_kernel`) as a PyTorch operator with its own backward.
+
+`torch.ops.mixers.selective_scan` works under autograd, `FlopCounterMode`, the meta device and fake tensors, and
+needs no compiler. Numba is imported on the first call with real data.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+_LOG2E = 1.4426950408889634
+# under this many (batch, length, dim, d_state) elements a second thread costs more than it saves
+_MIN_ELEMENTS_PER_THREAD = 1 << 18
+
+
+def selective_scan_cpu(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return `(y, last_state)`; arguments as in `mixers.scan.selective_scan`, computed in float32.
+
+    Memory beyond inputs and outputs is the state once per 32 tokens, kept only when a gradient is wanted.
+    Two calls give the same bits, whatever the number of threads.
+    """
+    tensors = (u, delta, A, B, C, D, delta_bias, initial_state)
+    if any(t is not None and t.dtype == torch.float64 for t in tensors):
+        raise ValueError("the cpu scan computes in float32; use backend='reference' for float64 inputs")
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    y, last_state, _ = _forward_op(u, delta, A, B, C, D, delta_bias, initial_state, reverse, keep)
+    return y, last_state
+
+
+# ---- packing: channels into the last axis, padded to whole vectors ---------------------------------------------
+
+
+def _pack(t: Tensor, lanes: int) -> Tensor:
+    """(..., dim, d_state) -> (..., blocks, d_state, lanes), always a copy."""
+    t = t.detach().float()
+    dim = t.shape[-2]
+    blocks = -(-dim // lanes)
+    t = F.pad(t, (0, 0, 0, blocks * lanes - dim))
+    return t.unflatten(-2, (blocks, lanes)).transpose(-1, -2).clone(memory_format=torch.contiguous_format)
+
+
+def _unpack(t: Tensor, dim: int) -> Tensor:
+    """(..., blocks, d_state, lanes) -> (..., dim, d_state), undoing `_pack`; a copy too."""
+    return t.transpose(-1, -2).flatten(-3, -2)[..., :dim, :].clone(memory_format=torch.contiguous_format)
+
+
+def _pack_vector(t: Tensor | None, dim: int, lanes: int) -> Tensor:
+    """(dim,) or None -> (blocks, lanes); None counts as zeros."""
+    packed = torch.zeros(-(-dim // lanes) * lanes)
+    if t is not None:
+        packed[:dim] = t.detach()
+    return packed.view(-1, lanes)
+
+
+def _plain(t: Tensor) -> Tensor:
+    return t.detach().float().contiguous()
+
+
+# ---- threads -------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=None)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="selective_scan")
+
+
+if hasattr(os, "register_at_fork"):  # a forked child inherits the pool but not its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def _share(kernel: Callable[..., None], items: int, elements: int, arguments: tuple[Any, ...]) -> None:
+    """Run `kernel(*arguments, first_item, last_item)` over all items on at most `torch.get_num_threads()` threads.
+
+    The kernels release the GIL. Numba's own thread pools are not used: they take a fixed size at start-up and
+    do not survive a fork.
+    """
+    threads = min(torch.get_num_threads(), items, max(1, elements // _MIN_ELEMENTS_PER_THREAD))
+    bounds = [items * i // threads for i in range(threads + 1)]
+    others = [_pool(threads - 1).submit(kernel, *arguments, bounds[i], bounds[i + 1]) for i in range(1, threads)]
+    kernel(*arguments, bounds[0], bounds[1])
+    for other in others:
+        other.result()
+
+
+# ---- the operator --------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("mixers::selective_scan", mutates_args=(), device_types="cpu")
+def _forward_op(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    reverse: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`(y, last_state, states)`; states is the packed state before each chunk, one slot unless `keep`."""
+    from mixers import scan_cpu_kernel as kernel
+
+    (batch, length, dim), d_state, lanes = u.shape, A.shape[1], kernel.LANES
+    A_packed = _pack(A, lanes).mul_(_LOG2E)
+    blocks = A_packed.shape[0]
+    slots = -(-length // kernel.CHUNK) + 1 if keep else 1
+    states = torch.empty(batch, slots, blocks, d_state, lanes)
+    if initial_state is None:
+        states[:, 0] = 0
+    else:
+        states[:, 0] = _pack(initial_state, lanes)
+    y = torch.empty(batch, length, dim)
+    arguments = (
+        *(t.numpy() for t in (_plain(u), _plain(delta), A_packed, _plain(B), _plain(C))),
+        *(_pack_vector(t, dim, lanes).numpy() for t in (D, delta_bias)),
+        reverse,
+        keep,
+        y.numpy(),
+        states.numpy(),
+    )
+    items = batch * -(-blocks // kernel.SLAB)
+    _share(kernel.forward, items, batch * length * dim * d_state, arguments)
+    return y.to(u.dtype), _unpack(states[:, -1], dim), states
+
+
+@_forward_op.register_fake
+def _(u, delta, A, B, C, D, delta_bias, initial_state, reverse, keep):  # type: ignore[no-untyped-def]
+    # the real `states` has more than one axis to its chunks, but only the kernels look inside
+    from mixers import scan_cpu_kernel as kernel
+
+    batch, length, dim = u.shape
+    d_state = A.shape[1]
+    blocks = (dim + kernel.LANES - 1) // kernel.LANES
+    slots = (length + kernel.CHUNK - 1) // kernel.CHUNK + 1 if keep else 1
+    new = torch.float32
+    return (
+        u.new_empty(batch, length, dim),
+        u.new_empty(batch, dim, d_state, dtype=new),
+        u.new_empty(batch, slots, blocks, d_state, kernel.LANES, dtype=new),
+    )
+
+
+@torch.library.custom_op("mixers::selective_scan_backward", mutates_args=(), device_types="cpu")
+def _backward_op(
+    grad_y: Tensor,
+    grad_last_state: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    states: Tensor,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of u, delta, A, B, C, D, delta_bias, initial_state; a missing D or bias gets one all the same."""
+    from mixers import scan_cpu_kernel as kernel
+
+    (batch, length, dim), d_state, lanes = u.shape, A.shape[1], kernel.LANES
+    A_packed = _pack(A, lanes).mul_(_LOG2E)
+    blocks = A_packed.shape[0]
+    slabs = -(-blocks // kernel.SLAB)
+    du, ddelta = torch.empty(batch, length, dim), torch.empty(batch, length, dim)
+    dA = torch.zeros(batch, blocks, d_state, lanes)
+    dB, dC = torch.empty(slabs, batch, length, d_state), torch.empty(slabs, batch, length, d_state)
+    dD, dbias = torch.zeros(batch, blocks, lanes), torch.zeros(batch, blocks, lanes)
+    dh = torch.zeros_like(dA) if grad_last_state is None else _pack(grad_last_state, lanes)
+    arguments = (
+        *(t.numpy() for t in (_plain(grad_y), _plain(u), _plain(delta), A_packed, _plain(B), _plain(C))),
+        *(_pack_vector(t, dim, lanes).numpy() for t in (D, delta_bias)),
+        reverse,
+        states.detach().numpy(),
+        *(t.numpy() for t in (du, ddelta, dA, dB, dC, dD, dbias, dh)),
+    )
+    _share(kernel.backward, batch * slabs, batch * length * dim * d_state, arguments)
+    return (
+        du.to(u.dtype),
+        ddelta.to(delta.dtype),
+        _unpack(_sum_in_order(dA), dim).to(A.dtype),
+        _sum_in_order(dB).to(B.dtype),
+        _sum_in_order(dC).to(C.dtype),
+        _sum_in_order(dD).flatten()[:dim].contiguous(),
+        _sum_in_order(dbias).flatten()[:dim].contiguous(),
+        _unpack(dh, dim),
+    )
+
+
+def _sum_in_order(parts: Tensor) -> Tensor:
+    """Sum over the first axis, always in the same order: torch.sum may split it among threads."""
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+@_backward_op.register_fake
+def _(grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, states, reverse):  # type: ignore[no-untyped-def]
+    batch, _, dim = u.shape
+    vector = u.new_empty(dim, dtype=torch.float32)
+    state = u.new_empty(batch, dim, A.shape[1], dtype=torch.float32)
+    return (
+        torch.empty_like(u, memory_format=torch.contiguous_format),
+        torch.empty_like(delta, memory_format=torch.contiguous_format),
+        torch.empty_like(A, memory_format=torch.contiguous_format),
+        torch.empty_like(B, memory_format=torch.contiguous_format),
+        torch.empty_like(C, memory_format=torch.contiguous_format),
+        vector,
+        torch.empty_like(vector),
+        state,
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    u, delta, A, B, C, D, delta_bias, initial_state, reverse, keep = inputs
+    states = output[2]
+    ctx.mark_non_differentiable(states)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(u, delta, A, B, C, D, delta_bias, initial_state, states)
+    ctx.reverse, ctx.keep = reverse, keep
+
+
+def _backward(ctx: Any, grad_y: Tensor | None, grad_last_state: Tensor | None, _: None) -> tuple[Any, ...]:
+    u, delta, A, B, C, D, delta_bias, initial_state, states = ctx.saved_tensors
+    if not ctx.keep:
+        raise RuntimeError("mixers::selective_scan was called with keep=False: it stored no states for backward")
+    if grad_y is None:
+        grad_y = torch.zeros_like(u)
+    grads = _backward_op(grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, states, ctx.reverse)
+    optional = [
+        None if t is None else g.to(t.dtype) for t, g in zip((D, delta_bias, initial_state), grads[5:], strict=True)
+    ]
+    return (*grads[:5], *optional, None, None)
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+# ---- FLOPs ---------------------------------------------------------------------------------------------------------
+# Per (batch, length, dim, d_state) element: decay * h + x * B is two MACs and y += h * C a third. exp, softplus
+# and the D skip count nothing, as activations and norms do. Backward counts twice that, the recomputation nothing.
+
+
+@register_flop_formula(torch.ops.mixers.selective_scan)
+def _forward_flops(u: torch.Size, delta: torch.Size, A: torch.Size, *rest: Any, **named: Any) -> int:
+    return 6 * u.numel() * A[1]
+
+
+@register_flop_formula(torch.ops.mixers.selective_scan_backward)
+def _backward_flops(grad_y: torch.Size, last: Any, u: torch.Size, delta: Any, A: torch.Size, *rest: Any, **named: Any) -> int:
+    return 12 * u.numel() * A[1]

@@ -1,0 +1,44 @@
+"""Does this task need the SSM? The command line: parse, call, print.
+
+    run_ablation.py                        the default study
+    run_ablation.py --mixer ssm            one arm and the baseline it is judged against
+    run_ablation.py --study NAME|FILE.toml a study that is checked in, or your own
+    run_ablation.py plan ...               what would run, without running it
+    run_ablation.py report ...             tables, figures and report again, without running anything
+    run_ablation.py list                   mixers, skeletons, tasks, studies
+    run_ablation.py doctor                 which kernels run on this machine
+
+Exit codes: 0 done, 1 some trials failed, 2 bad input, 130 interrupted (the same command continues).
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+
+from mixers.registry import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # pre-emption ends like Ctrl-C: saved
+    try:
+        from experiments import commands
+
+        return commands.run(given, f"run_ablation.py {shlex.join(given)}".strip())
+    except InputError as error:
+        print(f"run_ablation.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished trials are kept, the same command continues", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

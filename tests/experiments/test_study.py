@@ -1,0 +1,91 @@
+"""Study files: every checked-in one loads, and whatever is wrong in one is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from experiments import study as studies
+from mixers.registry import InputError
+
+GOOD = """
+question = "q"
+varied = "v"
+fixed = "f"
+cost = "c"
+answer = "a"
+task = "digits"
+skeleton = "isotropic-nano"
+baseline = "conv"
+mixers = ["conv", "ssm"]
+margin = 1.0
+[train]
+epochs = 2
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_checked_in_studies_load(name: str) -> None:
+    study = studies.load(studies.find(name))
+    header = (study.question, study.varied, study.fixed, study.cost, study.answer)
+    assert all(len(words) > 10 for words in header), "a study's header says what it asks and what came out"
+    assert study.seeds >= studies.MINIMUM_SEEDS
+    assert study.all_comparisons()
+
+
+def test_a_good_file(tmp_path: Path) -> None:
+    study = studies.load(written(tmp_path, GOOD))
+    assert study.all_comparisons() == (("ssm", "conv"),)
+    assert study.train.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 2", "epoch = 2", "unknown key 'train.epoch'; did you mean 'epochs'"),
+        ("epochs = 2", "epochs = 0", "train.epochs: Input should be greater than or equal to 1 (got 0)"),
+        ("epochs = 2", 'epochs = "two"', "train.epochs: Input should be a valid integer"),
+        ("margin = 1.0", "margn = 1.0", "margn"),
+        ("margin = 1.0", "margin = -1.0", "margin: Input should be greater than 0"),
+        ("margin = 1.0\n", "", "margin is missing"),
+        ('baseline = "conv"', 'baseline = "pooling"', "'pooling' is not one of the arms"),
+        ('["conv", "ssm"]', '["conv", "conv"]', "arm 'conv' is named twice"),
+        ('["conv", "ssm"]', "[]", "no arms"),
+        ('question = "q"', "question = q", "not valid TOML"),
+        (
+            "margin = 1.0",
+            'margin = 1.0\nmatch = "flops"',
+            "match: Input should be 'params', 'macs' or 'none'",
+        ),
+        (
+            "[train]",
+            '[[arms]]\nname = "x"\nmixer = "ssm"\nskelton = {}\n[train]',
+            "'arms.0.skelton'; did you mean",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = written(tmp_path, GOOD.replace(old, new))
+    with pytest.raises(InputError) as raised:
+        studies.load(path)
+    assert message in str(raised.value)
+    assert str(path) in str(raised.value)
+
+
+def test_missing_and_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        studies.find(str(tmp_path / "none.toml"))
+    with pytest.raises(InputError, match="did you mean 'digits-ladder'"):
+        studies.find("digit-ladder")
+    with pytest.raises(InputError, match="cannot read study file"):
+        studies.load(tmp_path)
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not UTF-8"):
+        studies.load(tmp_path / "binary.toml")

@@ -1,0 +1,295 @@
+"""What every registered mixer must satisfy; a new one is covered by being registered."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mixers import MIXERS, InputError
+from mixers.base import TokenMixer
+
+DIM = 8
+GRIDS = {1: [(1,), (2,), (7,), (12,)], 2: [(1, 1), (1, 5), (4, 3), (3, 6)]}
+
+VARIANTS = {
+    "ssm": [
+        "ssm(scan=forward, conv=causal, kernel_size=3)",
+        "ssm(scan=forward, conv=none)",
+        "ssm(d_state=3)",
+    ],
+    "conv": ["conv(kernel_size=3)"],
+    "causal-conv": ["causal-conv(kernel_size=3)"],
+    "attention": ["attention(head_dim=4)"],
+    "causal-attention": ["causal-attention(head_dim=4, qkv_bias=false)"],
+    "pooling": ["pooling(pool_size=5)"],
+}
+TEXTS = [text for name in MIXERS for text in (name, *VARIANTS.get(name, []))]
+
+
+def build(text: str, grid_rank: int, *, dim: int = DIM, causal: bool = False, seed: int = 0) -> TokenMixer:
+    """A mixer with every parameter at a generic value, in float64."""
+    torch.manual_seed(seed)
+    component = MIXERS.parse(text)
+    mixer_class = MIXERS.load(component.name)
+    resolved = MIXERS.resolve(component, mixer_class.place_defaults(grid_rank, causal))
+    mixer: TokenMixer = MIXERS.create(resolved, dim, grid_rank)
+    return shaken(mixer).double().eval()
+
+
+def shaken(module: nn.Module) -> nn.Module:
+    """Move every parameter off its initial value, so that zeros and ones hide nothing."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return module
+
+
+def cases() -> Iterator[tuple[str, int, tuple[int, ...]]]:
+    for text in TEXTS:
+        for rank in MIXERS.load(MIXERS.parse(text).name).grid_ranks:
+            for grid in GRIDS[rank]:
+                yield text, rank, grid
+
+
+def ranks() -> list[tuple[str, int]]:
+    return list(dict.fromkeys((text, rank) for text, rank, _ in cases()))
+
+
+def inputs(grid: tuple[int, ...], *, dim: int = DIM, batch: int = 2) -> Tensor:
+    return torch.randn(batch, *grid, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("text", "rank", "grid"), cases())
+def test_keeps_the_shape(text: str, rank: int, grid: tuple[int, ...]) -> None:
+    x = inputs(grid)
+    assert build(text, rank)(x).shape == x.shape
+
+
+@pytest.mark.parametrize(("text", "rank", "grid"), cases())
+def test_sees_exactly_what_it_declares(text: str, rank: int, grid: tuple[int, ...]) -> None:
+    """The Jacobian's pattern over positions equals `dependency_mask`: causality, window, full sight."""
+    mixer = build(text, rank)
+    x = inputs(grid, batch=1)
+    jacobian = torch.autograd.functional.jacobian(mixer, x)  # (1, *grid, C, 1, *grid, C)
+    length = math.prod(grid)
+    depends = jacobian.reshape(length, DIM, length, DIM).abs().amax(dim=(1, 3)) > 0
+    assert torch.equal(depends, mixer.dependency_mask(grid))
+
+
+@pytest.mark.parametrize(("text", "rank", "grid"), cases())
+def test_causal_is_what_the_mask_says(text: str, rank: int, grid: tuple[int, ...]) -> None:
+    mixer = build(text, rank)
+    sees_the_future = mixer.dependency_mask(grid).triu(1).any().item()
+    if mixer.causal:
+        assert not sees_the_future
+    elif math.prod(grid) > 1:
+        assert sees_the_future
+
+
+@pytest.mark.parametrize(("text", "rank"), ranks())
+def test_causal_by_perturbation(text: str, rank: int) -> None:
+    """Moving the last tokens leaves the earlier outputs of a causal mixer where they were."""
+    mixer = build(text, rank)
+    grid = GRIDS[rank][-1]
+    x = inputs(grid)
+    length = math.prod(grid)
+    moved = x.clone().view(2, length, DIM)
+    moved[:, length // 2 :] += 1.0
+    before, after = (mixer(each.view_as(x)).view(2, length, DIM) for each in (x, moved))
+    change = (after - before)[:, : length // 2].abs().max().item()
+    assert change < 1e-12 if mixer.causal else change > 1e-9
+
+
+@pytest.mark.parametrize(("text", "rank"), ranks())
+def test_every_parameter_gets_a_gradient(text: str, rank: int) -> None:
+    mixer = build(text, rank)
+    mixer(inputs(GRIDS[rank][-1])).square().sum().backward()
+    without = [name for name, p in mixer.named_parameters() if p.grad is None or not p.grad.abs().any()]
+    assert without == []
+
+
+@pytest.mark.parametrize(("text", "rank"), ranks())
+def test_examples_of_a_batch_do_not_meet(text: str, rank: int) -> None:
+    mixer = build(text, rank)
+    x = inputs(GRIDS[rank][-1], batch=3)
+    alone = torch.cat([mixer(example[None]) for example in x])
+    torch.testing.assert_close(mixer(x), alone, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("text", "rank"), ranks())
+def test_the_seed_decides_the_parameters(text: str, rank: int) -> None:
+    one, same, other = (build(text, rank, seed=seed) for seed in (3, 3, 4))
+    for (name, a), (_, b) in zip(one.named_parameters(), same.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    if list(one.parameters()):
+        assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("text", "rank"), ranks())
+def test_names_without_decay_exist(text: str, rank: int) -> None:
+    mixer = build(text, rank)
+    assert mixer.no_weight_decay() <= {name for name, _ in mixer.named_parameters()}
+
+
+@pytest.mark.parametrize(("text", "rank"), ranks())
+def test_finite_under_autocast(text: str, rank: int) -> None:
+    mixer = build(text, rank).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = mixer(inputs(GRIDS[rank][-1]).float())
+        loss = y.float().square().sum()
+    loss.backward()
+    assert torch.isfinite(y).all()
+    assert all(torch.isfinite(p.grad).all() for p in mixer.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(("text", "rank"), ranks())
+def test_macs_grow_as_declared(text: str, rank: int) -> None:
+    """The closed form against torch's counter, which sees everything but scans and poolings."""
+    grid = GRIDS[rank][-1]
+    with torch.device("meta"):
+        mixer = build(text, rank).float()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            mixer(torch.randn(1, *grid, DIM))
+    counted, declared = counter.get_total_flops() // 2, mixer.macs(grid)
+    skip = sum(p.numel() * math.prod(grid) for name, p in mixer.named_parameters() if name.endswith(".D"))
+    assert declared == counted + skip  # u * D is elementwise, which the counter leaves out
+
+
+RECURRENT = [text for text in TEXTS if build(text, 1, causal=True).state_size(1) is not None]
+
+
+def test_the_causal_mixers_are_recurrent() -> None:
+    assert {"identity", "causal-conv", "ssm", "causal-attention"} <= set(RECURRENT)
+
+
+@pytest.mark.parametrize("text", RECURRENT)
+def test_step_by_step_equals_forward(text: str) -> None:
+    mixer = build(text, 1, causal=True)
+    x = inputs((11,))
+    state = tuple(part.double() for part in mixer.init_state(2))
+    outputs = []
+    for token in x.unbind(1):
+        y, state = mixer.step(token, state)
+        outputs.append(y)
+    torch.testing.assert_close(torch.stack(outputs, dim=1), mixer(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("text", RECURRENT)
+def test_state_size_is_what_is_carried(text: str) -> None:
+    mixer = build(text, 1, causal=True)
+    state = tuple(part.double() for part in mixer.init_state(1))
+    for token in inputs((6,), batch=1).unbind(1):
+        _, state = mixer.step(token, state)
+    assert sum(part.numel() for part in state) == mixer.state_size(6)
+
+
+@pytest.mark.parametrize("text", RECURRENT)
+def test_step_leaves_the_state_it_was_given(text: str) -> None:
+    mixer = build(text, 1, causal=True)
+    _, state = mixer.step(inputs((1,))[:, 0], tuple(part.double() for part in mixer.init_state(2)))
+    before = [part.clone() for part in state]
+    mixer.step(inputs((1,))[:, 0], state)
+    assert all(torch.equal(a, b) for a, b in zip(before, state, strict=True))
+
+
+@pytest.mark.parametrize(("text", "rank"), [case for case in ranks() if case[0] not in RECURRENT])
+def test_without_a_recurrent_form_it_says_so(text: str, rank: int) -> None:
+    mixer = build(text, rank)
+    assert mixer.state_size(4) is None
+    with pytest.raises(TypeError, match="no recurrent form"):
+        mixer.init_state(1)
+
+
+@pytest.mark.parametrize("text", ["attention", "attention(head_dim=4)"])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_attention_ignores_the_order_of_tokens(text: str, rank: int) -> None:
+    mixer = build(text, rank)
+    grid = GRIDS[rank][-1]
+    x = inputs(grid)
+    order = torch.randperm(math.prod(grid), generator=torch.Generator().manual_seed(2))
+
+    def permuted(each: Tensor) -> Tensor:
+        return each.flatten(1, -2)[:, order].view_as(each)
+
+    torch.testing.assert_close(mixer(permuted(x)), permuted(mixer(x)), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("text", ["conv", "causal-conv", "ssm"])
+def test_the_others_do_not(text: str) -> None:
+    mixer = build(text, 1)
+    x = inputs((12,))
+    assert (mixer(x.flip(1)) - mixer(x).flip(1)).abs().max() > 1e-6
+
+
+def test_bidirectional_scan_with_swapped_directions_commutes_with_reversal() -> None:
+    """With a symmetric kernel in its convolution; the kernel is the only other thing with a direction."""
+    mixer = build("ssm(kernel_size=1)", 1)
+    swapped = build("ssm(kernel_size=1)", 1)
+    swapped.load_state_dict(mixer.state_dict())
+    for (_, a), (_, b) in zip(
+        mixer.scans[0].named_parameters(), swapped.scans[1].named_parameters(), strict=True
+    ):
+        b.data.copy_(a)
+    for (_, a), (_, b) in zip(
+        mixer.scans[1].named_parameters(), swapped.scans[0].named_parameters(), strict=True
+    ):
+        b.data.copy_(a)
+    x = inputs((12,))
+    torch.testing.assert_close(swapped(x.flip(1)), mixer(x).flip(1), rtol=1e-10, atol=1e-10)
+
+
+def test_delta_starts_where_the_paper_says() -> None:
+    torch.manual_seed(0)
+    mixer = MIXERS.create(MIXERS.parse("ssm"), 64, 1)
+    for scan in mixer.scans:
+        delta = nn.functional.softplus(scan.dt_proj.bias)
+        assert 1e-3 <= delta.min() < 2e-3
+        assert 5e-2 < delta.max() <= 1e-1
+        assert scan.dt_proj.weight.abs().max() <= scan.dt_rank**-0.5
+        torch.testing.assert_close(scan.A_log.exp(), torch.arange(1.0, 17.0).expand(64, 16))
+        assert torch.equal(scan.D, torch.ones(64))
+
+
+@pytest.mark.parametrize(("a", "b"), itertools.product(["conv", "causal-conv"], [1, 2]))
+def test_the_convolution_of_ssm_is_that_of_conv(a: str, b: int) -> None:
+    """Same parameters from the same seed: what `ssm` has beyond `conv` is the SSM."""
+    kind = "causal" if a == "causal-conv" else "symmetric"
+    torch.manual_seed(5)
+    plain = MIXERS.create(MIXERS.parse(f"{a}(kernel_size=7)"), DIM, b)
+    torch.manual_seed(5)
+    inside = MIXERS.create(MIXERS.parse(f"ssm(conv={kind}, kernel_size=7)"), DIM, b).conv
+    assert type(inside) is type(plain)
+    assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), inside.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sssm", "unknown mixer 'sssm'; did you mean 'ssm'"),
+        ("ssm(dstate=8)", "no option 'dstate'; did you mean 'd_state'"),
+        ("ssm(d_state=many)", "d_state: Input should be a valid integer"),
+        ("ssm(d_state=0)", "greater than or equal to 1"),
+        ("ssm(scan=sideways)", "scan: Input should be 'forward' or 'bidirectional'"),
+        ("ssm(d_state)", "not of the form option=value"),
+        ("ssm(d_state=8", "not of the form name"),
+        ("ssm(d_state=8, d_state=9)", "given twice"),
+        ("identity(k=3)", "it has none"),
+    ],
+)
+def test_bad_options_are_refused_with_a_sentence(text: str, message: str) -> None:
+    with pytest.raises(InputError) as raised:
+        MIXERS.resolve(MIXERS.parse(text))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", list(MIXERS))
+def test_the_text_of_a_resolved_mixer_reads_back(name: str) -> None:
+    resolved = MIXERS.resolve(MIXERS.parse(name))
+    assert MIXERS.resolve(MIXERS.parse(str(resolved))) == resolved

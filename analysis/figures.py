@@ -1,9 +1,10 @@
 """The four figures of a study, each with the data it was drawn from.
 
-`seeds` shows every finished trial, `differences` what the verdict rests on, `curves` whether training was done, `costs` the
-price. Sizes are those of a paper column (3.25 in) or page (6.75 in); `paper.mplstyle` has the rest. Arms are told apart by
-colour, marker and line style at once, so that a figure survives grey printing and colour blindness. A figure is the same bytes
-for the same records: matplotlib's Figure is used directly, under its own defaults, with no date and a fixed id salt.
+`seeds` shows every finished trial, `differences` what the verdict rests on, `curves` whether training was
+done, `costs` the price. Sizes are those of a paper column (3.25 in) or page (6.75 in); `paper.mplstyle` has
+the rest. Arms are told apart by colour, marker and line style at once, so that a figure survives grey
+printing and colour blindness. A figure is the same bytes for the same records: matplotlib's Figure is used
+directly, under its own defaults, with no date and a fixed id salt.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def draw_all(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compar
 
 
 def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
-    """Every seed as a dot, lines between the same seed in neighbouring arms, mean and t interval below the dots."""
+    """Every seed as a dot, lines between the same seed in neighbouring arms, mean and t interval below."""
     name = study.metric.name
     rows = [
         {"arm": trial.arm, "seed": trial.seed, "status": trial.status, name: trial.metric("test", name)}
@@ -90,7 +91,9 @@ def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         axes.plot(line, np.arange(len(arms)) + height[seed], color=GREY, alpha=0.45, linewidth=0.6, zorder=1)
     for row, (arm, by_seed) in enumerate(zip(arms, values, strict=True)):
         heights = [row + height[seed] for seed in by_seed]
-        axes.plot(list(by_seed.values()), heights, linestyle="", markersize=3.4, alpha=0.85, zorder=2, **_look(row))
+        axes.plot(
+            list(by_seed.values()), heights, linestyle="", markersize=3.4, alpha=0.85, zorder=2, **_look(row)
+        )
         _interval_bar(axes, arm.test.mean, arm.test.low, arm.test.high, row + 0.32)
     axes.set_yticks(range(len(arms)), [_wrap(arm.name, 18) for arm in arms])
     axes.set_ylim(len(arms) - 0.45, -0.35)
@@ -100,8 +103,8 @@ def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     axes.grid(axis="x")
     caption = (
         f"Test {name} of every seed (coloured), lines joining the same seed; below, mean and "
-        f"{q.percent(1 - study.alpha)} t interval over seeds. For the comparison look at the differences: pairing removes "
-        f"what the seeds have in common." + left_out
+        f"{q.percent(1 - study.alpha)} t interval over seeds. For the comparison look at the differences: "
+        f"pairing removes what the seeds have in common." + left_out
     )
     return _drawing("seeds", "Seeds", caption, figure, rows)
 
@@ -125,32 +128,47 @@ def differences(study: Study, comparisons: list[Comparison]) -> Drawing | None:
         heights = row - 0.2 + np.linspace(-0.1, 0.1, c.n)
         axes.plot(c.differences, heights, linestyle="", marker="o", markersize=2.4, color=GREY, alpha=0.8)
         _interval_bar(axes, c.interval.mean, c.interval.low, c.interval.high, row + 0.12)
-        axes.plot([c.inner.low, c.inner.high], [row + 0.12] * 2, color="#222222", linewidth=2.4, solid_capstyle="butt")
+        axes.plot(
+            [c.inner.low, c.inner.high],
+            [row + 0.12] * 2,
+            color="#222222",
+            linewidth=2.4,
+            solid_capstyle="butt",
+        )
         axes.annotate(
-            c.label, (1.015, row), xycoords=("axes fraction", "data"), va="center", annotation_clip=False,
+            c.label,
+            (1.015, row),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            annotation_clip=False,
             fontweight="bold" if c.word in ("helps", "hurts", "equivalent") else "normal",
         )
-    axes.set_yticks(range(len(comparisons)), [_wrap(f"{c.arm} {q.MINUS} {c.baseline}", 34) for c in comparisons])
+    axes.set_yticks(
+        range(len(comparisons)), [_wrap(f"{c.arm} {q.MINUS} {c.baseline}", 34) for c in comparisons]
+    )
     axes.set_ylim(len(comparisons) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     left, right = ("worse", "better") if study.metric.higher_is_better else ("better", "worse")
-    axes.set_xlabel(
-        f"\N{LEFTWARDS ARROW} {left}{GAP}difference in test {study.metric.name} ({study.metric.difference_unit}){GAP}"
-        f"{right} \N{RIGHTWARDS ARROW}"
-    )
+    what = f"difference in test {study.metric.name} ({study.metric.difference_unit})"
+    axes.set_xlabel(f"\N{LEFTWARDS ARROW} {left}{GAP}{what}{GAP}{right} \N{RIGHTWARDS ARROW}")
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=STEPS))
     inner, outer = q.percent(1 - 2 * study.alpha), q.percent(1 - study.alpha)
-    zone = f"Shaded: the equivalence zone, ±{q.amount(study.margin)} {study.metric.difference_unit}. " if study.margin else ""
+    zone = (
+        f"Shaded: the equivalence zone, ±{q.with_unit(study.margin, study.metric.difference_unit)}. "
+        if study.margin
+        else ""
+    )
     caption = (
-        f"Difference of each pair of seeds (dots), mean with {outer} t interval (thin) and {inner} t interval (thick). {zone}"
-        f"An arm helps or hurts when the thin interval leaves out zero, and is equivalent when the thick one lies inside the "
-        f"zone; over several comparisons Holm's adjustment asks for more than the intervals show." + left_out
+        f"Difference of each pair of seeds (dots), mean with {outer} t interval (thin) and {inner} t interval "
+        f"(thick). {zone}An arm helps or hurts when the thin interval leaves out zero, and is equivalent when the "
+        f"thick one lies inside the zone; over several comparisons Holm's adjustment asks for more than the intervals show."
+        + left_out
     )
     return _drawing("differences", "Paired differences", caption, figure, rows)
 
 
 def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
-    """Validation metric against epoch, mean and standard deviation over seeds; at the right, the last half enlarged."""
+    """Validation metric by epoch, mean and standard deviation over seeds; at the right, the last half enlarged."""
     rows = [row for arm in arms for row in _curve_rows(arm)]
     arms, left_out = _at_most(MOST_LINES, [arm for arm in arms if arm.curves.size])
     if not arms:
@@ -165,11 +183,23 @@ def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         for axes, start in ((whole, 0), (late, longest // 2)):
             shown = slice(start, None)
             axes.plot(
-                epochs[shown], mean[shown], color=look["color"], linestyle=DASHES[index % len(DASHES)],
-                marker=look["marker"], markersize=3, markevery=(index % 4, max(1, longest // 8)),
+                epochs[shown],
+                mean[shown],
+                color=look["color"],
+                linestyle=DASHES[index % len(DASHES)],
+                marker=look["marker"],
+                markersize=3,
+                markevery=(index % 4, max(1, longest // 8)),
                 label=_legend_label(arm.name),
             )
-            axes.fill_between(epochs[shown], (mean - sd)[shown], (mean + sd)[shown], color=look["color"], alpha=0.15, linewidth=0)
+            axes.fill_between(
+                epochs[shown],
+                (mean - sd)[shown],
+                (mean + sd)[shown],
+                color=look["color"],
+                alpha=0.15,
+                linewidth=0,
+            )
     for axes, title in ((whole, "all epochs"), (late, "last half")):
         axes.set_title(title, loc="left")
         axes.set_xlabel("epoch")
@@ -179,7 +209,10 @@ def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     _legend(figure, whole)
     stopped = [arm.name for arm in arms if arm.under_trained]
     still = f" Still improving at the end: {q.listing(stopped)}." if stopped else ""
-    caption = f"Validation {study.metric.name}, mean over finished seeds; bands: ± one standard deviation.{still}{left_out}"
+    caption = (
+        f"Validation {study.metric.name}, mean over finished seeds; bands: ± one standard deviation."
+        f"{still}{left_out}"
+    )
     return _drawing("curves", "Learning curves", caption, figure, rows)
 
 
@@ -206,7 +239,12 @@ def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
             error = [[test.mean - test.low], [test.high - test.mean]] if test.n > 1 else None
             x = math.nan if value is None else value
             axes.errorbar(
-                x, test.mean, error, elinewidth=0.8, linestyle="", label=_legend_label(arms[index].name),
+                x,
+                test.mean,
+                error,
+                elinewidth=0.8,
+                linestyle="",
+                label=_legend_label(arms[index].name),
                 **_look(place),
             )
         _cost_axis(axes, [values[index] for index in drawn])
@@ -215,8 +253,8 @@ def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     panels[0].set_ylabel(f"test {study.metric.name} ({study.metric.unit})")
     _legend(figure, panels[0])
     caption = (
-        f"Test {study.metric.name} (mean, {q.percent(1 - study.alpha)} t interval over seeds) against what an arm costs. "
-        f"Throughput is measured on the machine named below and includes the whole training step." + left_out
+        f"Test {study.metric.name} (mean, {q.percent(1 - study.alpha)} t interval over seeds) against what an arm "
+        f"costs. Throughput is measured while training, on the machine named below." + left_out
     )
     return _drawing("costs", "Cost", caption, figure, rows)
 
@@ -268,13 +306,19 @@ def _curve_rows(arm: ArmSummary) -> list[Json]:
     mean, sd = _over_seeds(arm.curves)
     count = np.isfinite(arm.curves).sum(axis=0)
     return [
-        {"arm": arm.name, "epoch": epoch + 1, "mean": float(mean[epoch]), "sd": float(sd[epoch]), "n": int(count[epoch])}
+        {
+            "arm": arm.name,
+            "epoch": epoch + 1,
+            "mean": float(mean[epoch]),
+            "sd": float(sd[epoch]),
+            "n": int(count[epoch]),
+        }
         for epoch in range(mean.size)
     ]
 
 
 def _over_seeds(stack: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over the seeds that reached each epoch; the latter is 0 for a single seed."""
+    """Mean and standard deviation over the seeds that reached each epoch; the latter is 0 for one seed."""
     count = np.isfinite(stack).sum(axis=0)
     mean = np.nansum(stack, axis=0) / np.maximum(count, 1)
     variance = np.nansum((stack - mean) ** 2, axis=0) / np.maximum(count - 1, 1)

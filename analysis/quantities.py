@@ -1,7 +1,8 @@
 """How quantities are written: numbers with the decimals, signs and units of the study.
 
-Everything printed for people goes through here, so that a difference reads the same in the terminal, the table and the report.
-The true minus sign (U+2212) is used throughout; `analysis.tables.latex` turns it into LaTeX.
+Everything printed for people goes through here, so that a difference reads the same in the terminal, the
+table and the report. The true minus sign (U+2212) is used throughout; `analysis.tables.latex` turns it into
+LaTeX.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ def p_equation(p: float) -> str:
 
 def percent(level: float) -> str:
     """A confidence level: 0.95 -> ``95 %``, 0.975 -> ``97.5 %``."""
-    return f"{100 * level:.6g} %"
+    return f"{100 * level:.6g}\N{NO-BREAK SPACE}%"  # a unit stays with its number
 
 
 def count(value: float | None, trim: bool = False) -> str:
-    """A count with three significant digits and an SI letter: ``812``, ``10.2 k``, ``1.50 M`` (trimmed: ``1.5 M``)."""
+    """A count with three digits and an SI letter: ``812``, ``10.2 k``, ``1.50 M`` (trimmed: ``1.5 M``)."""
     if value is None or not math.isfinite(value):
         return MISSING
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -1,16 +1,16 @@
 """Stored records of a study: its plan, and one folder per trial.
 
-    <study>/plan.json                     what was planned, margin and comparisons included, before the first run
-    <trials>/<trial_id>/result.json       everything deterministic: metrics, costs, provenance; written last
-    <trials>/<trial_id>/timing.json       wall-clock: throughput, peak memory
-    <trials>/<trial_id>/curve.csv         epoch by epoch
-    <trials>/<trial_id>/predictions.npz   example, target, prediction of the test split
+    <study>/plan.json                     what was planned, margin and comparisons included, before the first
+    run <trials>/<trial_id>/result.json       everything deterministic: metrics, costs, provenance; written
+    last <trials>/<trial_id>/timing.json       wall-clock: throughput, peak memory
+    <trials>/<trial_id>/curve.csv         epoch by epoch <trials>/<trial_id>/predictions.npz   example,
+    target, prediction of the test split
 
-A planned trial is always in the study that `load_study` returns. One without a readable result has a status that says so
-("missing", "unreadable") and an `error` in words; nothing is dropped and nothing is guessed.
+A planned trial is always in the study that `load_study` returns. One without a readable result has a status
+that says so ("missing", "unreadable") and an `error` in words; nothing is dropped and nothing is guessed.
 
-Reading is plain Python, because a command-line report should not wait for pandas; `trials_frame` and `curves_frame` give
-notebooks the same records as tidy frames.
+Reading is plain Python, because a command-line report should not wait for pandas; `trials_frame` and
+`curves_frame` give notebooks the same records as tidy frames.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class Metric:
-    """The reported number. `difference_unit` is the unit of a difference: points, where the metric is in %."""
+    """The reported number. `difference_unit` is what differences are in: points, where the metric is in %."""
 
     name: str
     unit: str
@@ -57,7 +57,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Trial:
-    """One planned trial and what is stored of it. `result` and `timing` are empty where there is no such file."""
+    """One planned trial and what is stored of it; `result` and `timing` are empty where there is no file."""
 
     arm: str
     seed: int
@@ -126,9 +126,8 @@ class Study:
 def load_study(study_folder: Path, trials_folder: Path) -> Study:
     """Read the plan of a study and every trial it names.
 
-    Raises:
-        RecordError: the plan is missing, unreadable, of another schema version, or names an arm that it does not have.
-            A trial that cannot be read raises nothing: its status says so.
+    Raises: RecordError: the plan is missing, unreadable, of another schema version, or names an arm that it
+    does not have. A trial that cannot be read raises nothing: its status says so.
     """
     path = study_folder / "plan.json"
     plan = read_json(path)
@@ -160,7 +159,7 @@ def read_json(path: Path) -> Json:
 
 
 def load_curve(trial: Trial, column: str) -> NDArray[np.float64]:
-    """One column of a trial's curve.csv in the order of epochs; empty if the file or the column is not there."""
+    """One column of a trial's curve.csv in the order of epochs; empty if file or column is not there."""
     try:
         with open(trial.folder / "curve.csv", newline="", encoding="utf-8") as file:
             return np.array([float(row[column]) for row in csv.DictReader(file)])
@@ -169,7 +168,7 @@ def load_curve(trial: Trial, column: str) -> NDArray[np.float64]:
 
 
 def load_predictions(trial: Trial) -> dict[str, NDArray[Any]] | None:
-    """The arrays example, target and prediction of the test split, or None if they are not stored or not readable."""
+    """The arrays example, target and prediction of the test split; None if not stored or not readable."""
     try:
         with np.load(trial.folder / "predictions.npz", allow_pickle=False) as arrays:
             return {name: arrays[name] for name in ("example", "target", "prediction")}
@@ -178,14 +177,14 @@ def load_predictions(trial: Trial) -> dict[str, NDArray[Any]] | None:
 
 
 def trials_frame(study: Study) -> pd.DataFrame:
-    """One row per planned trial: arm, seed, status, every metric as <split>_<name>, every cost, every timing."""
+    """One row per planned trial: arm, seed, status, each metric as <split>_<name>, each cost, each timing."""
     import pandas as pd
 
     return pd.DataFrame([trial_row(trial) | timing_row(trial) for trial in study.trials])
 
 
 def curves_frame(study: Study) -> pd.DataFrame:
-    """All learning curves in long form: arm, seed, and the columns of curve.csv. Trials without a curve have no rows."""
+    """All learning curves in long form: arm, seed, columns of curve.csv. A trial without a curve has no rows."""
     import pandas as pd
 
     frames = [
@@ -239,12 +238,16 @@ def _study(plan: Json, trials_folder: Path) -> Study:
     for name in (name for pair in comparisons for name in pair):
         if name not in arms:
             raise ValueError(f"a comparison names the arm '{name}', which is not among {', '.join(arms)}")
-    about = {name: str(plan["study"].get(name) or "") for name in ("question", "varied", "fixed", "cost", "answer")}
+    about = {
+        name: str(plan["study"].get(name) or "") for name in ("question", "varied", "fixed", "cost", "answer")
+    }
     margin = plan.get("margin")
     return Study(
         name=str(plan["study"]["name"]),
         about=about,
-        metric=Metric(metric["name"], metric["unit"], metric["difference_unit"], bool(metric["higher_is_better"])),
+        metric=Metric(
+            metric["name"], metric["unit"], metric["difference_unit"], bool(metric["higher_is_better"])
+        ),
         margin=None if margin is None else _positive(margin, "margin"),
         alpha=_positive(plan.get("alpha", 0.05), "alpha"),
         match=str(plan.get("match") or "none"),
@@ -265,18 +268,28 @@ def _positive(value: float, name: str) -> float:
 
 
 def _families(families: list[list[int]] | None, comparisons: int) -> list[list[int]]:
-    """The families as planned; comparisons in none of them make up one more, so that nothing escapes the adjustment."""
+    """The families as planned; comparisons in none of them form one more, so that none goes unadjusted."""
     families = [list(family) for family in families or []]
     named = [index for family in families for index in family]
     if len(set(named)) < len(named) or not set(named) <= set(range(comparisons)):
-        raise ValueError(f"families must name each of the {comparisons} comparisons at most once, got {families}")
+        raise ValueError(
+            f"families must name each of the {comparisons} comparisons at most once, got {families}"
+        )
     rest = [index for index in range(comparisons) if index not in set(named)]
-    return families + [rest] if rest else families
+    return [*families, rest] if rest else families
 
 
 def _arm(arm: Json, trials_folder: Path, metric: str) -> Arm:
-    trials = [_trial(arm["name"], trial, trials_folder / trial["trial_id"], metric) for trial in arm["trials"]]
-    return Arm(arm["name"], str(arm.get("mixer") or arm["name"]), arm.get("switches") or {}, arm.get("matching"), trials)
+    trials = [
+        _trial(arm["name"], trial, trials_folder / trial["trial_id"], metric) for trial in arm["trials"]
+    ]
+    return Arm(
+        arm["name"],
+        str(arm.get("mixer") or arm["name"]),
+        arm.get("switches") or {},
+        arm.get("matching"),
+        trials,
+    )
 
 
 def _trial(arm: str, planned: Json, folder: Path, metric: str) -> Trial:

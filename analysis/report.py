@@ -1,4 +1,4 @@
-"""Everything a study leaves behind, written in one call: tables, figures, records as CSV, the verdict, one HTML page."""
+"""Everything a study leaves behind, written in one call: tables, figures, CSV records, verdict, HTML page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from analysis import quantities as q
 from analysis import tables
-from analysis.records import OK, SCHEMA_VERSION, Json, RecordError, Study, backend_name, load_study
+from analysis.records import OK, SCHEMA_VERSION, RecordError, Study, backend_name, load_study
 from analysis.summary import ArmSummary, summarise
 from analysis.verdict import Comparison, judge
 
@@ -27,7 +27,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class StudyReport:
-    """What the command line prints, and where the files are: `paths` maps a file's name in the study folder to its path."""
+    """What the command line prints, and the path of each file by its name in the study folder."""
 
     terminal_table: str
     verdict_lines: list[str]
@@ -37,8 +37,8 @@ class StudyReport:
 def write_study(study_folder: Path, trials_folder: Path) -> StudyReport:
     """Read the records of a study and rewrite its tables, figures and report, each file atomically.
 
-    The files are a function of the records alone: no dates, no machine names, the same bytes every time. A plan that cannot
-    be read leaves the folder as it is, and the report says why.
+    The files are a function of the records alone: no dates, no machine names, the same bytes every time. A
+    plan that cannot be read leaves the folder as it is, and the report says why.
     """
     try:
         study = load_study(study_folder, trials_folder)
@@ -58,7 +58,9 @@ def write_study(study_folder: Path, trials_folder: Path) -> StudyReport:
     for name, content in files.items():
         _write_atomically(study_folder / name, content)
     _remove_stale_figures(study_folder / "figures", set(files))
-    return StudyReport(tables.terminal(table), verdict_lines(comparisons), {name: study_folder / name for name in files})
+    return StudyReport(
+        tables.terminal(table), verdict_lines(comparisons), {name: study_folder / name for name in files}
+    )
 
 
 def verdict_lines(comparisons: list[Comparison]) -> list[str]:
@@ -121,8 +123,12 @@ def _html(
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
     )
     return environment.get_template("report.html.j2").render(
         study=study,
@@ -137,7 +143,7 @@ def _html(
 
 
 def inline_svg(drawing: Drawing) -> str:
-    """The figure's SVG for use inside a page: no XML header, ids unique to the figure, the size left to the page."""
+    """The figure's SVG for use inside a page: no XML header, ids unique to the figure, size left to the page."""
     svg = drawing.files["svg"].decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{drawing.name}-", svg)
@@ -154,9 +160,13 @@ def _conditions(study: Study) -> list[tuple[str, str]]:
         provenance, data = trial.provenance, trial.result.get("data") or {}
         found = {name: provenance.get(name) for name in ("device", "hardware", "threads")}
         found["backend"] = backend_name(provenance)
-        found["versions"] = ", ".join(f"{k} {v}" for k, v in sorted((provenance.get("versions") or {}).items()))
+        found["versions"] = ", ".join(
+            f"{k} {v}" for k, v in sorted((provenance.get("versions") or {}).items())
+        )
         found["code"] = provenance.get("code")
-        found["examples"] = ", ".join(f"{data[k]:,} {k}" for k in ("train", "validation", "test") if k in data)
+        found["examples"] = ", ".join(
+            f"{data[k]:,} {k}" for k in ("train", "validation", "test") if k in data
+        )
         for what, value in found.items():
             if value not in (None, ""):
                 facts.setdefault(what, Counter())[str(value)] += 1
@@ -170,7 +180,7 @@ def _tally(values: Counter[str]) -> str:
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target and rename over it: a reader sees the old file or the new one, never half of one."""
+    """Write beside the target and rename over it: a reader sees the old file or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

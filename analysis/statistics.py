@@ -1,14 +1,17 @@
 """Statistics of paired comparisons: pure functions on arrays, every one with its formula and its source.
 
-Words: one *pair* is one seed trained with both arms on the same split, order and augmentation; ``d_i`` is the difference
-(arm minus baseline) of pair ``i``; ``n`` pairs have mean ``m`` and standard deviation ``s = sqrt(sum (d_i - m)^2 / (n - 1))``.
-All functions return NaN, never an exception, where the data cannot support a number (n < 2, or no spread at all).
+Words: one *pair* is one seed trained with both arms on the same split, order and augmentation; ``d_i`` is the
+difference (arm minus baseline) of pair ``i``; ``n`` pairs have mean ``m`` and standard deviation ``s =
+sqrt(sum (d_i - m)^2 / (n - 1))``. All functions return NaN, never an exception, where the data cannot support
+a number (n < 2, or no spread at all).
 
-Why Student-t and not the bootstrap or a rank test: with the 3 to 10 seeds that people can afford, percentile and BCa intervals
-cover 70 to 90 % instead of 95 %, and the signed-rank test cannot reach p < 0.05 below 6 pairs. The t interval covers its
-nominal level for normal differences at every n (`tests/analysis/test_calibration.py` holds this).
+Why Student-t and not the bootstrap or a rank test: with the 3 to 10 seeds that people can afford, percentile
+and BCa intervals cover 70 to 90 % instead of 95 %, and the signed-rank test cannot reach p < 0.05 below 6
+pairs. The t interval covers its nominal level for normal differences at every n
+(`tests/analysis/test_calibration.py` holds this).
 
-Only `scipy.special` is imported: `scipy.stats` costs a second of start-up and serves as the oracle in the tests.
+Only `scipy.special` is imported: `scipy.stats` costs a second of start-up and serves as the oracle in the
+tests.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import nctdtrinc, stdtr, stdtrit
 
-# Relative size below which a difference of two recorded metrics is rounding noise of the arithmetic, not a result.
+# Relative size below which a difference of two recorded metrics is rounding noise of the arithmetic, not a
+# result.
 ROUNDING = 1e-10
 
 Floats = NDArray[np.float64]
@@ -29,7 +33,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean of `n` values, their standard deviation, and a t interval for the mean. NaN where `n` is too small."""
+    """Mean of `n` values, their standard deviation, a t interval for the mean. NaN where `n` is too small."""
 
     n: int
     mean: float
@@ -41,24 +45,26 @@ class Estimate:
 def paired_differences(arm: ArrayLike, baseline: ArrayLike) -> Floats:
     """``d_i = arm_i - baseline_i`` over the pairs in which both values are finite.
 
-    Differences at the level of floating-point rounding (1e-10 of the values) become exactly zero, so that identical
-    results are recognised as identical.
+    Differences at the level of floating-point rounding (1e-10 of the values) become exactly zero, so that
+    identical results are recognised as identical.
 
     Raises:
         ValueError: the two arrays differ in length, so they cannot be paired.
     """
     a, b = np.asarray(arm, dtype=float), np.asarray(baseline, dtype=float)
     if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"paired values must be two vectors of one length, got shapes {a.shape} and {b.shape}")
+        raise ValueError(
+            f"paired values must be two vectors of one length, got shapes {a.shape} and {b.shape}"
+        )
     both = np.isfinite(a) & np.isfinite(b)
     a, b = a[both], b[both]
     difference = a - b
     difference[np.abs(difference) <= ROUNDING * np.maximum(np.abs(a), np.abs(b))] = 0.0
-    return difference
+    return np.asarray(difference, dtype=float)
 
 
 def standard_deviation(values: ArrayLike) -> float:
-    """Sample standard deviation (divisor n - 1); NaN for n < 2; exactly 0 when the values agree up to rounding."""
+    """Sample standard deviation (divisor n - 1); NaN for n < 2; exactly 0 if the values agree up to rounding."""
     x = np.asarray(values, dtype=float)
     if x.size < 2:
         return math.nan
@@ -69,8 +75,8 @@ def standard_deviation(values: ArrayLike) -> float:
 def t_interval(values: ArrayLike, alpha: float = 0.05) -> Estimate:
     """Student's interval for the mean: ``m ± t(1 - alpha/2, n - 1) s / sqrt(n)`` (Student 1908).
 
-    Needs n >= 2; with n = 1 only the mean is known. When all values are equal the interval is degenerate (zero width), which
-    says nothing about further seeds: callers must say so.
+    Needs n >= 2; with n = 1 only the mean is known. When all values are equal the interval is degenerate
+    (zero width), which says nothing about further seeds: callers must say so.
     """
     x = np.asarray(values, dtype=float)
     n, sd = x.size, standard_deviation(x)
@@ -82,7 +88,7 @@ def t_interval(values: ArrayLike, alpha: float = 0.05) -> Estimate:
 
 
 def t_test(values: ArrayLike) -> float:
-    """Two-sided p value of ``mean = 0``: ``2 F(-|m| sqrt(n) / s; n - 1)`` (Student 1908). NaN for n < 2 or s = 0."""
+    """Two-sided p of ``mean = 0``: ``2 F(-|m| sqrt(n) / s; n - 1)`` (Student 1908). NaN for n < 2 or s = 0."""
     x = np.asarray(values, dtype=float)
     sd = standard_deviation(x)
     if not sd > 0:
@@ -91,10 +97,11 @@ def t_test(values: ArrayLike) -> float:
 
 
 def equivalence_test(values: ArrayLike, margin: float) -> float:
-    """Two one-sided t tests of ``|mean| >= margin`` (TOST; Schuirmann 1987, Lakens 2017): the larger of the two p values.
+    """Two one-sided t tests of ``|mean| >= margin``: the larger p value (TOST; Schuirmann 1987, Lakens 2017).
 
-    ``p = max(F(-(m + margin) sqrt(n) / s), F((m - margin) sqrt(n) / s))`` with n - 1 degrees of freedom. Rejecting at alpha is
-    the same as the (1 - 2 alpha) t interval lying inside (-margin, margin). NaN for n < 2 or s = 0.
+    ``p = max(F(-(m + margin) sqrt(n) / s), F((m - margin) sqrt(n) / s))`` with n - 1 degrees of freedom.
+    Rejecting at alpha is the same as the (1 - 2 alpha) t interval lying inside (-margin, margin). NaN for n <
+    2 or s = 0.
 
     Raises:
         ValueError: the margin is not positive.
@@ -110,9 +117,10 @@ def equivalence_test(values: ArrayLike, margin: float) -> float:
 
 
 def holm(p_values: ArrayLike) -> Floats:
-    """Holm's step-down adjustment (Holm 1979): ``p~_(i) = max_{j <= i} min(1, (k - j + 1) p_(j))`` over k sorted values.
+    """Holm's step-down adjustment: ``p~_(i) = max_{j <= i} min(1, (k - j + 1) p_(j))``, k sorted p (Holm 1979).
 
-    Undefined p values (NaN) stay NaN but count in k: the family is what was planned, not what happened to finish.
+    Undefined p values (NaN) stay NaN but count in k: the family is what was planned, not what happened to
+    finish.
     """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")  # NaN last
@@ -124,11 +132,11 @@ def holm(p_values: ArrayLike) -> Floats:
 
 
 def minimum_detectable_difference(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Smallest true difference that the two-sided paired t test finds with probability `power`, in units of `sd`'s data.
+    """Smallest true difference that the two-sided paired t test finds with probability `power`, in units of `sd`.
 
-    ``delta sd / sqrt(n)`` where the non-central t distribution with non-centrality ``delta`` and n - 1 degrees of freedom puts
-    `power` beyond the critical value (Cohen 1988, ch. 2). The chance of rejecting in the wrong direction, below 1e-5 at 80 %
-    power from n = 3 on, is left out. NaN for n < 2 or sd = 0.
+    ``delta sd / sqrt(n)`` where the non-central t distribution with non-centrality ``delta`` and n - 1
+    degrees of freedom puts `power` beyond the critical value (Cohen 1988, ch. 2). The chance of rejecting in
+    the wrong direction, below 1e-5 at 80 % power from n = 3 on, is left out. NaN for n < 2 or sd = 0.
     """
     if n < 2 or not sd > 0:
         return math.nan
@@ -139,11 +147,12 @@ def minimum_detectable_difference(sd: float, n: int, alpha: float = 0.05, power:
 def seeds_to_decide(
     mean: float, sd: float, margin: float | None, alpha: float = 0.05, more_than: int = 2, limit: int = 200
 ) -> int | None:
-    """Smallest n at which the observed mean and sd would decide, one way or the other; None if that takes over `limit`.
+    """Smallest n at which the observed mean and sd would decide, either way; None if that is more than `limit`.
 
-    Decided means that the (1 - alpha) interval excludes zero, ``|m| > t(1 - alpha/2, n - 1) s / sqrt(n)``, or that the
-    equivalence test succeeds, ``margin - |m| > t(1 - alpha, n - 1) s / sqrt(n)``. This is a plug-in estimate, so it has about
-    even odds of being enough: it says whether more seeds are worth their cost, not how many to promise.
+    Decided means that the (1 - alpha) interval excludes zero, ``|m| > t(1 - alpha/2, n - 1) s / sqrt(n)``, or
+    that the equivalence test succeeds, ``margin - |m| > t(1 - alpha, n - 1) s / sqrt(n)``. This is a plug-in
+    estimate, so it has about even odds of being enough: it says whether more seeds are worth their cost, not
+    how many to promise.
     """
     if not (math.isfinite(mean) and sd > 0):
         return None
@@ -159,8 +168,8 @@ def seeds_to_decide(
 class ExampleScores:
     """Per-example comparison of two models on one test split, the input of the sampling error.
 
-    example: identity of each test example, (N,). balance: targets that only the arm got right minus those that only the
-    baseline got right, (N,). targets: scored targets per example, (N,); 1 for classification.
+    example: identity of each test example, (N,). balance: targets that only the arm got right minus those
+    that only the baseline got right, (N,). targets: scored targets per example, (N,); 1 for classification.
     """
 
     example: NDArray[np.int64]
@@ -176,7 +185,7 @@ class ExampleScores:
 def example_scores(
     example: ArrayLike, target: ArrayLike, arm: ArrayLike, baseline: ArrayLike, ignore_index: int = -100
 ) -> ExampleScores:
-    """Compare two models' predictions example by example; `target`, `arm`, `baseline` are (N,) or (N, L) class indices.
+    """Compare two models' predictions example by example: class indices of shape (N,) or (N, L).
 
     Targets equal to `ignore_index` are not scored.
     """
@@ -192,9 +201,9 @@ def example_scores(
 def sampling_error(scores: ExampleScores) -> float:
     """Standard error of one seed's accuracy difference that comes from the finite test set, as a fraction.
 
-    ``sqrt(sum_e (b_e - g_e D)^2) / sum_e g_e`` with balance b, targets g and difference D. With one target per example this
-    is McNemar's variance, ``sqrt((n10 + n01) / N^2 - (n10 - n01)^2 / N^3)`` (McNemar 1947; Agresti 2013, sec. 11.1):
-    agreement between the two models, right or wrong, cancels.
+    ``sqrt(sum_e (b_e - g_e D)^2) / sum_e g_e`` with balance b, targets g and difference D. With one target
+    per example this is McNemar's variance, ``sqrt((n10 + n01) / N^2 - (n10 - n01)^2 / N^3)`` (McNemar 1947;
+    Agresti 2013, sec. 11.1): agreement between the two models, right or wrong, cancels.
     """
     return pooled_sampling_error([scores])
 
@@ -202,22 +211,24 @@ def sampling_error(scores: ExampleScores) -> float:
 def pooled_sampling_error(seeds: Sequence[ExampleScores]) -> float:
     """Test-set standard error of the difference averaged over seeds, as a fraction.
 
-    An example that is in the test split of several seeds counts as one draw: its residuals are added over seeds before they
-    are squared (cluster-robust variance, Liang and Zeger 1986). Disjoint test sets therefore average the error down by
-    sqrt(n); one fixed test set does not average it down at all.
+    An example that is in the test split of several seeds counts as one draw: its residuals are added over
+    seeds before they are squared (cluster-robust variance, Liang and Zeger 1986). Disjoint test sets
+    therefore average the error down by sqrt(n); one fixed test set does not average it down at all.
     """
     if not seeds or any(not s.targets.sum() for s in seeds):
         return math.nan
-    residual = np.concatenate([(s.balance - s.targets * s.difference) / (s.targets.sum() * len(seeds)) for s in seeds])
+    residual = np.concatenate(
+        [(s.balance - s.targets * s.difference) / (s.targets.sum() * len(seeds)) for s in seeds]
+    )
     _, cluster = np.unique(np.concatenate([s.example for s in seeds]), return_inverse=True)
     return math.sqrt(float((np.bincount(cluster, weights=residual) ** 2).sum()))
 
 
 def late_rise(curves: ArrayLike, fraction: float = 0.15) -> Floats:
-    """How much each curve still rose at its end: mean of the last `fraction` of epochs minus the mean of as many before.
+    """How much each curve rose at its end: mean of the last `fraction` of epochs minus mean of as many before.
 
-    `curves` is (seeds, epochs). The window is at least 2 epochs; with fewer than 4 epochs the answer is NaN: two epochs
-    against two is the least that can be called a trend.
+    `curves` is (seeds, epochs). The window is at least 2 epochs; with fewer than 4 epochs the answer is NaN:
+    two epochs against two is the least that can be called a trend.
     """
     x = np.atleast_2d(np.asarray(curves, dtype=float))
     epochs = x.shape[1]

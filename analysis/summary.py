@@ -1,4 +1,4 @@
-"""What a study's records say arm by arm, before any comparison: spread over seeds, costs, provenance, training left undone."""
+"""What the records say arm by arm, before any comparison: spread over seeds, costs, provenance, under-training."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from analysis import quantities as q
 from analysis.records import DIVERGED, FAILED, MISSING, OK, UNREADABLE, Arm, Study, backend_name, load_curve
 from analysis.statistics import Estimate, late_rise, t_interval
 
-# An arm is flagged as under-trained when it still gains more than this share of the equivalence margin per window of epochs:
-# four such windows and the gain would be worth a verdict of its own.
+# An arm is flagged as under-trained when it still gains more than this share of the equivalence margin per
+# window of epochs: four such windows and the gain would be worth a verdict of its own.
 RISE_LIMIT_OF_MARGIN = 0.25
 RISE_WINDOW = 0.15  # of the epochs
 RISE_LEVEL = 0.05  # one-sided level at which the rise must also exceed the noise between seeds
@@ -22,7 +22,7 @@ RISE_LEVEL = 0.05  # one-sided level at which the rise must also exceed the nois
 
 @dataclass(frozen=True)
 class Rise:
-    """Gain in the validation metric over the last window of epochs, in difference units; positive is better."""
+    """Gain in the validation metric over the last window of epochs, in difference units; positive: better."""
 
     gain: float
     window: int  # epochs
@@ -31,7 +31,7 @@ class Rise:
 
 @dataclass(frozen=True)
 class Costs:
-    """What one arm costs. None where it was not recorded; `state_bytes` is None for a mixer without a recurrent form."""
+    """What one arm costs; None where not recorded, or for `state_bytes` where there is no recurrent form."""
 
     params: float | None
     params_mixer: float | None
@@ -55,7 +55,9 @@ class ArmSummary:
     validation: Estimate
     costs: Costs
     backends: tuple[str, ...]
-    curves: NDArray[np.float64]  # (finished seeds, epochs) of the validation metric; NaN after the end of a shorter curve
+    curves: NDArray[
+        np.float64
+    ]  # (finished seeds, epochs) of the validation metric; NaN after the end of a shorter curve
     rise: Rise | None
 
     @property
@@ -81,8 +83,9 @@ def summarise(study: Study) -> dict[str, ArmSummary]:
 def training_rise(curves: NDArray[np.float64], direction: int, margin: float | None) -> Rise | None:
     """Whether validation was still improving when training stopped; None if the curves are too short to tell.
 
-    Flagged when the mean gain over the last 15 % of epochs (at least 2), against as many epochs before, is above a quarter of
-    the margin and, given two seeds or more, above the noise: its one-sided 95 % t bound over seeds is above zero.
+    Flagged when the mean gain over the last 15 % of epochs (at least 2), against as many epochs before, is
+    above a quarter of the margin and, given two seeds or more, above the noise: its one-sided 95 % t bound
+    over seeds is above zero.
     """
     gains = direction * late_rise(curves, RISE_WINDOW) if curves.size else np.empty(0)
     gains = gains[np.isfinite(gains)]
@@ -100,7 +103,9 @@ def notes(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
     conventions = sorted({arm.costs.macs_convention for arm in arms.values()} - {""})
     if conventions:
         found.append(f"MACs: {'; '.join(conventions).rstrip('.')}.")
-    without = [arm.name for arm in arms.values() if arm.costs.params is not None and arm.costs.state_bytes is None]
+    without = [
+        arm.name for arm in arms.values() if arm.costs.params is not None and arm.costs.state_bytes is None
+    ]
     if without:
         found.append(f"State: bytes carried per sequence; none for {q.listing(without)} (no recurrent form).")
     by_note: dict[str, list[str]] = {}
@@ -112,7 +117,7 @@ def notes(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
 
 
 def warnings(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
-    """What a reader must know before believing the table: unfinished cells, mixed provenance, arms stopped too early."""
+    """What to know before believing the table: unfinished cells, mixed provenance, arms stopped too early."""
     return [*_unfinished(study), *_mixed(study), *_under_trained(study, arms)]
 
 
@@ -123,7 +128,9 @@ def _arm_summary(arm: Arm, study: Study) -> ArmSummary:
     return ArmSummary(
         arm=arm,
         test=t_interval(list(arm.values("test", name).values()), study.alpha),
-        validation=t_interval([v for v in arm.values("validation", name).values() if math.isfinite(v)], study.alpha),
+        validation=t_interval(
+            [v for v in arm.values("validation", name).values() if math.isfinite(v)], study.alpha
+        ),
         costs=_costs(arm),
         backends=tuple(sorted({backend_name(trial.provenance) for trial in arm.trials if trial.result})),
         curves=curves,
@@ -146,7 +153,10 @@ def _costs(arm: Arm) -> Costs:
         for key in ("peak_memory_bytes", "images_per_second", "train_seconds")
     )
     return Costs(
-        **{key: recorded.get(key) for key in ("params", "params_mixer", "params_rest", "macs", "macs_mixer", "state_bytes")},
+        **{
+            key: recorded.get(key)
+            for key in ("params", "params_mixer", "params_rest", "macs", "macs_mixer", "state_bytes")
+        },
         state_note=str(recorded.get("state_note") or ""),
         macs_convention=str(recorded.get("macs_convention") or ""),
         peak_memory_bytes=max(memory, default=None),
@@ -173,7 +183,8 @@ def _matching(study: Study) -> str:
     if not left:
         return f"The arms are matched on {_words(study.match)}."
     worst = max(left, key=lambda name: abs(left[name]))
-    return f"The arms are matched on {_words(study.match)}; the largest mismatch left is {100 * abs(left[worst]):.2g} % ({worst})."
+    size = f"{100 * abs(left[worst]):.2g}\N{NO-BREAK SPACE}%"
+    return f"The arms are matched on {_words(study.match)}; the largest mismatch left is {size} ({worst})."
 
 
 def _words(match: str) -> str:
@@ -183,14 +194,22 @@ def _words(match: str) -> str:
 def _unfinished(study: Study) -> list[str]:
     found = []
     for arm in study.arms.values():
-        for status, verb in ((DIVERGED, "diverged"), (FAILED, "failed"), (MISSING, "missing"), (UNREADABLE, "unreadable")):
+        for status, verb in (
+            (DIVERGED, "diverged"),
+            (FAILED, "failed"),
+            (MISSING, "missing"),
+            (UNREADABLE, "unreadable"),
+        ):
             trials = arm.with_status(status)
             if trials:
                 seeds = q.listing([str(trial.seed) for trial in trials])
                 reasons = sorted({trial.error for trial in trials if trial.error})
                 why = f": {'; '.join(reasons)}" if reasons else ""
                 word = "seed" if len(trials) == 1 else "seeds"
-                found.append(f"{len(trials)} of {q.plural(len(arm.trials), f'{arm.name} trial')} {verb} ({word} {seeds}){why}.")
+                found.append(
+                    f"{len(trials)} of {q.plural(len(arm.trials), f'{arm.name} trial')} "
+                    f"{verb} ({word} {seeds}){why}."
+                )
     return found
 
 
@@ -201,11 +220,17 @@ def _mixed(study: Study) -> list[str]:
         provenance = trial.provenance
         facts = {f"{part} backend": name for part, name in (provenance.get("backend") or {}).items()}
         facts |= {f"{name} version": version for name, version in (provenance.get("versions") or {}).items()}
-        facts |= {name: provenance[name] for name in ("device", "hardware", "threads", "code") if provenance.get(name) is not None}
+        facts |= {
+            name: provenance[name]
+            for name in ("device", "hardware", "threads", "code")
+            if provenance.get(name) is not None
+        }
         for what, value in facts.items():
             seen.setdefault(what, Counter())[str(value)] += 1
     found = [
-        f"Mixed {what}: " + ", ".join(f"{value} ({q.plural(n, 'trial')})" for value, n in sorted(values.items())) + "."
+        f"Mixed {what}: "
+        + ", ".join(f"{value} ({q.plural(n, 'trial')})" for value, n in sorted(values.items()))
+        + "."
         for what, values in sorted(seen.items())
         if len(values) > 1
     ]
@@ -218,9 +243,9 @@ def _mixed(study: Study) -> list[str]:
 def _under_trained(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
     decimals = q.decimals_for(study.margin, study.metric.unit)
     return [
-        f"{arm.name} was still improving when training stopped (under-trained): validation {study.metric.name} over the "
-        f"last {arm.rise.window} epochs was {q.number(arm.rise.gain, decimals)} {study.metric.difference_unit} better "
-        f"than over the {arm.rise.window} before."
+        f"{arm.name} was still improving when training stopped (under-trained): validation {study.metric.name} "
+        f"over the last {arm.rise.window} epochs was {q.number(arm.rise.gain, decimals)} "
+        f"{study.metric.difference_unit} better than over the {arm.rise.window} before."
         for arm in arms.values()
         if arm.rise is not None and arm.rise.flagged
     ]

@@ -1,8 +1,8 @@
 """The comparison table: one set of cells, written as terminal text, Markdown, LaTeX and CSV.
 
-Each arm has one row per comparison it is judged in, and one row if it is only a baseline. Accuracy and cost stand in the same
-row, because a difference without its price is half an answer. The terminal version splits the columns into two blocks to stay
-within 100 characters.
+Each arm has one row per comparison it is judged in, and one row if it is only a baseline. Accuracy and cost
+stand in the same row, because a difference without its price is half an answer. The terminal version splits
+the columns into two blocks to stay within 100 characters.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from analysis.verdict import Comparison
 TERMINAL_WIDTH = 100
 
 RESULT_KEYS = ("arm", "metric", "against", "difference", "p", "verdict")
+NO_COMPARISON: tuple[Comparison | None, ...] = (None,)
 COST_KEYS = ("params", "macs", "state", "memory", "speed", "backend")
 
 
@@ -38,7 +39,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A formatted cell: its text, a detail that a page may set below it, and the raw value to sort by if it is a number."""
+    """A formatted cell: text, a detail that a page may set below it, the raw value to sort by if a number."""
 
     text: str
     detail: str = ""
@@ -98,7 +99,10 @@ def markdown(table: Table, title: str) -> str:
 def latex(table: Table, label: str) -> str:
     """A `table*` float with booktabs rules; needs \\usepackage{booktabs} and \\usepackage{graphicx}."""
     alignment = "".join("r" if column.numeric else "l" for column in table.columns)
-    body = [" & ".join(escape_latex(row[column.key].line) for column in table.columns) + r" \\" for row in table.rows]
+    body = [
+        " & ".join(escape_latex(row[column.key].line) for column in table.columns) + r" \\"
+        for row in table.rows
+    ]
     caption = " ".join([*table.caption, *table.warnings])
     return "\n".join(
         [
@@ -140,7 +144,7 @@ LATEX = {
 
 
 def escape_latex(text: str) -> str:
-    """Text as LaTeX prints it. Characters that pdflatex cannot set are replaced by their nearest ASCII, or by '?'."""
+    """Text as LaTeX prints it; what pdflatex cannot set is replaced by the nearest ASCII, or by '?'."""
     return "".join(LATEX.get(c) or (c if c.isascii() else _ascii(c)) for c in text)
 
 
@@ -160,7 +164,7 @@ def timings_csv(study: Study) -> str:
 
 
 def write_csv(rows: Sequence[Json]) -> str:
-    """Rows as CSV text; columns in order of first appearance. None and NaN become empty cells, floats keep all digits."""
+    """Rows as CSV text, columns in order of first appearance. None and NaN are empty, floats keep all digits."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -197,16 +201,20 @@ def _columns(study: Study) -> list[Column]:
 def _rows_of(
     arms: dict[str, ArmSummary], comparisons: list[Comparison]
 ) -> list[tuple[ArmSummary, Comparison | None]]:
-    of_arm: dict[str, list[Comparison]] = {}
+    of_arm: dict[str, list[Comparison | None]] = {}
     for comparison in comparisons:
         of_arm.setdefault(comparison.arm, []).append(comparison)
-    return [(arm, comparison) for name, arm in arms.items() for comparison in of_arm.get(name) or [None]]
+    return [(arm, comparison) for name, arm in arms.items() for comparison in of_arm.get(name, NO_COMPARISON)]
 
 
 def _cells(study: Study, arm: ArmSummary, comparison: Comparison | None) -> dict[str, Cell]:
     decimals = q.decimals_for(study.margin, study.metric.unit)
     costs = arm.costs
-    split = f"({q.count(costs.params_mixer)} + {q.count(costs.params_rest)})" if costs.params_mixer is not None else ""
+    split = (
+        f"({q.count(costs.params_mixer)} + {q.count(costs.params_rest)})"
+        if costs.params_mixer is not None
+        else ""
+    )
     return {
         "arm": Cell(arm.name),
         "metric": _mean_and_sd(arm.test, decimals, f" ({arm.spread})"),
@@ -288,12 +296,12 @@ def _caption(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compar
         families = sorted({c.family_size for c in comparisons})
         over = q.listing([q.plural(size, "comparison") for size in families])
         sentences.append(
-            f"Differences are paired by seed, with {level} Student t intervals; p values are two-sided and adjusted by "
-            f"Holm's method over {over}, the intervals are not."
+            f"Differences are paired by seed, with {level} Student t intervals; p values are two-sided and adjusted "
+            f"by Holm's method over {over}, the intervals are not."
         )
         sentences.append(
-            f"Equivalence margin ±{q.with_unit(study.margin, unit)}, fixed before the run (two one-sided tests at "
-            f"{q.percent(study.alpha)})."
+            f"Equivalence margin ±{q.with_unit(study.margin, unit)}, fixed before the run (two one-sided tests "
+            f"at {q.percent(study.alpha)})."
             if study.margin is not None
             else "No equivalence margin was fixed before the run, so nothing can be called equivalent."
         )
@@ -309,8 +317,8 @@ def _sampling_error(study: Study, comparisons: list[Comparison]) -> list[str]:
     mean = _range([c.sampling.mean for c in known], decimals)
     inside = "not part" if any(c.sampling.same_examples for c in known) else "part"
     return [
-        f"The finite test set alone gives a difference a standard error of {one_seed} {study.metric.difference_unit} in "
-        f"one seed and {mean} in the mean over seeds; it is {inside} of the intervals."
+        f"The finite test set alone gives a difference a standard error of {one_seed} "
+        f"{study.metric.difference_unit} in one seed and {mean} in the mean over seeds; it is {inside} of the intervals."
     ]
 
 
@@ -327,7 +335,9 @@ def _text_block(table: Table, keys: Sequence[str], width: int) -> list[str]:
     grid = [[column.heading for column in columns], *rows]
     widths = _fitted_widths(grid, columns, width - 2 * (len(columns) - 1))
     lines = [
-        "  ".join(_fit(cell, w, column.numeric) for cell, w, column in zip(row, widths, columns, strict=True)).rstrip()
+        "  ".join(
+            _fit(cell, w, column.numeric) for cell, w, column in zip(row, widths, columns, strict=True)
+        ).rstrip()
         for row in grid
     ]
     return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]]
@@ -343,7 +353,7 @@ def _fitted_widths(grid: list[list[str]], columns: list[Column], available: int)
 
 
 def _fit(cell: str, width: int, numeric: bool) -> str:
-    """Pad, or cut out the middle: the ends of ``ssm(d_state=16, ..., scan=forward)`` tell arms apart, the middle seldom."""
+    """Pad, or cut out the middle: what tells ``ssm(d_state=16, scan=forward)`` from its like is at the ends."""
     if len(cell) > width:
         head = (width - 1) // 2
         cell = cell[:head] + "…" + cell[len(cell) - (width - 1 - head) :]
@@ -351,7 +361,9 @@ def _fit(cell: str, width: int, numeric: bool) -> str:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, subsequent_indent="  " if text.startswith("! ") else "", break_on_hyphens=False)
+    return textwrap.wrap(
+        text, width, subsequent_indent="  " if text.startswith("! ") else "", break_on_hyphens=False
+    )
 
 
 def _label(name: str) -> str:

@@ -1,23 +1,29 @@
-"""From paired records to one word and one sentence per comparison. The rules, in the order in which they are applied:
+"""From paired records to one word and one sentence per comparison. The rules, in the order of application:
 
-1. *No verdict* unless at least 3 seeds finished in both arms, and unless both arms saw the same data on each seed.
-2. *Diverged trials.* The seeds that survive are not a fair sample of the seeds that were planned, and what is missing is worse
-   than any number. So survivors may only ever count against the arm that diverged: if only the arm diverged, "hurts" is
-   allowed and nothing else; if only the baseline did, only "helps"; if both did, nothing. Otherwise: no verdict, and the
-   sentence says how many diverged. (Worst-rank reasoning for informatively missing outcomes: Lachin 1999.)
-3. *helps / hurts*: the two-sided paired t test rejects zero at alpha after Holm's adjustment over the family. The word
-   follows the sign and the direction of the metric. A qualifier says how the effect compares with the margin: *by less than
-   the margin* if the equivalence test rejects as well (both statements are then true: a real but small difference), *by more
-   than the margin* if the whole interval lies beyond it, nothing if that is open.
-4. *equivalent* (not needed): zero is not rejected and the equivalence test at the margin rejects after Holm's adjustment.
-   The two tests are adjusted separately. Their null hypotheses exclude one another in any one comparison, so a comparison
-   cannot be wrong both ways, and each kind of wrong claim has probability at most alpha over the family.
-5. *undecided*: neither. The sentence carries the difference that these seeds could have detected, and about how many seeds
-   would decide; both are computed at alpha over the size of the family, the worst case of Holm's adjustment.
+1. *No verdict* unless at least 3 seeds finished in both arms, and unless both arms saw the same data on each
+   seed.
+2. *Diverged trials.* The seeds that survive are not a fair sample of the seeds that were planned, and what is
+   missing is worse than any number. So survivors may only ever count against the arm that diverged: if only
+   the arm diverged, "hurts" is allowed and nothing else; if only the baseline did, only "helps"; if both did,
+   nothing. Otherwise: no verdict, and the sentence says how many diverged. (Worst-rank reasoning for
+   informatively missing outcomes: Lachin 1999.)
+3. *helps / hurts*: the two-sided paired t test rejects zero at alpha after Holm's adjustment over the family.
+   The word follows the sign and the direction of the metric. A qualifier says how the effect compares with
+   the margin: *by less than the margin* if the equivalence test rejects as well (both statements are then
+   true: a real but small difference), *by more than the margin* if the whole interval lies beyond it, nothing
+   if that is open.
+4. *equivalent* (not needed): zero is not rejected and the equivalence test at the margin rejects after Holm's
+   adjustment. The two tests are adjusted separately. Their null hypotheses exclude one another in any one
+   comparison, so a comparison cannot be wrong both ways, and each kind of wrong claim has probability at most
+   alpha over the family.
+5. *undecided*: neither. The sentence carries the difference that these seeds could have detected, and about
+   how many seeds would decide; both are computed at alpha over the size of the family, the worst case of
+   Holm's adjustment.
 
-*No spread.* If all paired differences are exactly zero, the arms are called equivalent and the sentence says that the interval is
-degenerate; if they are all the same but not zero, there is no test to be had and no verdict. Failed, missing and unreadable trials
-are work to be done, not results: the verdict is over the finished pairs and is called provisional.
+*No spread.* If all paired differences are exactly zero, the arms are called equivalent and the sentence says
+that the interval is degenerate; if they are all the same but not zero, there is no test to be had and no
+verdict. Failed, missing and unreadable trials are work to be done, not results: the verdict is over the
+finished pairs and is called provisional.
 """
 
 from __future__ import annotations
@@ -56,11 +62,13 @@ SEED_LIMIT = 200  # beyond this the answer to "how many seeds?" is "too many"
 
 @dataclass(frozen=True)
 class SamplingErrors:
-    """Standard errors that come from the finite test sets, in difference units; NaN without stored predictions."""
+    """Standard errors that come from the finite test sets, in difference units; NaN without predictions."""
 
     one_seed: float = math.nan  # root mean square over seeds
     mean: float = math.nan  # of the difference averaged over seeds
-    same_examples: bool = False  # one test set for all seeds: then the interval over seeds does not contain this error
+    same_examples: bool = (
+        False  # one test set for all seeds: then the interval over seeds does not contain this error
+    )
     identical_predictions: bool = False  # the two arms predict the same on every example of every seed
 
 
@@ -68,8 +76,9 @@ class SamplingErrors:
 class Comparison:
     """An arm against its baseline: the paired evidence, the tests, and what follows from them.
 
-    Differences are arm minus baseline in the unit of the metric, whatever direction is better. `interval` is at 1 - alpha,
-    `inner` at 1 - 2 alpha, the one that the equivalence test compares with the margin; neither is adjusted for the family.
+    Differences are arm minus baseline in the unit of the metric, whatever direction is better. `interval` is
+    at 1 - alpha, `inner` at 1 - 2 alpha, the one that the equivalence test compares with the margin; neither
+    is adjusted for the family.
     """
 
     arm: str
@@ -102,7 +111,9 @@ class Comparison:
     @property
     def label(self) -> str:
         """The verdict in a table cell."""
-        return {LESS: f"{self.word} (< margin)", MORE: f"{self.word} (> margin)"}.get(self.qualifier, self.word)
+        return {LESS: f"{self.word} (< margin)", MORE: f"{self.word} (> margin)"}.get(
+            self.qualifier, self.word
+        )
 
 
 def judge(study: Study, arms: dict[str, ArmSummary]) -> list[Comparison]:
@@ -118,7 +129,9 @@ def judge(study: Study, arms: dict[str, ArmSummary]) -> list[Comparison]:
             word=word,
             qualifier=qualifier,
             minimum_detectable=minimum_detectable_difference(estimate.sd, estimate.n, alpha, POWER),
-            seeds_needed=seeds_to_decide(estimate.mean, estimate.sd, study.margin, alpha, estimate.n, SEED_LIMIT),
+            seeds_needed=seeds_to_decide(
+                estimate.mean, estimate.sd, study.margin, alpha, estimate.n, SEED_LIMIT
+            ),
         )
         judged.append(replace(comparison, sentence=sentence(comparison, study, arms)))
     return judged
@@ -157,7 +170,9 @@ def _compare(study: Study, arm_name: str, baseline_name: str) -> Comparison:
     pairs = list(_pairs(arm, baseline))
     finished = [(a, b) for a, b in pairs if a.status == OK and b.status == OK]
     name = study.metric.name
-    differences = paired_differences([a.metric("test", name) for a, _ in finished], [b.metric("test", name) for _, b in finished])
+    differences = paired_differences(
+        [a.metric("test", name) for a, _ in finished], [b.metric("test", name) for _, b in finished]
+    )
     return Comparison(
         arm=arm_name,
         baseline=baseline_name,
@@ -192,13 +207,16 @@ def _adjust(comparisons: list[Comparison], families: list[list[int]]) -> list[Co
         difference, equivalence = holm([c.p for c in members]), holm([c.p_equivalence for c in members])
         for index, p, p_equivalence in zip(family, difference, equivalence, strict=True):
             adjusted[index] = replace(
-                comparisons[index], family_size=len(family), p_holm=float(p), p_equivalence_holm=float(p_equivalence)
+                comparisons[index],
+                family_size=len(family),
+                p_holm=float(p),
+                p_equivalence_holm=float(p_equivalence),
             )
     return adjusted
 
 
 def _sampling_errors(study: Study, finished: list[tuple[Trial, Trial]]) -> SamplingErrors:
-    """Sampling error of the test set where the metric is an accuracy and both arms stored predictions on all seeds."""
+    """Sampling error of the test set, if the metric is an accuracy and predictions of all pairs are stored."""
     if "accuracy" not in study.metric.name or not finished:
         return SamplingErrors()
     scale = 100.0 if study.metric.unit == "%" else 1.0
@@ -211,7 +229,8 @@ def _sampling_errors(study: Study, finished: list[tuple[Trial, Trial]]) -> Sampl
             scored = example_scores(of_a["example"], of_a["target"], of_a["prediction"], of_b["prediction"])
         except ValueError:  # shapes that do not fit: not predictions of these targets
             return SamplingErrors()
-        # Predictions that do not reproduce the recorded difference belong to another checkpoint: no error is better than a wrong one.
+        # Predictions that do not reproduce the recorded difference belong to another checkpoint: no error is
+        # better than a wrong one.
         recorded = a.metric("test", study.metric.name) - b.metric("test", study.metric.name)
         if not abs(scale * scored.difference - recorded) <= 1e-4 * scale:
             return SamplingErrors()
@@ -245,7 +264,13 @@ def _claim(comparison: Comparison, study: Study) -> str:
     margin = "" if study.margin is None else f"±{q.with_unit(study.margin, study.metric.difference_unit)}"
     if c.word in (HELPS, HURTS):
         preposition = "over" if c.word == HELPS else "relative to"
-        how = f", but {c.qualifier} of {margin}" if c.qualifier == LESS else f", {c.qualifier} of {margin}" if c.qualifier else ""
+        how = (
+            f", but {c.qualifier} of {margin}"
+            if c.qualifier == LESS
+            else f", {c.qualifier} of {margin}"
+            if c.qualifier
+            else ""
+        )
         return f"{c.arm} {c.word} {preposition} {c.baseline}{how}"
     if c.word == EQUIVALENT:
         return f"{c.arm} is equivalent to {c.baseline} within {margin}, so not needed"
@@ -260,7 +285,8 @@ def _why_none(c: Comparison) -> str:
         return f"because {diverged} and the seeds that survived are not a fair sample"
     if c.mismatched:
         seeds = q.listing([str(seed) for seed in c.mismatched])
-        return f"because the two arms saw different data on {'seed' if len(c.mismatched) == 1 else 'seeds'} {seeds}"
+        noun = "seed" if len(c.mismatched) == 1 else "seeds"
+        return f"because the two arms saw different data on {noun} {seeds}"
     if c.n < MINIMUM_SEEDS:
         return f"because {q.plural(c.n, 'paired seed')} finished and a verdict takes at least {MINIMUM_SEEDS}"
     if c.interval.mean == 0:
@@ -302,8 +328,8 @@ def _consequences(c: Comparison, study: Study) -> list[str]:
     decimals, unit = q.decimals_for(study.margin, study.metric.unit), study.metric.difference_unit
     seeds = f"about {c.seeds_needed}" if c.seeds_needed else f"more than {SEED_LIMIT}"
     return [
-        f"These seeds could detect {q.number(c.minimum_detectable, decimals)} {unit} with {q.percent(POWER)} power; "
-        f"{seeds} seeds would decide if the difference and its spread stay as they are."
+        f"These seeds could detect {q.number(c.minimum_detectable, decimals)} {unit} with "
+        f"{q.percent(POWER)} power; {seeds} seeds would decide if the difference and its spread stay as they are."
     ]
 
 
@@ -330,7 +356,7 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
 
 def _no_spread(c: Comparison) -> str:
     """Say what an interval of zero width is worth, and when to suspect that the switch did nothing."""
-    text = "The paired results do not vary at all, so the interval is degenerate and says nothing about further seeds"
+    text = "The paired results do not vary at all: the interval is degenerate and says nothing about further seeds"
     if c.interval.mean == 0 and c.sampling.identical_predictions:
-        return f"{text}; the two arms predict the same on every test example: check that the switch reached the model."
+        return f"{text}. Both arms predict the same on every test example: check that the switch reached the model."
     return f"{text}."

@@ -40,7 +40,8 @@ class Pooling(TokenMixer):
         return pooled.movedim(1, -1) - x
 
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
-        return window_mask(grid, self.pool_size // 2, self.pool_size // 2)
+        window = window_mask(grid, self.pool_size // 2, self.pool_size // 2)
+        return window & (window.sum(dim=1, keepdim=True) > 1)  # a token alone: x - x = 0
 
     def macs(self, grid: Sequence[int]) -> int:
         return 0  # additions only

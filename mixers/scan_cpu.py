@@ -10,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-_LOG2E = 1.4426950408889634
 # under this many (batch, length, dim, d_state) elements a second thread costs more than it saves
 _MIN_ELEMENTS_PER_THREAD = 1 << 18
 
@@ -42,35 +41,6 @@ def selective_scan_cpu(
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     y, last_state, _ = _forward_op(u, delta, A, B, C, D, delta_bias, initial_state, reverse, keep)
     return y, last_state
-
-
-# ---- packing: channels into the last axis, padded to whole vectors ---------------------------------------------
-
-
-def _pack(t: Tensor, lanes: int) -> Tensor:
-    """(..., dim, d_state) -> (..., blocks, d_state, lanes), always a copy."""
-    t = t.detach().float()
-    dim = t.shape[-2]
-    blocks = -(-dim // lanes)
-    t = F.pad(t, (0, 0, 0, blocks * lanes - dim))
-    return t.unflatten(-2, (blocks, lanes)).transpose(-1, -2).clone(memory_format=torch.contiguous_format)
-
-
-def _unpack(t: Tensor, dim: int) -> Tensor:
-    """(..., blocks, d_state, lanes) -> (..., dim, d_state), undoing `_pack`; a copy too."""
-    return t.transpose(-1, -2).flatten(-3, -2)[..., :dim, :].clone(memory_format=torch.contiguous_format)
-
-
-def _pack_vector(t: Tensor | None, dim: int, lanes: int) -> Tensor:
-    """(dim,) or None -> (blocks, lanes); None counts as zeros."""
-    packed = torch.zeros(-(-dim // lanes) * lanes)
-    if t is not None:
-        packed[:dim] = t.detach()
-    return packed.view(-1, lanes)
-
-
-def _plain(t: Tensor) -> Tensor:
-    return t.detach().float().contiguous()
 
 
 # ---- threads -------------------------------------------------------------------------------------------------------
@@ -118,27 +88,36 @@ def _forward_op(
     """`(y, last_state, states)`; states is the packed state before each chunk, one slot unless `keep`."""
     from mixers import scan_cpu_kernel as kernel
 
-    (batch, length, dim), d_state, lanes = u.shape, A.shape[1], kernel.LANES
-    A_packed = _pack(A, lanes).mul_(_LOG2E)
-    blocks = A_packed.shape[0]
+    (batch, length, dim), d_state = u.shape, A.shape[1]
+    blocks = -(-dim // kernel.LANES)
     slots = -(-length // kernel.CHUNK) + 1 if keep else 1
-    states = torch.empty(batch, slots, blocks, d_state, lanes)
-    if initial_state is None:
-        states[:, 0] = 0
-    else:
-        states[:, 0] = _pack(initial_state, lanes)
-    y = torch.empty(batch, length, dim)
+    y, last_state = torch.empty(batch, length, dim), torch.empty(batch, dim, d_state)
+    states = torch.empty(batch, slots, blocks, d_state, kernel.LANES)
     arguments = (
-        *(t.numpy() for t in (_plain(u), _plain(delta), A_packed, _plain(B), _plain(C))),
-        *(_pack_vector(t, dim, lanes).numpy() for t in (D, delta_bias)),
+        *(_array(t) for t in (u, delta, A, B, C)),
+        *(_vector(t, dim) for t in (D, delta_bias)),
+        _state(initial_state, d_state),
         reverse,
         keep,
-        y.numpy(),
-        states.numpy(),
+        *(t.numpy() for t in (y, last_state, states)),
     )
-    items = batch * -(-blocks // kernel.SLAB)
-    _share(kernel.forward, items, batch * length * dim * d_state, arguments)
-    return y.to(u.dtype), _unpack(states[:, -1], dim), states
+    _share(kernel.forward, batch * -(-blocks // kernel.SLAB), batch * length * dim * d_state, arguments)
+    return y.to(u.dtype), last_state, states
+
+
+def _array(t: Tensor) -> np.ndarray:
+    array: np.ndarray = t.detach().float().contiguous().numpy()
+    return array
+
+
+def _vector(t: Tensor | None, dim: int) -> np.ndarray:
+    """(dim,) -> (dim, 1), zeros for None."""
+    return np.zeros((dim, 1), np.float32) if t is None else _array(t)[:, None]
+
+
+def _state(t: Tensor | None, d_state: int) -> np.ndarray:
+    """(batch, dim, d_state), or the array of size zero that the kernels take for zeros."""
+    return np.zeros((0, 0, d_state), np.float32) if t is None else _array(t)
 
 
 @_forward_op.register_fake
@@ -175,41 +154,41 @@ def _backward_op(
     """Gradients of u, delta, A, B, C, D, delta_bias, initial_state; a missing D or bias gets one all the same."""
     from mixers import scan_cpu_kernel as kernel
 
-    (batch, length, dim), d_state, lanes = u.shape, A.shape[1], kernel.LANES
-    A_packed = _pack(A, lanes).mul_(_LOG2E)
-    blocks = A_packed.shape[0]
+    (batch, length, dim), d_state = u.shape, A.shape[1]
+    blocks = -(-dim // kernel.LANES)
     slabs = -(-blocks // kernel.SLAB)
     du, ddelta = torch.empty(batch, length, dim), torch.empty(batch, length, dim)
-    dA = torch.zeros(batch, blocks, d_state, lanes)
     dB, dC = torch.empty(slabs, batch, length, d_state), torch.empty(slabs, batch, length, d_state)
-    dD, dbias = torch.zeros(batch, blocks, lanes), torch.zeros(batch, blocks, lanes)
-    dh = torch.zeros_like(dA) if grad_last_state is None else _pack(grad_last_state, lanes)
+    dA = np.zeros((batch, blocks, d_state, kernel.LANES), np.float32)
+    dD, dbias = np.zeros((2, batch, blocks, 1, kernel.LANES), np.float32)
+    d_initial_state = torch.empty(batch, dim, d_state)
     arguments = (
-        *(t.numpy() for t in (_plain(grad_y), _plain(u), _plain(delta), A_packed, _plain(B), _plain(C))),
-        *(_pack_vector(t, dim, lanes).numpy() for t in (D, delta_bias)),
+        _array(grad_y),
+        _state(grad_last_state, d_state),
+        *(_array(t) for t in (u, delta, A, B, C)),
+        *(_vector(t, dim) for t in (D, delta_bias)),
         reverse,
         states.detach().numpy(),
-        *(t.numpy() for t in (du, ddelta, dA, dB, dC, dD, dbias, dh)),
+        *(du.numpy(), ddelta.numpy(), dA, dB.numpy(), dC.numpy(), dD, dbias, d_initial_state.numpy()),
     )
     _share(kernel.backward, batch * slabs, batch * length * dim * d_state, arguments)
+
+    totals = torch.empty(dim, d_state), torch.empty(dim, 1), torch.empty(dim, 1)
+    for parts, total in zip((dA, dD, dbias), totals, strict=True):
+        kernel.sum_states(parts, total.numpy())
+    for parts_of_slabs in (dB, dC):
+        for part in parts_of_slabs[1:]:  # not torch.sum: its order may depend on the number of threads
+            parts_of_slabs[0] += part
     return (
         du.to(u.dtype),
         ddelta.to(delta.dtype),
-        _unpack(_sum_in_order(dA), dim).to(A.dtype),
-        _sum_in_order(dB).to(B.dtype),
-        _sum_in_order(dC).to(C.dtype),
-        _sum_in_order(dD).flatten()[:dim].contiguous(),
-        _sum_in_order(dbias).flatten()[:dim].contiguous(),
-        _unpack(dh, dim),
+        totals[0].to(A.dtype),
+        dB[0].to(B.dtype),
+        dC[0].to(C.dtype),
+        totals[1][:, 0],
+        totals[2][:, 0],
+        d_initial_state,
     )
-
-
-def _sum_in_order(parts: Tensor) -> Tensor:
-    """Sum over the first axis, always in the same order: torch.sum may split it among threads."""
-    total = parts[0].clone()
-    for part in parts[1:]:
-        total += part
-    return total
 
 
 @_backward_op.register_fake

@@ -15,8 +15,8 @@ Numba's vectoriser does not keep the states in registers, so the innermost loops
 by the intrinsics below. LLVM lowers it to whatever the machine has (AVX-512, AVX2, SSE, NEON).
 
 Words: a *block* is LANES channels, a *slab* at most SLAB blocks, and an *item* one (batch, slab) pair, the unit
-that threads share out. "Packed" tensors have channels in the last axis, padded to whole blocks:
-A (blocks, d_state, LANES), D and delta_bias (blocks, LANES), states (batch, chunks + 1, blocks, d_state, LANES).
+that threads share out. *Packed* is (..., blocks, n, LANES): channels in the last axis, padded to whole blocks. In
+the kernel A, D, delta_bias and the states, (batch, chunks + 1, blocks, d_state, LANES), are packed.
 """
 
 from collections.abc import Callable, Iterator
@@ -319,15 +319,15 @@ def _backward_group(states: int) -> Callable[..., None]:
     return emit
 
 
-def _backward_finish(e, steps, u, stride, D, dt, dy, slope, dx, ddt, du, ddelta, out_stride, dD, dbias):  # type: ignore[no-untyped-def]
+def _backward_finish(e, steps, u, stride, D, dt, dy, slope, dx, ddt, du, ddelta, dD, dbias):  # type: ignore[no-untyped-def]
     """Gradients of u, delta, D and delta_bias from those of x and dt."""
     skip = e.load(D, 0)
     sum_D, sum_bias = e.variable(e.load(dD, 0)), e.variable(e.load(dbias, 0))
     with e.steps(steps) as t:
         u_t, dy_t, dx_t = e.load_row(u, t, stride), e.load(dy, t), e.load(dx, t)
-        e.store_row(du, t, out_stride, dx_t * e.load(dt, t) + dy_t * skip)
+        e.store_row(du, t, stride, dx_t * e.load(dt, t) + dy_t * skip)
         ddelta_t = (e.load(ddt, t) * _LN2 + dx_t * u_t) * e.load(slope, t)
-        e.store_row(ddelta, t, out_stride, ddelta_t)
+        e.store_row(ddelta, t, stride, ddelta_t)
         sum_D.set(dy_t * u_t + sum_D.get())
         sum_bias.set(sum_bias.get() + ddelta_t)
     e.store(dD, 0, sum_D.get())
@@ -378,11 +378,53 @@ sum_lanes = _emitted(_sum_lanes)
 
 
 @njit(cache=True)
-def _aligned(size: int) -> np.ndarray:
-    """Zeroed scratch on a 64-byte boundary: an AVX-512 load across two cache lines costs two."""
+def _scratch(size: int) -> np.ndarray:
+    """Zeros on a 64-byte boundary: an AVX-512 load across two cache lines costs two."""
     raw = np.zeros(size + 16, np.float32)
     start = (-_address(raw, 0) // 4) % 16
     return raw[start : start + size]
+
+
+@njit(cache=True)
+def _pack(source: np.ndarray, scale: float) -> np.ndarray:
+    """(dim, n) -> scale * source as flat (blocks, n, LANES); an empty source is all zeros."""
+    dim, n = source.shape
+    packed = _scratch((dim + LANES - 1) // LANES * LANES * n)
+    for d in range(dim):
+        for k in range(n):
+            packed[(d // LANES * n + k) * LANES + d % LANES] = scale * source[d, k]
+    return packed
+
+
+@njit(cache=True)
+def _pack_states(source: np.ndarray, b: int, first: int, last: int, packed: np.ndarray, at: int) -> None:
+    """Channels first .. last of source[b], (batch, dim, n) or of size zero for zeros -> packed[at:]."""
+    n = source.shape[2]
+    packed[at : at + (last - first + LANES - 1) // LANES * LANES * n] = 0.0
+    if source.shape[0] > 0:
+        for d in range(first, last):
+            for k in range(n):
+                packed[at + ((d - first) // LANES * n + k) * LANES + d % LANES] = source[b, d, k]
+
+
+@njit(cache=True)
+def _unpack_states(packed: np.ndarray, at: int, b: int, first: int, last: int, target: np.ndarray) -> None:
+    n = target.shape[2]
+    for d in range(first, last):
+        for k in range(n):
+            target[b, d, k] = packed[at + ((d - first) // LANES * n + k) * LANES + d % LANES]
+
+
+@njit(cache=True)
+def sum_states(parts: np.ndarray, total: np.ndarray) -> None:
+    """(batch, blocks, n, LANES) -> (dim, n), summed over the batch in order."""
+    dim, n = total.shape
+    for d in range(dim):
+        for k in range(n):
+            value = np.float32(0.0)
+            for b in range(parts.shape[0]):
+                value += parts[b, d // LANES, k, d % LANES]
+            total[d, k] = value
 
 
 @njit(cache=True)
@@ -391,74 +433,77 @@ def _group_size(left: int) -> int:
 
 
 @njit(cache=True)
-def _load_tail(source: np.ndarray, first: int, steps: int, stride: int, width: int, target: np.ndarray) -> None:
+def _load_tail(flat: np.ndarray, first: int, steps: int, stride: int, width: int, target: np.ndarray) -> None:
     """Copy rows of fewer than LANES channels into whole vectors."""
-    flat = source.ravel()
     for t in range(steps):
         for lane in range(width):
             target[t * LANES + lane] = flat[first + t * stride + lane]
 
 
 @njit(cache=True)
-def _store_tail(source: np.ndarray, target: np.ndarray, first: int, steps: int, stride: int, width: int) -> None:
-    flat = target.ravel()
+def _store_tail(source: np.ndarray, flat: np.ndarray, first: int, steps: int, stride: int, width: int) -> None:
     for t in range(steps):
         for lane in range(width):
             flat[first + t * stride + lane] = source[t * LANES + lane]
 
 
 @njit(cache=True, nogil=True)
-def forward(u, delta, A, B, C, D, delta_bias, reverse, keep, y, states, first_item, last_item):  # type: ignore[no-untyped-def]
-    """Scan items first_item .. last_item. `states[:, 0]` holds the initial state.
+def forward(  # type: ignore[no-untyped-def]
+    u, delta, A, B, C, D, delta_bias, initial_state, reverse, keep, y, last_state, states, first_item, last_item
+):
+    """Scan items first_item .. last_item.
 
-    With `keep` the state before chunk c is written to states[:, c] and the last one behind them; without, there
-    is one slot, which ends up with the last state.
+    u, delta, y (batch, length, dim); A (dim, d_state); B, C (batch, length, d_state); D, delta_bias (dim, 1);
+    initial_state, last_state (batch, dim, d_state), the former of size zero to start from zeros. With `keep`
+    the state before chunk c goes to states[:, c]; without, `states` has one slot, which is overwritten.
     """
     batch, length, dim = u.shape
-    blocks, d_state, _ = A.shape
-    slots = states.shape[1]
+    d_state = A.shape[1]
+    blocks = (dim + LANES - 1) // LANES
     slabs = (blocks + SLAB - 1) // SLAB
-    dt, x, y_chunk = _aligned(CHUNK * LANES), _aligned(CHUNK * LANES), _aligned(CHUNK * LANES)
-    u_tail, delta_tail = _aligned(CHUNK * LANES), _aligned(CHUNK * LANES)
+    slots = states.shape[1]
+    A_packed, D_packed, bias_packed = _pack(A, _LOG2E), _pack(D, 1.0), _pack(delta_bias, 1.0)
+    dt, x, y_chunk = _scratch(CHUNK * LANES), _scratch(CHUNK * LANES), _scratch(CHUNK * LANES)
+    u_tail, delta_tail = _scratch(CHUNK * LANES), _scratch(CHUNK * LANES)
+    u_flat, delta_flat, y_flat, states_flat = u.ravel(), delta.ravel(), y.ravel(), states.ravel()
     direction = -1 if reverse else 1
 
     for item in range(first_item, last_item):
         b = item // slabs
-        slab = (item % slabs) * SLAB
-        for chunk in range((length + CHUNK - 1) // CHUNK):
-            start = chunk * CHUNK
+        slab = item % slabs * SLAB
+        slab_end = min(slab + SLAB, blocks)
+        channels = slab * LANES, min(slab_end * LANES, dim)
+        slot = (b * slots * blocks + slab) * d_state * LANES  # of this slab, in floats
+        _pack_states(initial_state, b, channels[0], channels[1], states_flat, slot)
+
+        for start in range(0, length, CHUNK):
             steps = min(CHUNK, length - start)
             token = b * length + (length - 1 - start if reverse else start)
-            slot_in = b * slots + (chunk if keep else 0)
-            slot_out = slot_in + (1 if keep else 0)
-            for block in range(slab, min(slab + SLAB, blocks)):
+            next_slot = slot + (blocks * d_state * LANES if keep else 0)
+            for block in range(slab, slab_end):
                 channel = block * LANES
                 width = min(LANES, dim - channel)
                 row = token * dim + channel
-                lane0 = block * LANES
                 if width == LANES:
-                    forward_stage((
-                        steps, _address(u, row), _address(delta, row), direction * dim,
-                        _address(D, lane0), _address(delta_bias, lane0),
-                        _address(dt, 0), _address(x, 0), _address(y_chunk, 0),
-                    ))  # fmt: skip
+                    inputs = (_address(u, row), _address(delta, row), direction * dim)
                 else:
-                    _load_tail(u, row, steps, direction * dim, width, u_tail)
-                    _load_tail(delta, row, steps, direction * dim, width, delta_tail)
-                    forward_stage((
-                        steps, _address(u_tail, 0), _address(delta_tail, 0), LANES,
-                        _address(D, lane0), _address(delta_bias, lane0),
-                        _address(dt, 0), _address(x, 0), _address(y_chunk, 0),
-                    ))  # fmt: skip
+                    _load_tail(u_flat, row, steps, direction * dim, width, u_tail)
+                    _load_tail(delta_flat, row, steps, direction * dim, width, delta_tail)
+                    inputs = (_address(u_tail, 0), _address(delta_tail, 0), LANES)
+                forward_stage((
+                    steps, inputs[0], inputs[1], inputs[2],
+                    _address(D_packed, channel), _address(bias_packed, channel),
+                    _address(dt, 0), _address(x, 0), _address(y_chunk, 0),
+                ))  # fmt: skip
                 n = 0
                 while n < d_state:
                     group = _group_size(d_state - n)
+                    state = ((block - slab) * d_state + n) * LANES
                     arguments = (
                         steps, _address(dt, 0), _address(x, 0), _address(y_chunk, 0),
-                        _address(A, (block * d_state + n) * LANES),
+                        _address(A_packed, channel * d_state + n * LANES),
                         _address(B, token * d_state + n), _address(C, token * d_state + n), direction * d_state,
-                        _address(states, ((slot_in * blocks + block) * d_state + n) * LANES),
-                        _address(states, ((slot_out * blocks + block) * d_state + n) * LANES),
+                        _address(states, slot + state), _address(states, next_slot + state),
                     )  # fmt: skip
                     if group == 8:
                         forward_group_8(arguments)
@@ -470,43 +515,51 @@ def forward(u, delta, A, B, C, D, delta_bias, reverse, keep, y, states, first_it
                 if width == LANES:
                     copy_rows((steps, _address(y_chunk, 0), LANES, _address(y, row), direction * dim))
                 else:
-                    _store_tail(y_chunk, y, row, steps, direction * dim, width)
+                    _store_tail(y_chunk, y_flat, row, steps, direction * dim, width)
+            slot = next_slot
+        _unpack_states(states_flat, slot, b, channels[0], channels[1], last_state)
 
 
 @njit(cache=True, nogil=True)
 def backward(  # type: ignore[no-untyped-def]
-    grad_y, u, delta, A, B, C, D, delta_bias, reverse, states,
-    du, ddelta, dA, dB, dC, dD, dbias, dh, first_item, last_item,
+    grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, reverse, states,
+    du, ddelta, dA, dB, dC, dD, dbias, d_initial_state, first_item, last_item,
 ):  # fmt: skip
-    """Backward of items first_item .. last_item.
+    """Backward of items first_item .. last_item, after `forward` with `keep`; shapes as there.
 
-    dA, dh are (batch, blocks, d_state, LANES), dD and dbias (batch, blocks, LANES); dh holds the gradient of the
-    last state on entry and that of the initial state on exit. dB, dC are (slabs, batch, length, d_state).
+    grad_last_state may have size zero. dA (batch, blocks, d_state, LANES) and dD, dbias (batch, blocks, 1, LANES)
+    must be zero on entry and are to be summed over the batch; dB, dC (slabs, batch, length, d_state) over slabs.
     """
     batch, length, dim = u.shape
-    blocks, d_state, _ = A.shape
-    slots = states.shape[1]
+    d_state = A.shape[1]
+    blocks = (dim + LANES - 1) // LANES
     slabs = (blocks + SLAB - 1) // SLAB
+    slots = states.shape[1]
+    A_packed, D_packed, bias_packed = _pack(A, _LOG2E), _pack(D, 1.0), _pack(delta_bias, 1.0)
     rows = CHUNK * LANES  # floats of one block in the scratch of a slab
-    dt, x, dy = _aligned(SLAB * rows), _aligned(SLAB * rows), _aligned(SLAB * rows)
-    slope, dx, ddt = _aligned(SLAB * rows), _aligned(SLAB * rows), _aligned(SLAB * rows)
-    u_tail, delta_tail, dy_tail = _aligned(rows), _aligned(rows), _aligned(rows)
-    du_tail, ddelta_tail = _aligned(rows), _aligned(rows)
-    decay, before = _aligned(8 * rows), _aligned(8 * rows)
-    dB_lanes, dC_lanes = _aligned(8 * rows), _aligned(8 * rows)
-    dB_sums, dC_sums = _aligned(8 * CHUNK), _aligned(8 * CHUNK)
+    dt, x, dy = _scratch(SLAB * rows), _scratch(SLAB * rows), _scratch(SLAB * rows)
+    slope, dx, ddt = _scratch(SLAB * rows), _scratch(SLAB * rows), _scratch(SLAB * rows)
+    u_tail, delta_tail, dy_tail = _scratch(rows), _scratch(rows), _scratch(rows)
+    du_tail, ddelta_tail = _scratch(rows), _scratch(rows)
+    decay, before = _scratch(8 * rows), _scratch(8 * rows)
+    dB_lanes, dC_lanes = _scratch(8 * rows), _scratch(8 * rows)
+    dB_sums, dC_sums = _scratch(8 * CHUNK), _scratch(8 * CHUNK)
+    dh = _scratch(SLAB * d_state * LANES)
+    u_flat, delta_flat, grad_flat = u.ravel(), delta.ravel(), grad_y.ravel()
+    du_flat, ddelta_flat, dB_flat, dC_flat = du.ravel(), ddelta.ravel(), dB.ravel(), dC.ravel()
     direction = -1 if reverse else 1
-    chunks = (length + CHUNK - 1) // CHUNK
 
     for item in range(first_item, last_item):
         b = item // slabs
-        slab = (item % slabs) * SLAB
+        slab = item % slabs * SLAB
         slab_end = min(slab + SLAB, blocks)
-        for chunk in range(chunks - 1, -1, -1):
+        channels = slab * LANES, min(slab_end * LANES, dim)
+        _pack_states(grad_last_state, b, channels[0], channels[1], dh, 0)
+
+        for chunk in range((length - 1) // CHUNK, -1, -1):
             start = chunk * CHUNK
             steps = min(CHUNK, length - start)
             token = b * length + (length - 1 - start if reverse else start)
-            slot = b * slots + chunk
 
             for block in range(slab, slab_end):
                 channel = block * LANES
@@ -516,12 +569,12 @@ def backward(  # type: ignore[no-untyped-def]
                 if width == LANES:
                     inputs = (_address(u, row), _address(delta, row), _address(grad_y, row), direction * dim)
                 else:
-                    _load_tail(u, row, steps, direction * dim, width, u_tail)
-                    _load_tail(delta, row, steps, direction * dim, width, delta_tail)
-                    _load_tail(grad_y, row, steps, direction * dim, width, dy_tail)
+                    _load_tail(u_flat, row, steps, direction * dim, width, u_tail)
+                    _load_tail(delta_flat, row, steps, direction * dim, width, delta_tail)
+                    _load_tail(grad_flat, row, steps, direction * dim, width, dy_tail)
                     inputs = (_address(u_tail, 0), _address(delta_tail, 0), _address(dy_tail, 0), LANES)
                 backward_stage((
-                    steps, inputs[0], inputs[1], inputs[2], inputs[3], _address(delta_bias, block * LANES),
+                    steps, inputs[0], inputs[1], inputs[2], inputs[3], _address(bias_packed, channel),
                     _address(dt, at), _address(x, at), _address(dy, at), _address(slope, at),
                     _address(dx, at), _address(ddt, at),
                 ))  # fmt: skip
@@ -531,14 +584,15 @@ def backward(  # type: ignore[no-untyped-def]
                 group = _group_size(d_state - n)
                 for block in range(slab, slab_end):
                     at = (block - slab) * rows
-                    own = ((b * blocks + block) * d_state + n) * LANES
+                    own = (block * d_state + n) * LANES
                     arguments = (
                         steps, _address(dt, at), _address(x, at), _address(dy, at), _address(dx, at),
-                        _address(ddt, at), _address(A, (block * d_state + n) * LANES),
+                        _address(ddt, at), _address(A_packed, own),
                         _address(B, token * d_state + n), _address(C, token * d_state + n), direction * d_state,
-                        _address(states, ((slot * blocks + block) * d_state + n) * LANES),
-                        _address(dh, own), _address(dA, own), _address(dB_lanes, 0), _address(dC_lanes, 0),
-                        _address(decay, 0), _address(before, 0),
+                        _address(states, (b * slots + chunk) * blocks * d_state * LANES + own),
+                        _address(dh, own - slab * d_state * LANES),
+                        _address(dA, b * blocks * d_state * LANES + own),
+                        _address(dB_lanes, 0), _address(dC_lanes, 0), _address(decay, 0), _address(before, 0),
                     )  # fmt: skip
                     if group == 8:
                         backward_group_8(arguments)
@@ -546,14 +600,14 @@ def backward(  # type: ignore[no-untyped-def]
                         backward_group_4(arguments)
                     else:
                         backward_group_1(arguments)
-                sums = (steps * group + LANES - 1) // LANES
-                sum_lanes((sums, _address(dB_lanes, 0), _address(dB_sums, 0)))
-                sum_lanes((sums, _address(dC_lanes, 0), _address(dC_sums, 0)))
+                vectors = (steps * group + LANES - 1) // LANES
+                sum_lanes((vectors, _address(dB_lanes, 0), _address(dB_sums, 0)))
+                sum_lanes((vectors, _address(dC_lanes, 0), _address(dC_sums, 0)))
                 for t in range(steps):
-                    i = token - b * length + direction * t
+                    at = (item % slabs * batch * length + token + direction * t) * d_state + n
                     for k in range(group):
-                        dB[item % slabs, b, i, n + k] = dB_sums[t * group + k]
-                        dC[item % slabs, b, i, n + k] = dC_sums[t * group + k]
+                        dB_flat[at + k] = dB_sums[t * group + k]
+                        dC_flat[at + k] = dC_sums[t * group + k]
                 n += group
 
             for block in range(slab, slab_end):
@@ -561,19 +615,21 @@ def backward(  # type: ignore[no-untyped-def]
                 width = min(LANES, dim - channel)
                 row = token * dim + channel
                 at = (block - slab) * rows
-                own = (b * blocks + block) * LANES
                 if width == LANES:
-                    u_at, u_stride = _address(u, row), direction * dim
-                    du_at, ddelta_at = _address(du, row), _address(ddelta, row)
+                    u_at, du_at, ddelta_at, stride = (
+                        _address(u, row), _address(du, row), _address(ddelta, row), direction * dim,
+                    )  # fmt: skip
                 else:
-                    _load_tail(u, row, steps, direction * dim, width, u_tail)
-                    u_at, u_stride = _address(u_tail, 0), LANES
-                    du_at, ddelta_at = _address(du_tail, 0), _address(ddelta_tail, 0)
+                    _load_tail(u_flat, row, steps, direction * dim, width, u_tail)
+                    u_at, du_at, ddelta_at, stride = (
+                        _address(u_tail, 0), _address(du_tail, 0), _address(ddelta_tail, 0), LANES,
+                    )  # fmt: skip
                 backward_finish((
-                    steps, u_at, u_stride, _address(D, block * LANES), _address(dt, at), _address(dy, at),
-                    _address(slope, at), _address(dx, at), _address(ddt, at), du_at, ddelta_at, u_stride,
-                    _address(dD, own), _address(dbias, own),
+                    steps, u_at, stride, _address(D_packed, channel), _address(dt, at), _address(dy, at),
+                    _address(slope, at), _address(dx, at), _address(ddt, at), du_at, ddelta_at,
+                    _address(dD, (b * blocks + block) * LANES), _address(dbias, (b * blocks + block) * LANES),
                 ))  # fmt: skip
                 if width < LANES:
-                    _store_tail(du_tail, du, row, steps, direction * dim, width)
-                    _store_tail(ddelta_tail, ddelta, row, steps, direction * dim, width)
+                    _store_tail(du_tail, du_flat, row, steps, direction * dim, width)
+                    _store_tail(ddelta_tail, ddelta_flat, row, steps, direction * dim, width)
+        _unpack_states(dh, 0, b, channels[0], channels[1], d_initial_state)

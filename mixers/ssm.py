@@ -81,10 +81,10 @@ class SelectiveScan(nn.Module):
         return selective_scan_step(u, delta, -self.A_log.exp(), B, C, self.D, self.dt_proj.bias, state)
 
     def macs(self, length: int) -> int:
-        """Projections, then 3 MACs per (token, channel, state): decay, input, readout; then D u."""
+        """Projections, then 3 MACs per (token, channel, state): decay, input, readout."""
         dim = self.dt_proj.out_features
         projections = dim * (self.dt_rank + 2 * self.d_state) + self.dt_rank * dim
-        return length * (projections + 3 * dim * self.d_state + dim)
+        return length * (projections + 3 * dim * self.d_state)
 
 
 class SelectiveSSM(TokenMixer):

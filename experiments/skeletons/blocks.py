@@ -1,21 +1,21 @@
 """The block: everything around the token mixer that all arms share.
 
-Two meta-architectures. The Gated CNN block of MambaOut (Yu & Wang, arXiv 2405.07992, eq. 8-11), which
-is the Mamba block without its SSM, and the MetaFormer block (Yu et al., arXiv 2111.11418, eq. 1-3).
-Both have one slot, `mixer`, filled by whatever the factory returns.
+Two meta-architectures, each with one slot, `mixer`, filled by whatever the factory returns: the Gated
+CNN block of MambaOut (Yu & Wang, arXiv 2405.07992, eq. 8-11), which is the Mamba block without its SSM,
+and the MetaFormer block (Yu et al., arXiv 2111.11418, eq. 1-3).
 
-Symbols: B batch, `*grid` the token axes, C = dim channels, h hidden channels, m channels of the mixer.
+Symbols: C = dim channels, h hidden channels, m channels of the mixer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from timm.layers import DropPath, LayerScale
+from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
 
 from mixers.registry import InputError
@@ -25,54 +25,168 @@ Activation = Literal["gelu", "silu"]
 ExpansionRatio = Annotated[float, Field(gt=0, le=64)]
 ConvRatio = Annotated[float, Field(gt=0, le=64)] | Literal["all"]
 LayerScaleInit = Annotated[float, Field(gt=0, le=1)]
-DropRate = Annotated[float, Field(ge=0, lt=1)]
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU}
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU}
+NORM_EPS = 1e-6
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # the released MambaOut models
+    "gated": {"expansion_ratio": 8 / 3, "conv_ratio": 1.0, "act": "gelu", "bias": True},
+    # the block of the Mamba paper (arXiv 2312.00752, section 3.4)
+    "mamba": {"expansion_ratio": 2.0, "conv_ratio": "all", "act": "silu", "bias": False},
+    # ViT and PoolFormer; its mixer always gets all C channels
+    "metaformer": {"expansion_ratio": 4.0, "conv_ratio": None, "act": "gelu", "bias": True},
+}
 
 MixerOfWidth = Callable[[int], nn.Module]
-"""Makes the mixer of one block for a number of channels."""
+"""Makes the mixer of one block, given its channels."""
+
+
+class Block(nn.Module):
+    """(B, *grid, C) -> (B, *grid, C), with a token mixer in `mixer` that it never looks into."""
+
+    mixer: nn.Module
+
+
+class GatedBlock(Block):
+    """x + fc2(act(g) * cat(i, mixer(v))), where g, i, v = split(fc1(norm(x))).
+
+    g has h channels, v has m, i the other h - m. MambaOut's Gated CNN block has a 7 x 7 depthwise
+    convolution for a mixer and m = C.
+
+    Args:
+        dim: C.
+        make_mixer: fills the slot.
+        expansion_ratio: h = int(expansion_ratio * C).
+        conv_ratio: m = int(conv_ratio * C), or "all" for m = h.
+        act: of the gate.
+        bias: in fc1 and fc2.
+        layer_scale: initial LayerScale (arXiv 2103.17239); None for none.
+        drop_path: rate of stochastic depth.
+
+    Raises:
+        InputError: h < m, or no channels for the mixer.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        make_mixer: MixerOfWidth,
+        *,
+        expansion_ratio: float = 8 / 3,
+        conv_ratio: float | Literal["all"] = 1.0,
+        act: Activation = "gelu",
+        bias: bool = True,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        hidden = int(expansion_ratio * dim)
+        mixed = hidden if conv_ratio == "all" else int(conv_ratio * dim)
+        if not 1 <= mixed <= hidden:
+            raise InputError(
+                f"expansion_ratio {expansion_ratio:g} makes {hidden} hidden channels of {dim}, "
+                f"conv_ratio {conv_ratio} hands {mixed} of them to the mixer: it needs at least 1 and at most all"
+            )
+        self.split = (hidden, hidden - mixed, mixed)
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.fc1 = nn.Linear(dim, 2 * hidden, bias=bias)
+        self.act = ACTIVATIONS[act]()
+        self.mixer = make_mixer(mixed)
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
+        self.residual = residual_branch(dim, layer_scale, drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        g, i, v = self.fc1(self.norm(x)).split(self.split, dim=-1)
+        y = self.fc2(self.act(g) * torch.cat((i, self.mixer(v)), dim=-1))
+        return x + self.residual(y)
+
+
+class MetaFormerBlock(Block):
+    """x + mixer(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+        dim: C, all of which the mixer gets.
+        make_mixer: fills the slot.
+        expansion_ratio: h = int(expansion_ratio * C), of the MLP.
+        act: of the MLP.
+        bias: in the MLP.
+        layer_scale: initial LayerScale of both branches; None for none.
+        drop_path: rate of stochastic depth, drawn for each branch.
+
+    Raises:
+        InputError: no hidden channels.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        make_mixer: MixerOfWidth,
+        *,
+        expansion_ratio: float = 4.0,
+        act: Activation = "gelu",
+        bias: bool = True,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        hidden = int(expansion_ratio * dim)
+        if hidden < 1:
+            raise InputError(f"expansion_ratio {expansion_ratio:g} leaves no hidden channels of {dim}")
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mixer = make_mixer(dim)
+        self.residual1 = residual_branch(dim, layer_scale, drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim, hidden, act_layer=ACTIVATIONS[act], bias=bias)
+        self.residual2 = residual_branch(dim, layer_scale, drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.residual1(self.mixer(self.norm1(x)))
+        return x + self.residual2(self.mlp(self.norm2(x)))
+
+
+def residual_branch(dim: int, layer_scale: float | None, drop_path: float) -> nn.Sequential:
+    """What happens to a branch before it is added: LayerScale, then stochastic depth; often nothing."""
+    branch = nn.Sequential()
+    if layer_scale is not None:
+        branch.add_module("layer_scale", LayerScale(dim, init_values=layer_scale))
+    if drop_path > 0:
+        branch.add_module("drop_path", DropPath(drop_path))
+    return branch
 
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """All that determines a block except its width and its mixer.
+    """All that determines the blocks of a skeleton except their width, mixer and drop path.
 
-    Attributes:
-        block: which preset; "metaformer" is the MetaFormer block, the others are the gated block.
-        expansion_ratio: hidden channels per channel.
-        conv_ratio: channels handed to the mixer per channel, or "all" hidden ones (gated blocks only).
-        act: of the gate, or of the MLP.
-        bias: of the linear layers.
-        layer_scale: initial value of LayerScale; None for no LayerScale.
+    A value of None is taken from the preset, except for `layer_scale`, where it means none.
     """
 
     block: BlockName
-    expansion_ratio: float
-    conv_ratio: float | Literal["all"] | None
-    act: Activation
-    bias: bool
-    layer_scale: float | None
+    expansion_ratio: float | None = None
+    conv_ratio: float | Literal["all"] | None = None
+    act: Activation | None = None
+    bias: bool | None = None
+    layer_scale: float | None = None
 
-    def build(self, dim: int, mixer: MixerOfWidth, drop_path: float) -> Block:
-        """The block for `dim` channels.
+    def build(self, dim: int, make_mixer: MixerOfWidth, drop_path: float) -> Block:
+        """One block of `dim` channels.
 
         Raises:
-            InputError: the widths do not work out.
+            InputError: the options do not fit the block or each other.
         """
-        rest = (self.expansion_ratio, self.act, self.bias, self.layer_scale, drop_path)
-        if self.block == "metaformer":
-            if self.conv_ratio is not None:
-                raise InputError("conv_ratio has no meaning in block metaformer: its mixer gets all channels")
-            return MetaFormerBlock(dim, mixer, *rest)
-        assert self.conv_ratio is not None
-        return GatedBlock(dim, mixer, self.conv_ratio, *rest)
+        given = {name: getattr(self, name) for name in PRESETS[self.block]}
+        options = {**PRESETS[self.block], **{name: value for name, value in given.items() if value is not None}}
+        options |= {"layer_scale": self.layer_scale, "drop_path": drop_path}
+        if self.block != "metaformer":
+            return GatedBlock(dim, make_mixer, **options)
+        if options.pop("conv_ratio") is not None:
+            raise InputError("conv_ratio has no meaning in block metaformer: its mixer gets all channels")
+        return MetaFormerBlock(dim, make_mixer, **options)
 
 
-PRESETS: dict[BlockName, dict[str, Any]] = {
-    # MambaOut's released models
-    "gated": {"expansion_ratio": 8 / 3, "conv_ratio": 1.0, "act": "gelu", "bias": True},
-    # the block of the Mamba paper (arXiv 2312.00752, section 3.4)
-    "mamba": {"expansion_ratio": 2.0, "conv_ratio": "all", "act": "silu", "bias": False},
-    # ViT, PoolFormer
-    "metaformer": {"expansion_ratio": 4.0, "conv_ratio": None, "act": "gelu", "bias": True},
-}
+def mixer_slots(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The name and the content of every block's slot."""
+    for name, module in model.named_modules():
+        if isinstance(module, Block):
+            yield f"{name}.mixer", module.mixer

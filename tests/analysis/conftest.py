@@ -36,9 +36,11 @@ class Records:
 
 @pytest.fixture
 def write_records(tmp_path: Path) -> Callable[..., Records]:
-    """Write a study whose arms have the given test accuracies, one per seed; the first arm is everyone's baseline."""
+    """Write a study whose arms have the given test accuracies by seed; the first arm is everyone's baseline."""
 
-    def write(accuracies: dict[str, list[float]], *, epochs: int = 20, rising: tuple[str, ...] = (), **plan: Any) -> Records:
+    def write(
+        accuracies: dict[str, list[float]], *, epochs: int = 20, rising: tuple[str, ...] = (), **plan: Any
+    ) -> Records:
         records = Records(tmp_path / "runs" / "studies" / "demo", tmp_path / "runs" / "trials")
         arms = []
         for index, (arm, values) in enumerate(accuracies.items()):
@@ -47,19 +49,50 @@ def write_records(tmp_path: Path) -> Callable[..., Records]:
                 trial_id = hashlib.sha256(f"{arm}/{seed}".encode()).hexdigest()[:16]
                 records.ids[arm, seed] = trial_id
                 trials.append({"seed": seed, "trial_id": trial_id})
-                _write_trial(records.trials / trial_id, trial_id, arm, index, seed, accuracy, epochs, arm in rising)
+                _write_trial(
+                    records.trials / trial_id, trial_id, arm, index, seed, accuracy, epochs, arm in rising
+                )
             switches = {} if index == 0 else {"mixer": arm}
-            matching = {"target": 120_000, "achieved": 120_096, "mismatch": 0.0008, "what": "params"} if index else None
-            arms.append({"name": arm, "mixer": f"{arm}(width=1)", "switches": switches, "matching": matching, "trials": trials})
+            matching = (
+                {"target": 120_000, "achieved": 120_096, "mismatch": 0.0008, "what": "params"}
+                if index
+                else None
+            )
+            arms.append(
+                {
+                    "name": arm,
+                    "mixer": f"{arm}(width=1)",
+                    "switches": switches,
+                    "matching": matching,
+                    "trials": trials,
+                }
+            )
         baseline, *others = accuracies
         content = {
             "schema_version": 1,
-            "study": {"name": "demo_study", "question": "Does 100% of it need the SSM?", "varied": "the mixer",
-                      "fixed": "the rest", "cost": "seconds", "answer": ""},
-            "metric": {"name": "accuracy", "unit": "%", "difference_unit": "points", "higher_is_better": True},
-            "margin": 1.0, "alpha": 0.05, "match": "params", "budget": "20 epochs of 1,077 images, batch 64",
-            "task": "digits", "skeleton": "mambaout-nano", "command": "run_ablation.py --study demo_study",
-            "comparisons": [{"arm": arm, "baseline": baseline} for arm in others], "arms": arms,
+            "study": {
+                "name": "demo_study",
+                "question": "Does 100% of it need the SSM?",
+                "varied": "the mixer",
+                "fixed": "the rest",
+                "cost": "seconds",
+                "answer": "",
+            },
+            "metric": {
+                "name": "accuracy",
+                "unit": "%",
+                "difference_unit": "points",
+                "higher_is_better": True,
+            },
+            "margin": 1.0,
+            "alpha": 0.05,
+            "match": "params",
+            "budget": "20 epochs of 1,077 images, batch 64",
+            "task": "digits",
+            "skeleton": "mambaout-nano",
+            "command": "run_ablation.py --study demo_study",
+            "comparisons": [{"arm": arm, "baseline": baseline} for arm in others],
+            "arms": arms,
         }
         records.study.mkdir(parents=True, exist_ok=True)
         (records.study / "plan.json").write_text(json.dumps(content | plan))
@@ -81,25 +114,64 @@ def _write_trial(
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(
         folder / "predictions.npz",
-        example=np.random.default_rng([seed, 99]).permutation(1797)[:examples], target=target, prediction=prediction,
+        example=np.random.default_rng([seed, 99]).permutation(1797)[:examples],
+        target=target,
+        prediction=prediction,
     )
-    (folder / "result.json").write_text(json.dumps({
-        "schema_version": 1, "trial_id": trial_id, "status": "ok", "error": None,
-        "trial": {"mixer": {"name": arm, "options": {}}, "skeleton": {}, "task": {}, "train": {}, "seed": seed},
-        "metrics": {"test": {"accuracy": accuracy, "loss": 0.1}, "validation": {"accuracy": accuracy + 0.3, "loss": 0.1},
-                    "train": {"accuracy": 99.0, "loss": 0.02}},
-        "selected_epoch": epochs,
-        "costs": {"params": 120_000 + 96 * index, "params_mixer": 20_000, "params_rest": 100_000 + 96 * index,
-                  "macs": 2_500_000 * (index + 1), "macs_mixer": 400_000, "macs_convention": "forward, one example, scan included",
-                  "state_bytes": 4096 if index else None, "state_note": "float32"},
-        "data": {"fingerprint": f"data{seed}", "train": 1077, "validation": 360, "test": examples},
-        "provenance": {"backend": {"scan": "cpu"} if index else {}, "device": "cpu", "hardware": "a laptop", "threads": 2,
-                       "versions": {"torch": "2.13.0", "numpy": "2.4.0"}, "code": "abc1234"},
-    }))
-    (folder / "timing.json").write_text(json.dumps({
-        "started": "2026-11-23T10:00:00", "finished": "2026-11-23T10:01:00", "train_seconds": 60.0 + seed,
-        "images_per_second": 900.0 / (index + 1) + seed, "peak_memory_bytes": 300_000_000 + seed, "host": "laptop",
-    }))
+    (folder / "result.json").write_text(
+        json.dumps(
+            {
+                "schema_version": 1,
+                "trial_id": trial_id,
+                "status": "ok",
+                "error": None,
+                "trial": {
+                    "mixer": {"name": arm, "options": {}},
+                    "skeleton": {},
+                    "task": {},
+                    "train": {},
+                    "seed": seed,
+                },
+                "metrics": {
+                    "test": {"accuracy": accuracy, "loss": 0.1},
+                    "validation": {"accuracy": accuracy + 0.3, "loss": 0.1},
+                    "train": {"accuracy": 99.0, "loss": 0.02},
+                },
+                "selected_epoch": epochs,
+                "costs": {
+                    "params": 120_000 + 96 * index,
+                    "params_mixer": 20_000,
+                    "params_rest": 100_000 + 96 * index,
+                    "macs": 2_500_000 * (index + 1),
+                    "macs_mixer": 400_000,
+                    "macs_convention": "forward, one example, scan included",
+                    "state_bytes": 4096 if index else None,
+                    "state_note": "float32",
+                },
+                "data": {"fingerprint": f"data{seed}", "train": 1077, "validation": 360, "test": examples},
+                "provenance": {
+                    "backend": {"scan": "cpu"} if index else {},
+                    "device": "cpu",
+                    "hardware": "a laptop",
+                    "threads": 2,
+                    "versions": {"torch": "2.13.0", "numpy": "2.4.0"},
+                    "code": "abc1234",
+                },
+            }
+        )
+    )
+    (folder / "timing.json").write_text(
+        json.dumps(
+            {
+                "started": "2026-11-23T10:00:00",
+                "finished": "2026-11-23T10:01:00",
+                "train_seconds": 60.0 + seed,
+                "images_per_second": 900.0 / (index + 1) + seed,
+                "peak_memory_bytes": 300_000_000 + seed,
+                "host": "laptop",
+            }
+        )
+    )
     epoch = np.arange(1, epochs + 1)
     shape = epoch / epochs if rising else np.minimum(1, 1 - np.exp(-epoch / epochs * 8))
     validation = 20 + (accuracy - 20) * shape + rng.normal(0, 0.15, epochs)

@@ -1,0 +1,51 @@
+"""What is held fixed: blocks, backbones and heads around a slot for the token mixer. Free of torch until used.
+
+An entry is called with a `MixerFactory`, a `TaskSpec` and its options, and returns a `base.Skeleton`.
+Adding one: a subclass with its size as class attributes, and a line below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mixers.registry import Component, Registry
+
+if TYPE_CHECKING:
+    import torch
+
+    from experiments.skeletons.base import Skeleton
+
+SKELETONS = Registry(
+    "skeleton",
+    {
+        "mambaout-nano": "experiments.skeletons.hierarchical:MambaOutNano",
+        "mambaout-pico": "experiments.skeletons.hierarchical:MambaOutPico",
+        "mambaout-femto": "experiments.skeletons.hierarchical:MambaOutFemto",
+        "mambaout-kobe": "experiments.skeletons.hierarchical:MambaOutKobe",
+        "mambaout-tiny": "experiments.skeletons.hierarchical:MambaOutTiny",
+        "mambaout-small": "experiments.skeletons.hierarchical:MambaOutSmall",
+        "mambaout-base": "experiments.skeletons.hierarchical:MambaOutBase",
+        "isotropic-nano": "experiments.skeletons.isotropic:IsotropicNano",
+        "isotropic-tiny": "experiments.skeletons.isotropic:IsotropicTiny",
+        "isotropic-small": "experiments.skeletons.isotropic:IsotropicSmall",
+    },
+)
+
+
+def option_defaults(skeleton: Component) -> Mapping[str, Any]:
+    """What `SKELETONS.resolve` needs to know beyond the signature: the block's preset and the size's values.
+
+    Nothing is built. A block that does not exist is left for `resolve` to refuse.
+
+    Raises:
+        InputError: unknown skeleton.
+    """
+    entry = SKELETONS.load(skeleton.name)
+    block = skeleton.options.get("block", "gated")
+    return entry.option_defaults(block)
+
+
+def init_weights(model: Skeleton, generator_for: Callable[[str], torch.Generator]) -> None:
+    """Initialise what is the skeleton's own, and no mixer; see `Skeleton.init_weights`."""
+    model.init_weights(generator_for)

@@ -1,0 +1,126 @@
+"""What every skeleton has: options that resolve without building, a head, and its own initialisation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from timm.layers import LayerScale
+from torch import Tensor, nn
+
+from experiments.interface import TaskSpec
+from experiments.skeletons.blocks import NORM_EPS, PRESETS, mixer_slots
+from mixers.registry import InputError
+
+Readout = Literal["mean", "last", "middle"]
+HeadName = Literal["mlp", "linear"]
+DropRate = Annotated[float, Field(ge=0, lt=1)]
+
+INIT_STD = 0.02
+
+
+class Skeleton(nn.Module, ABC):
+    """A backbone and a head around token mixers that it receives from a factory and never looks into.
+
+    An entry of the registry is a subclass whose class attributes are its size. Options that a user left
+    out come from the block's preset and from the class; `option_defaults` says them without building.
+    """
+
+    drop_path_rate: ClassVar[float]
+    head_name: ClassVar[HeadName]
+
+    head: Head
+
+    @classmethod
+    def option_defaults(cls, block: str = "gated") -> dict[str, Any]:
+        """The values that options have when left out, where they depend on the block or the size."""
+        return {**PRESETS.get(block, {}), "drop_path": cls.drop_path_rate, "head": cls.head_name}
+
+    @abstractmethod
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, *grid, C)."""
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """(B, *grid, C) -> (B, classes)."""
+        return self.head(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> logits (B, classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay must leave alone, by their full names: what the mixers name."""
+        return {f"{slot}.{name}" for slot, mixer in mixer_slots(self) for name in mixer.no_weight_decay()}
+
+    def init_weights(self, generator_for: Callable[[str], torch.Generator]) -> None:
+        """Draw the skeleton's own parameters: weights from a normal of std 0.02, biases 0 (MambaOut).
+
+        Norms and LayerScale keep the constants they were built with, and a mixer's parameters are its own. Every
+        tensor has its own generator, so that it does not depend on what else is in the model. Nothing
+        happens on the meta device.
+
+        Args:
+            generator_for: the generator for a parameter's name.
+        """
+        slots = tuple(f"{slot}." for slot, _ in mixer_slots(self))
+        for name, parameter in self.named_parameters():
+            if name.startswith(slots) or parameter.is_meta or _is_constant(self, name):
+                continue
+            if name.endswith(".bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.trunc_normal_(parameter, std=INIT_STD, generator=generator_for(name))
+
+
+def _is_constant(model: nn.Module, parameter: str) -> bool:
+    return isinstance(model.get_submodule(parameter.rpartition(".")[0]), nn.LayerNorm | LayerScale)
+
+
+def require_image_classification(task: TaskSpec) -> None:
+    """The skeletons in this package that read images take such tasks only.
+
+    Raises:
+        InputError: any other input or output.
+    """
+    if task.input != "image":
+        raise InputError(f"this skeleton reads images, but the task's input is {task.input!r}")
+    if task.output != "one":
+        raise InputError(f"this skeleton gives one answer per image, but the task asks for {task.output!r}")
+
+
+class Head(nn.Module):
+    """Readout, norm and classifier: (B, *grid, C) -> (B, classes).
+
+    With an MLP it is MambaOut's head, norm -> Linear(C, 4 C) -> GELU -> norm -> Linear.
+
+    Args:
+        dim: C.
+        classes: width of the output.
+        readout: the mean of all tokens, or the last or the middle one in raster order.
+        head: "mlp" or "linear".
+    """
+
+    def __init__(self, dim: int, classes: int, readout: Readout, head: HeadName) -> None:
+        super().__init__()
+        self.readout = readout
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.pre_logits = nn.Sequential()
+        if head == "mlp":
+            self.pre_logits.add_module("fc", nn.Linear(dim, 4 * dim))
+            self.pre_logits.add_module("act", nn.GELU())
+            self.pre_logits.add_module("norm", nn.LayerNorm(4 * dim, eps=NORM_EPS))
+        self.fc = nn.Linear(4 * dim if head == "mlp" else dim, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        token = read_out(x.flatten(1, -2), self.readout)  # (B, C)
+        return self.fc(self.pre_logits(self.norm(token)))
+
+
+def read_out(tokens: Tensor, readout: Readout) -> Tensor:
+    """(B, L, C) -> (B, C)."""
+    if readout == "mean":
+        return tokens.mean(1)
+    return tokens[:, -1 if readout == "last" else tokens.shape[1] // 2]

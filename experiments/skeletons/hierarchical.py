@@ -1,0 +1,186 @@
+"""MambaOut's backbone: stages of blocks, each at half the resolution of the one before.
+
+Yu & Wang, arXiv 2405.07992, figure 4(a). All tensors are (B, H, W, C). Depths, dims and drop path of
+femto, kobe, tiny, small and base are those of the released models; nano and pico are ours, for small
+images and small computers.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+from timm.layers import calculate_drop_path_rates
+from torch import Tensor, nn
+
+from experiments.interface import MixerFactory, TaskSpec
+from experiments.skeletons.base import (
+    DropRate,
+    Head,
+    HeadName,
+    Readout,
+    Skeleton,
+    require_image_classification,
+)
+from experiments.skeletons.blocks import (
+    NORM_EPS,
+    Activation,
+    BlockName,
+    BlockOptions,
+    ConvRatio,
+    ExpansionRatio,
+    LayerScaleInit,
+)
+
+
+class MambaOut(Skeleton):
+    """Stem, stages with a downsampling convolution in between, head.
+
+    Args:
+        mixer: makes the token mixer of each block.
+        task: an image classification task, of any image size.
+        block: preset of the block.
+        expansion_ratio: hidden channels per channel; None for the preset's.
+        conv_ratio: channels handed to the mixer per channel; None for the preset's.
+        act: activation of the block; stem and head keep GELU. None for the preset's.
+        bias: in the block's linear layers; None for the preset's.
+        layer_scale: initial LayerScale; None for none.
+        drop_path: of the last block, growing linearly from 0 at the first; None for the released value.
+        readout: what the head looks at.
+        head: "mlp" is MambaOut's; None for that.
+
+    Raises:
+        InputError: the task is of another kind, or the options do not fit each other.
+    """
+
+    depths: ClassVar[tuple[int, ...]]
+    dims: ClassVar[tuple[int, ...]]
+    stem_strides: ClassVar[tuple[int, int]] = (2, 2)
+    head_name: ClassVar[HeadName] = "mlp"
+
+    def __init__(
+        self,
+        mixer: MixerFactory,
+        task: TaskSpec,
+        *,
+        block: BlockName = "gated",
+        expansion_ratio: ExpansionRatio | None = None,
+        conv_ratio: ConvRatio | None = None,
+        act: Activation | None = None,
+        bias: bool | None = None,
+        layer_scale: LayerScaleInit | None = None,
+        drop_path: DropRate | None = None,
+        readout: Readout = "mean",
+        head: HeadName | None = None,
+    ) -> None:
+        super().__init__()
+        require_image_classification(task)
+        options = BlockOptions(block, expansion_ratio, conv_ratio, act, bias, layer_scale)
+        rates = calculate_drop_path_rates(self.drop_path_rate if drop_path is None else drop_path, sum(self.depths))
+        self.stem = Stem(task.channels, self.dims[0], self.stem_strides)
+        self.stages = nn.Sequential()
+        for stage, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):
+            first = sum(self.depths[:stage])
+            blocks = [
+                options.build(dim, partial(mixer, grid_rank=2, stage=stage, layer=layer), rates[layer])
+                for layer in range(first, first + depth)
+            ]
+            downsample = Downsample(self.dims[stage - 1], dim) if stage > 0 else nn.Identity()
+            self.stages.append(Stage(downsample, blocks))
+        self.head = Head(self.dims[-1], task.classes, readout, head or self.head_name)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.stages(self.stem(x.permute(0, 2, 3, 1)))  # (B, H, W, channels) -> (B, H', W', C)
+
+
+class Stage(nn.Module):
+    """Downsampling, then blocks of one width: (B, H, W, C) -> (B, H', W', C')."""
+
+    def __init__(self, downsample: nn.Module, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.downsample(x))
+
+
+class ChannelsLastConv(nn.Conv2d):
+    """A 3 x 3 convolution (B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), C'); no data is moved."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, stride=stride, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Stem(nn.Module):
+    """conv -> norm -> GELU -> conv -> norm: (B, H, W, channels) -> (B, H / 4, W / 4, dim) at strides 2, 2."""
+
+    def __init__(self, channels: int, dim: int, strides: tuple[int, int]) -> None:
+        super().__init__()
+        self.conv1 = ChannelsLastConv(channels, dim // 2, strides[0])
+        self.norm1 = nn.LayerNorm(dim // 2, eps=NORM_EPS)
+        self.act = nn.GELU()
+        self.conv2 = ChannelsLastConv(dim // 2, dim, strides[1])
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm1(self.conv1(x)))
+        return self.norm2(self.conv2(x))
+
+
+class Downsample(nn.Module):
+    """conv of stride 2 -> norm: (B, H, W, C) -> (B, H / 2, W / 2, C')."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = ChannelsLastConv(in_channels, out_channels, stride=2)
+        self.norm = nn.LayerNorm(out_channels, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class MambaOutNano(MambaOut):
+    """Two stages behind a stem of stride 2, for images of 16 to 32 pixels: 8 x 8 and 4 x 4 tokens at 16."""
+
+    depths, dims, drop_path_rate = (2, 4), (32, 64), 0.0
+    stem_strides = (1, 2)
+
+
+class MambaOutPico(MambaOut):
+    """All four stages at a width for small computers; images from about 64 pixels."""
+
+    depths, dims, drop_path_rate = (2, 2, 6, 2), (32, 64, 128, 192), 0.0
+
+
+class MambaOutFemto(MambaOut):
+    """MambaOut-Femto."""
+
+    depths, dims, drop_path_rate = (3, 3, 9, 3), (48, 96, 192, 288), 0.025
+
+
+class MambaOutKobe(MambaOut):
+    """MambaOut-Kobe, femto with 24 blocks."""
+
+    depths, dims, drop_path_rate = (3, 3, 15, 3), (48, 96, 192, 288), 0.025
+
+
+class MambaOutTiny(MambaOut):
+    """MambaOut-Tiny."""
+
+    depths, dims, drop_path_rate = (3, 3, 9, 3), (96, 192, 384, 576), 0.2
+
+
+class MambaOutSmall(MambaOut):
+    """MambaOut-Small."""
+
+    depths, dims, drop_path_rate = (3, 4, 27, 3), (96, 192, 384, 576), 0.4
+
+
+class MambaOutBase(MambaOut):
+    """MambaOut-Base."""
+
+    depths, dims, drop_path_rate = (3, 4, 27, 3), (128, 256, 512, 768), 0.6

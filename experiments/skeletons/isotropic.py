@@ -1,0 +1,153 @@
+"""A plain backbone: patches, positions, and blocks of one width at one resolution (ViT, arXiv 2010.11929)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from timm.layers import calculate_drop_path_rates
+from torch import Tensor, nn
+
+from experiments.interface import MixerFactory, TaskSpec
+from experiments.skeletons.base import (
+    DropRate,
+    Head,
+    HeadName,
+    Readout,
+    Skeleton,
+    require_image_classification,
+)
+from experiments.skeletons.blocks import (
+    Activation,
+    BlockName,
+    BlockOptions,
+    ConvRatio,
+    ExpansionRatio,
+    LayerScaleInit,
+)
+
+PatchSize = Annotated[int, Field(ge=1, le=64)]
+
+
+class Isotropic(Skeleton):
+    """Patch embedding, position embedding, blocks, head; no class token.
+
+    As in ViTs that read out the mean of all tokens, the final norm comes after the readout, in the head.
+
+    Args:
+        mixer: makes the token mixer of each block.
+        task: an image classification task, of any image size.
+        patch_size: side of a patch in pixels; None for that of the size. Images are padded with zeros at
+            the right and at the bottom to whole patches.
+        position: "learned" adds an embedding to every patch, resized when another image size comes in.
+        block: preset of the block.
+        expansion_ratio: hidden channels per channel; None for the preset's.
+        conv_ratio: channels handed to the mixer per channel; None for the preset's.
+        act: activation of the block; None for the preset's.
+        bias: in the block's linear layers; None for the preset's.
+        layer_scale: initial LayerScale; None for none.
+        drop_path: of the last block, growing linearly from 0 at the first; None for that of the size.
+        readout: what the head looks at.
+        head: None for "linear".
+
+    Raises:
+        InputError: the task is of another kind, or the options do not fit each other.
+    """
+
+    depth: ClassVar[int]
+    dim: ClassVar[int]
+    patch_side: ClassVar[int]
+    head_name: ClassVar[HeadName] = "linear"
+
+    def __init__(
+        self,
+        mixer: MixerFactory,
+        task: TaskSpec,
+        *,
+        patch_size: PatchSize | None = None,
+        position: Literal["learned", "none"] = "learned",
+        block: BlockName = "gated",
+        expansion_ratio: ExpansionRatio | None = None,
+        conv_ratio: ConvRatio | None = None,
+        act: Activation | None = None,
+        bias: bool | None = None,
+        layer_scale: LayerScaleInit | None = None,
+        drop_path: DropRate | None = None,
+        readout: Readout = "mean",
+        head: HeadName | None = None,
+    ) -> None:
+        super().__init__()
+        require_image_classification(task)
+        options = BlockOptions(block, expansion_ratio, conv_ratio, act, bias, layer_scale)
+        rates = calculate_drop_path_rates(self.drop_path_rate if drop_path is None else drop_path, self.depth)
+        self.patch_embed = PatchEmbed(task.channels, self.dim, patch_size or self.patch_side)
+        self.pos_embed: nn.Parameter | None = None
+        if position == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros(*self.patch_embed.grid(task.grid), self.dim))  # (H, W, C)
+        self.blocks = nn.Sequential(
+            *(
+                options.build(self.dim, partial(mixer, grid_rank=2, stage=0, layer=layer), rates[layer])
+                for layer in range(self.depth)
+            )
+        )
+        self.head = Head(self.dim, task.classes, readout, head or self.head_name)
+
+    @classmethod
+    def option_defaults(cls, block: str = "gated") -> dict[str, Any]:
+        return {**super().option_defaults(block), "patch_size": cls.patch_side}
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x)  # (B, H, W, C)
+        if self.pos_embed is not None:
+            x = x + resize_positions(self.pos_embed, x.shape[1], x.shape[2])
+        return self.blocks(x)
+
+    def no_weight_decay(self) -> set[str]:
+        own = set() if self.pos_embed is None else {"pos_embed"}
+        return super().no_weight_decay() | own
+
+
+class PatchEmbed(nn.Conv2d):
+    """(B, channels, H, W) -> (B, ceil(H / p), ceil(W / p), dim): a linear map of p x p pixels."""
+
+    def __init__(self, channels: int, dim: int, patch_size: int) -> None:
+        super().__init__(channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.patch_size = patch_size
+
+    def grid(self, image: tuple[int, ...]) -> tuple[int, ...]:
+        """The patches along each axis of an image."""
+        return tuple(-(-side // self.patch_size) for side in image)
+
+    def forward(self, x: Tensor) -> Tensor:
+        right, bottom = -x.shape[-1] % self.patch_size, -x.shape[-2] % self.patch_size
+        return super().forward(F.pad(x, (0, right, 0, bottom))).permute(0, 2, 3, 1).contiguous()
+
+
+def resize_positions(positions: Tensor, height: int, width: int) -> Tensor:
+    """(H, W, C) -> (height, width, C), bicubic as in timm; itself where the size is the same."""
+    if positions.shape[:2] == (height, width):
+        return positions
+    channels_first = positions.permute(2, 0, 1)[None]
+    resized = F.interpolate(channels_first, size=(height, width), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0)
+
+
+class IsotropicNano(Isotropic):
+    """Four blocks of 64 channels, for images of 16 to 32 pixels: 8 x 8 tokens at 16."""
+
+    depth, dim, patch_side, drop_path_rate = 4, 64, 2, 0.0
+
+
+class IsotropicTiny(Isotropic):
+    """The depth, width and patches of ViT-Ti and DeiT-Ti (arXiv 2012.12877)."""
+
+    depth, dim, patch_side, drop_path_rate = 12, 192, 16, 0.1
+
+
+class IsotropicSmall(Isotropic):
+    """The depth, width and patches of ViT-S and DeiT-S."""
+
+    depth, dim, patch_side, drop_path_rate = 12, 384, 16, 0.1

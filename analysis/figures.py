@@ -26,9 +26,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from analysis import quantities as q
 from analysis.records import Json, Study
-from analysis.summary import ArmSummary
+from analysis.statistics import Estimate
+from analysis.summary import ArmSummary, selection_rule
 from analysis.tables import write_csv
-from analysis.verdict import Comparison
+from analysis.verdict import NO_VERDICT, UNDECIDED, Comparison
 
 Item = TypeVar("Item")
 
@@ -38,13 +39,18 @@ COLUMN, PAGE = 3.25, 6.75  # inches
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
-GREY, ZONE = "#8A8A8A", "#E9EEF2"
+INK, GREY, ZONE = "#222222", "#8A8A8A", "#E9EEF2"
 
 GAP = 6 * "\N{NO-BREAK SPACE}"  # ordinary spaces collapse in SVG
+PRICES = {
+    "params": "parameters",
+    "macs": "MACs per example, forward",
+    "images_per_second": "images / s, training",
+}
 STEPS = [1, 2, 2.5, 5, 10]  # tick distances people count in
 
 # Beyond these a figure can no longer be read; the caption says how many are drawn, the CSV beside it has all.
-MOST_ROWS, MOST_LINES = 40, 21
+MOST_ROWS, MOST_LINES = 40, 14
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def draw_all(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compar
     with _paper_style():
         drawings = [
             seeds(study, list(arms.values())),
-            differences(study, comparisons),
+            differences(study, list(arms.values()), comparisons),
             curves(study, list(arms.values())),
             costs(study, list(arms.values())),
         ]
@@ -77,39 +83,49 @@ def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         {"arm": trial.arm, "seed": trial.seed, "status": trial.status, name: trial.metric("test", name)}
         for trial in study.trials
     ]
+    looks = _looks(arms)
     arms, left_out = _at_most(MOST_ROWS, [arm for arm in arms if arm.test.n])
     if not arms:
         return None
-    figure = Figure(figsize=(COLUMN, 0.55 + 0.4 * len(arms)), layout="constrained")
+    labels = [_wrap(arm.name, 20) for arm in arms]
+    figure = Figure(figsize=(COLUMN, 0.55 + _row_height(labels, 0.4) * len(arms)), layout="constrained")
     axes = figure.add_subplot()
     values = [arm.arm.values("test", name) for arm in arms]
+    outside = _outliers(arms, study)
+    kept = [{} if arm.name in outside else by_seed for arm, by_seed in zip(arms, values, strict=True)]
     planned = sorted({seed for by_seed in values for seed in by_seed})
     # Each seed has its own height within a row: equal values stay visible side by side.
-    height = dict(zip(planned, np.linspace(-0.12, 0.12, len(planned)), strict=True))
+    height = dict(zip(planned, _stagger(len(planned), 0.12), strict=True))
     for seed in planned:
-        line = [by_seed.get(seed, math.nan) for by_seed in values]
+        line = [by_seed.get(seed, math.nan) for by_seed in kept]
         axes.plot(line, np.arange(len(arms)) + height[seed], color=GREY, alpha=0.45, linewidth=0.6, zorder=1)
-    for row, (arm, by_seed) in enumerate(zip(arms, values, strict=True)):
+    for row, (arm, by_seed) in enumerate(zip(arms, kept, strict=True)):
+        if arm.name in outside:
+            continue
         heights = [row + height[seed] for seed in by_seed]
-        axes.plot(
-            list(by_seed.values()), heights, linestyle="", markersize=3.4, alpha=0.85, zorder=2, **_look(row)
-        )
-        _interval_bar(axes, arm.test.mean, arm.test.low, arm.test.high, row + 0.32)
-    axes.set_yticks(range(len(arms)), [_wrap(arm.name, 18) for arm in arms])
-    axes.set_ylim(len(arms) - 0.45, -0.35)
-    axes.tick_params(axis="y", length=0)
+        style: Json = {"linestyle": "", "markersize": 3.4, "alpha": 0.85, "zorder": 2}
+        axes.plot(list(by_seed.values()), heights, **style, **looks[arm.name])
+        _interval_bar(axes, arm.test, row + 0.32)
+    decimals = q.decimals_for(study.margin, study.metric.unit)
+    for row, arm in enumerate(arms):
+        if arm.name in outside:
+            _off_scale(axes, row, q.number(arm.test.mean, decimals), outside[arm.name])
+    _rows_axis(axes, labels)
     axes.set_xlabel(f"test {name} ({study.metric.unit})")
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     axes.grid(axis="x")
     caption = (
         f"Test {name} of every seed (coloured), lines joining the same seed; below, mean and "
         f"{q.percent(1 - study.alpha)} t interval over seeds. For the comparison look at the differences: "
-        f"pairing removes what the seeds have in common." + left_out
+        f"pairing removes what the seeds have in common. {_counted([arm.test.n for arm in arms])} "
+        f"{selection_rule(study, arms)}"
     )
-    return _drawing("seeds", "Seeds", caption, figure, rows)
+    if outside:
+        caption += f" Too far out to draw, mean as a number: {q.listing(list(outside))}."
+    return _drawing("seeds", "Seeds", caption + left_out, figure, rows)
 
 
-def differences(study: Study, comparisons: list[Comparison]) -> Drawing | None:
+def differences(study: Study, arms: list[ArmSummary], comparisons: list[Comparison]) -> Drawing | None:
     """Paired differences with both intervals against the equivalence zone; the verdict at the side."""
     rows = [
         {"arm": c.arm, "baseline": c.baseline, "seed": seed, "difference": difference}
@@ -119,87 +135,52 @@ def differences(study: Study, comparisons: list[Comparison]) -> Drawing | None:
     comparisons, left_out = _at_most(MOST_ROWS, comparisons)
     if not any(c.n for c in comparisons):
         return None
-    figure = Figure(figsize=(PAGE, 0.75 + 0.32 * len(comparisons)), layout="constrained")
+    labels = [_wrap(f"{c.arm} {q.MINUS} {c.baseline}", 40) for c in comparisons]
+    figure = Figure(figsize=(PAGE, 0.75 + _row_height(labels, 0.32) * len(labels)), layout="constrained")
     axes = figure.add_subplot()
     if study.margin is not None:
         axes.axvspan(-study.margin, study.margin, color=ZONE, linewidth=0, zorder=0)
     axes.axvline(0, color=GREY, linewidth=0.7, zorder=1)
+    outside = _far_out([_reach(c) for c in comparisons], least=study.margin or 0.0)
     for row, c in enumerate(comparisons):
-        heights = row - 0.2 + np.linspace(-0.1, 0.1, c.n)
-        axes.plot(c.differences, heights, linestyle="", marker="o", markersize=2.4, color=GREY, alpha=0.8)
-        _interval_bar(axes, c.interval.mean, c.interval.low, c.interval.high, row + 0.12)
-        axes.plot(
-            [c.inner.low, c.inner.high],
-            [row + 0.12] * 2,
-            color="#222222",
-            linewidth=2.4,
-            solid_capstyle="butt",
-        )
-        axes.annotate(
-            c.label,
-            (1.015, row),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            annotation_clip=False,
-            fontweight="bold" if c.word in ("helps", "hurts", "equivalent") else "normal",
-        )
-    axes.set_yticks(
-        range(len(comparisons)), [_wrap(f"{c.arm} {q.MINUS} {c.baseline}", 34) for c in comparisons]
-    )
-    axes.set_ylim(len(comparisons) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
+        if row not in outside:
+            _difference_row(axes, row, c)
+    decimals = q.decimals_for(study.margin, study.metric.unit)
+    for row in sorted(outside):
+        estimate = comparisons[row].interval
+        text = f"{q.signed(estimate.mean, decimals)} {q.interval(estimate.low, estimate.high, decimals)}"
+        _off_scale(axes, row, text, 1 if estimate.mean > 0 else -1)
+    _rows_axis(axes, labels)
+    _verdict_labels(axes, comparisons)
     left, right = ("worse", "better") if study.metric.higher_is_better else ("better", "worse")
     what = f"difference in test {study.metric.name} ({study.metric.difference_unit})"
     axes.set_xlabel(f"\N{LEFTWARDS ARROW} {left}{GAP}{what}{GAP}{right} \N{RIGHTWARDS ARROW}")
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=STEPS))
-    inner, outer = q.percent(1 - 2 * study.alpha), q.percent(1 - study.alpha)
-    zone = (
-        f"Shaded: the equivalence zone, ±{q.with_unit(study.margin, study.metric.difference_unit)}. "
-        if study.margin
-        else ""
-    )
-    caption = (
-        f"Difference of each pair of seeds (dots), mean with {outer} t interval (thin) and {inner} t interval "
-        f"(thick). {zone}An arm helps or hurts when the thin interval leaves out zero, and is equivalent when the "
-        f"thick one lies inside the zone; over several comparisons Holm's adjustment asks for more than the intervals show."
-        + left_out
-    )
-    return _drawing("differences", "Paired differences", caption, figure, rows)
+    counted = _counted([c.n for c in comparisons], "paired seed")
+    caption = f"{_differences_caption(study)} {counted} {selection_rule(study, arms)}"
+    if outside:
+        caption += " Rows too far out to draw are given as numbers."
+    return _drawing("differences", "Paired differences", caption + left_out, figure, rows)
 
 
 def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
-    """Validation metric by epoch, mean and standard deviation over seeds; at the right, the last half enlarged."""
+    """Validation metric by epoch, mean and standard deviation over seeds; right, the last half enlarged."""
     rows = [row for arm in arms for row in _curve_rows(arm)]
+    looks = _looks(arms)
+    dashes = {arm.name: DASHES[index % len(DASHES)] for index, arm in enumerate(arms)}
     arms, left_out = _at_most(MOST_LINES, [arm for arm in arms if arm.curves.size])
     if not arms:
         return None
     longest = max(arm.curves.shape[1] for arm in arms)
-    figure = Figure(figsize=(PAGE, 2.3), layout="constrained")
+    figure = Figure(figsize=(PAGE, _legend_room(arms, 2.3)), layout="constrained")
     whole, late = figure.subplots(1, 2)
+    outside = _outliers(arms, study)
     for index, arm in enumerate(arms):
-        mean, sd = _over_seeds(arm.curves)
-        epochs = np.arange(1, mean.size + 1)
-        look = _look(index)
-        for axes, start in ((whole, 0), (late, longest // 2)):
-            shown = slice(start, None)
-            axes.plot(
-                epochs[shown],
-                mean[shown],
-                color=look["color"],
-                linestyle=DASHES[index % len(DASHES)],
-                marker=look["marker"],
-                markersize=3,
-                markevery=(index % 4, max(1, longest // 8)),
-                label=_legend_label(arm.name),
-            )
-            axes.fill_between(
-                epochs[shown],
-                (mean - sd)[shown],
-                (mean + sd)[shown],
-                color=look["color"],
-                alpha=0.15,
-                linewidth=0,
-            )
+        marked = (index % 4, max(1, longest // 8))
+        style = {**looks[arm.name], "linestyle": dashes[arm.name], "markersize": 3, "markevery": marked}
+        _curve(whole, arm, 0, style)
+        if arm.name not in outside:
+            _curve(late, arm, longest // 2, style)
     for axes, title in ((whole, "all epochs"), (late, "last half")):
         axes.set_title(title, loc="left")
         axes.set_xlabel("epoch")
@@ -207,56 +188,52 @@ def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         axes.grid(axis="y")
     whole.set_ylabel(f"validation {study.metric.name} ({study.metric.unit})")
     _legend(figure, whole)
-    stopped = [arm.name for arm in arms if arm.under_trained]
-    still = f" Still improving at the end: {q.listing(stopped)}." if stopped else ""
     caption = (
-        f"Validation {study.metric.name}, mean over finished seeds; bands: ± one standard deviation."
-        f"{still}{left_out}"
+        f"Validation {study.metric.name}, mean over seeds; bands: ± one standard deviation. "
+        f"{_counted([len(arm.curves) for arm in arms])}"
     )
-    return _drawing("curves", "Learning curves", caption, figure, rows)
+    stopped = [arm.name for arm in arms if arm.under_trained]
+    if stopped:
+        caption += f" Still improving at the end: {q.listing(stopped)}."
+    if outside:
+        caption += f" Not in the enlarged panel, too far out: {q.listing(list(outside))}."
+    return _drawing("curves", "Learning curves", caption + left_out, figure, rows)
 
 
 def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     """Test metric against parameters, MACs and measured throughput."""
-    prices = [
-        ("params", "parameters", [arm.costs.params for arm in arms]),
-        ("macs", "MACs per example, forward", [arm.costs.macs for arm in arms]),
-        ("images_per_second", "images / s, training", [arm.costs.images_per_second for arm in arms]),
-    ]
     rows = [
         {"arm": arm.name, "mean": arm.test.mean, "low": arm.test.low, "high": arm.test.high}
-        | {key: values[index] for key, _, values in prices}
-        for index, arm in enumerate(arms)
+        | {key: getattr(arm.costs, key) for key in PRICES}
+        for arm in arms
     ]
-    drawn, left_out = _at_most(MOST_LINES, [index for index, arm in enumerate(arms) if arm.test.n])
-    if not drawn:
+    looks = _looks(arms)
+    arms, left_out = _at_most(MOST_LINES, [arm for arm in arms if arm.test.n])
+    outside = _outliers(arms, study)
+    arms = [arm for arm in arms if arm.name not in outside]
+    if not arms:
         return None
-    figure = Figure(figsize=(PAGE, 2.2), layout="constrained")
+    figure = Figure(figsize=(PAGE, _legend_room(arms, 2.2)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
-    for axes, (_, label, values) in zip(panels, prices, strict=True):
-        for place, index in enumerate(drawn):
-            value, test = values[index], arms[index].test
+    for axes, (price, label) in zip(panels, PRICES.items(), strict=True):
+        for arm in arms:
+            test, value = arm.test, getattr(arm.costs, price)
             error = [[test.mean - test.low], [test.high - test.mean]] if test.n > 1 else None
-            x = math.nan if value is None else value
-            axes.errorbar(
-                x,
-                test.mean,
-                error,
-                elinewidth=0.8,
-                linestyle="",
-                label=_legend_label(arms[index].name),
-                **_look(place),
-            )
-        _cost_axis(axes, [values[index] for index in drawn])
+            style = {"elinewidth": 0.8, "linestyle": "", "label": _legend_label(arm.name)}
+            axes.errorbar(math.nan if value is None else value, test.mean, error, **style, **looks[arm.name])
+        _cost_axis(axes, [getattr(arm.costs, price) for arm in arms])
         axes.set_xlabel(label)
         axes.grid(axis="y")
     panels[0].set_ylabel(f"test {study.metric.name} ({study.metric.unit})")
     _legend(figure, panels[0])
     caption = (
-        f"Test {study.metric.name} (mean, {q.percent(1 - study.alpha)} t interval over seeds) against what an arm "
-        f"costs. Throughput is measured while training, on the machine named below." + left_out
+        f"Test {study.metric.name} (mean, {q.percent(1 - study.alpha)} t interval over seeds) against what "
+        f"an arm costs. Throughput is measured while training, on the machine named below. "
+        f"{_counted([arm.test.n for arm in arms])} {selection_rule(study, arms)}"
     )
-    return _drawing("costs", "Cost", caption, figure, rows)
+    if outside:
+        caption += f" Too far out to draw: {q.listing(list(outside))}."
+    return _drawing("costs", "Cost", caption + left_out, figure, rows)
 
 
 @contextmanager
@@ -286,14 +263,112 @@ def _drawing(name: str, title: str, caption: str, figure: Figure, rows: list[Jso
     return Drawing(name, title, caption, float(figure.get_figwidth()), files)
 
 
-def _look(index: int) -> Json:
-    """Colour and marker of an arm; the pair is unique up to 49 arms."""
-    return {"color": COLOURS[index % 7], "marker": MARKERS[(index + index // 7) % 7]}
+def _looks(arms: list[ArmSummary]) -> dict[str, Json]:
+    """Colour and marker by arm, the same in every figure of a study; the pair is unique up to 49 arms."""
+    return {
+        arm.name: {"color": COLOURS[index % 7], "marker": MARKERS[(index + index // 7) % 7]}
+        for index, arm in enumerate(arms)
+    }
 
 
-def _interval_bar(axes: Axes, mean: float, low: float, high: float, y: float) -> None:
-    axes.plot([low, high], [y, y], color="#222222", linewidth=0.9, zorder=3)
-    axes.plot([mean], [y], color="#222222", marker="|", markersize=7, markeredgewidth=1.2, zorder=4)
+def _interval_bar(axes: Axes, estimate: Estimate, y: float) -> None:
+    axes.plot([estimate.low, estimate.high], [y, y], color=INK, linewidth=0.9, zorder=3)
+    axes.plot([estimate.mean], [y], color=INK, marker="|", markersize=7, markeredgewidth=1.2, zorder=4)
+
+
+def _difference_row(axes: Axes, row: int, c: Comparison) -> None:
+    heights = row - 0.2 + _stagger(c.n, 0.1)
+    axes.plot(c.differences, heights, linestyle="", marker="o", markersize=2.4, color=GREY, alpha=0.8)
+    _interval_bar(axes, c.interval, row + 0.12)
+    inner = [c.inner.low, c.inner.high]
+    axes.plot(inner, [row + 0.12] * 2, color=INK, linewidth=2.4, solid_capstyle="butt")
+
+
+def _verdict_labels(axes: Axes, comparisons: list[Comparison]) -> None:
+    """The verdicts beside the rows, decided ones in bold."""
+    for row, c in enumerate(comparisons):
+        weight = "normal" if c.word in (UNDECIDED, NO_VERDICT) else "bold"
+        place: Json = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
+        axes.annotate(c.label, (1.015, row), fontweight=weight, **place)
+
+
+def _differences_caption(study: Study) -> str:
+    inner, outer = q.percent(1 - 2 * study.alpha), q.percent(1 - study.alpha)
+    zone = ""
+    if study.margin is not None:
+        zone = f"Shaded: the equivalence zone, ±{q.with_unit(study.margin, study.metric.difference_unit)}. "
+    return (
+        f"Difference of each pair of seeds (dots), mean with {outer} t interval (thin) and {inner} t "
+        f"interval (thick). {zone}An arm helps or hurts when the thin interval leaves out zero, and is "
+        f"equivalent when the thick one lies inside the zone; over several comparisons Holm's adjustment "
+        f"asks for more than the intervals show."
+    )
+
+
+def _counted(counts: list[int], noun: str = "seed") -> str:
+    """``n = 5 seeds.`` or ``n = 3 to 5 seeds.``"""
+    fewest, most = min(counts), max(counts)
+    return f"n = {q.plural(most, noun)}." if fewest == most else f"n = {fewest} to {q.plural(most, noun)}."
+
+
+def _curve(axes: Axes, arm: ArmSummary, start: int, style: Json) -> None:
+    mean, sd = (x[start:] for x in _over_seeds(arm.curves))
+    epochs = np.arange(start + 1, start + 1 + mean.size)
+    axes.plot(epochs, mean, label=_legend_label(arm.name), **style)
+    axes.fill_between(epochs, mean - sd, mean + sd, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _rows_axis(axes: Axes, labels: list[str]) -> None:
+    """One row per label, the first at the top."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+
+
+def _row_height(labels: list[str], least: float) -> float:
+    """Inches per row so that the tallest label does not touch its neighbours."""
+    return max(least, 0.12 * max(label.count("\n") + 1 for label in labels) + 0.06)
+
+
+def _stagger(n: int, half: float) -> np.ndarray:
+    return half * np.linspace(-1, 1, n) if n > 1 else np.zeros(n)
+
+
+def _reach(c: Comparison) -> float:
+    """How far a row of the difference figure extends from zero; NaN without a difference."""
+    drawn = [value for value in (*c.differences, c.interval.low, c.interval.high) if math.isfinite(value)]
+    return max(map(abs, drawn), default=math.nan)
+
+
+def _far_out(reaches: list[float], least: float) -> set[int]:
+    """Rows that would squeeze all others: beyond 4 times the middle row, and beyond 4 times `least`.
+
+    A ladder begins at a mixer that mixes nothing, far below the rest; drawn to scale, it would hide them.
+    """
+    known = sorted(reach for reach in reaches if math.isfinite(reach))
+    if not known:
+        return set()
+    limit = 4 * max(known[(len(known) - 1) // 2], least)
+    return {row for row, reach in enumerate(reaches) if reach > limit}
+
+
+def _outliers(arms: list[ArmSummary], study: Study) -> dict[str, int]:
+    """Arms too far from the median arm to share a scale with it, and on which side of it they lie."""
+    means = np.array([arm.test.mean for arm in arms])
+    if not np.isfinite(means).any():
+        return {}
+    offset = means - np.nanmedian(means)
+    far = _far_out([float(x) for x in np.abs(offset)], least=study.margin or 0.0)
+    return {arms[row].name: 1 if offset[row] > 0 else -1 for row in sorted(far)}
+
+
+def _off_scale(axes: Axes, row: int, text: str, side: int) -> None:
+    """A number with an arrow at the edge, for a row that lies outside."""
+    arrow = "\N{BLACK RIGHT-POINTING TRIANGLE}" if side > 0 else "\N{BLACK LEFT-POINTING TRIANGLE}"
+    label = f"{text} {arrow}" if side > 0 else f"{arrow} {text}"
+    place = (0.99, row) if side > 0 else (0.01, row)
+    align = "right" if side > 0 else "left"
+    axes.annotate(label, place, xycoords=("axes fraction", "data"), ha=align, va="center", color=INK)
 
 
 def _at_most(limit: int, items: list[Item]) -> tuple[list[Item], str]:
@@ -333,7 +408,8 @@ def _cost_axis(axes: Axes, values: list[float | None]) -> None:
         return
     if max(known) > 8 * min(known):
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=6))
+        decades = math.log10(max(known) / min(known))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if decades < 2 else (1.0,), numticks=5))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(min(known) / 1.6, max(known) * 1.6)
     else:
@@ -351,10 +427,17 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _legend_label(name: str) -> str:
-    return _wrap(name, 22)
+    return _wrap(q.shortened(name, 60), 22)
+
+
+def _legend_room(arms: list[ArmSummary], least: float) -> float:
+    """Height in inches at which the legend of all arms fits beside the panels."""
+    lines = sum(_legend_label(arm.name).count("\n") + 1 for arm in arms)
+    return max(least, 0.1 * lines + 0.06 * len(arms) + 0.2)
 
 
 def _wrap(name: str, width: int) -> str:
-    """Break a long name between words; names are not mathematics, so a dollar sign is a dollar sign."""
-    lines = textwrap.wrap(name.replace("(", "( "), width, break_long_words=False)
+    """Break a long name between words and cut words that no line holds. A dollar sign is no mathematics."""
+    words = [q.shortened(word, width) for word in name.replace("(", "( ").split()]
+    lines = textwrap.wrap(" ".join(words), width, break_long_words=False)
     return "\n".join(lines).replace("( ", "(").replace("$", r"\$")

@@ -55,7 +55,7 @@ def p_equation(p: float) -> str:
 
 def percent(level: float) -> str:
     """A confidence level: 0.95 -> ``95 %``, 0.975 -> ``97.5 %``."""
-    return f"{100 * level:.6g}\N{NO-BREAK SPACE}%"  # a unit stays with its number
+    return f"{100 * level:.6g} %"
 
 
 def count(value: float | None, trim: bool = False) -> str:
@@ -91,6 +91,14 @@ def with_unit(value: float, unit: str) -> str:
     """An amount and its unit: ``1 point``, ``0.5 points``, ``0.01 bits per byte``."""
     singular = unit.removesuffix("s") if value == 1 and " " not in unit else unit
     return f"{amount(value)} {singular}"
+
+
+def shortened(text: str, width: int) -> str:
+    """Cut out the middle if need be: the ends tell ``ssm(d_state=16, scan=forward)`` from its like."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
 
 
 def plural(n: int, noun: str) -> str:

@@ -167,11 +167,11 @@ def load_curve(trial: Trial, column: str) -> NDArray[np.float64]:
         return np.empty(0)
 
 
-def load_predictions(trial: Trial) -> dict[str, NDArray[Any]] | None:
-    """The arrays example, target and prediction of the test split; None if not stored or not readable."""
+def load_predictions(trial: Trial, names: tuple[str, ...]) -> dict[str, NDArray[Any]] | None:
+    """The named arrays of a trial's test predictions; None if they are not stored or not readable."""
     try:
         with np.load(trial.folder / "predictions.npz", allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ("example", "target", "prediction")}
+            return {name: arrays[name] for name in names}
     except (OSError, KeyError, ValueError, EOFError, BadZipFile):
         return None
 
@@ -184,7 +184,7 @@ def trials_frame(study: Study) -> pd.DataFrame:
 
 
 def curves_frame(study: Study) -> pd.DataFrame:
-    """All learning curves in long form: arm, seed, columns of curve.csv. A trial without a curve has no rows."""
+    """All learning curves in long form: arm, seed, columns of curve.csv. No curve, no rows."""
     import pandas as pd
 
     frames = [

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from analysis.figures import Drawing
 
 FIGURES = ("seeds", "differences", "curves", "costs")
+NO_BREAK = "\N{NO-BREAK SPACE}"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -130,6 +131,7 @@ def _html(
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
+    environment.filters["keep_together"] = keep_together
     return environment.get_template("report.html.j2").render(
         study=study,
         comparisons=comparisons,
@@ -142,8 +144,13 @@ def _html(
     )
 
 
+def keep_together(text: str) -> str:
+    """No line break inside ``95 %``, ``p < 0.001`` or ``[+0.40, +2.24]``."""
+    return re.sub(r"(?<=\d) (?=%)|(?<=\bp) (?=[<=])|(?<=[<=]) (?=\d)|(?<=,) (?=[^\s\]]+\])", NO_BREAK, text)
+
+
 def inline_svg(drawing: Drawing) -> str:
-    """The figure's SVG for use inside a page: no XML header, ids unique to the figure, size left to the page."""
+    """The figure's SVG for use inside a page: no XML header, ids unique to the figure, any size."""
     svg = drawing.files["svg"].decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{drawing.name}-", svg)

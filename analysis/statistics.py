@@ -64,7 +64,7 @@ def paired_differences(arm: ArrayLike, baseline: ArrayLike) -> Floats:
 
 
 def standard_deviation(values: ArrayLike) -> float:
-    """Sample standard deviation (divisor n - 1); NaN for n < 2; exactly 0 if the values agree up to rounding."""
+    """Sample standard deviation (divisor n - 1); NaN for n < 2; exactly 0 if equal up to rounding."""
     x = np.asarray(values, dtype=float)
     if x.size < 2:
         return math.nan
@@ -88,7 +88,7 @@ def t_interval(values: ArrayLike, alpha: float = 0.05) -> Estimate:
 
 
 def t_test(values: ArrayLike) -> float:
-    """Two-sided p of ``mean = 0``: ``2 F(-|m| sqrt(n) / s; n - 1)`` (Student 1908). NaN for n < 2 or s = 0."""
+    """Two-sided p of ``mean = 0``: ``2 F(-|m| sqrt(n) / s; n - 1)`` (Student 1908). NaN if n < 2 or s = 0."""
     x = np.asarray(values, dtype=float)
     sd = standard_deviation(x)
     if not sd > 0:
@@ -117,7 +117,7 @@ def equivalence_test(values: ArrayLike, margin: float) -> float:
 
 
 def holm(p_values: ArrayLike) -> Floats:
-    """Holm's step-down adjustment: ``p~_(i) = max_{j <= i} min(1, (k - j + 1) p_(j))``, k sorted p (Holm 1979).
+    """Holm's step-down adjustment: ``p~_(i) = max_{j <= i} min(1, (k - j + 1) p_(j))``, sorted p (Holm 1979).
 
     Undefined p values (NaN) stay NaN but count in k: the family is what was planned, not what happened to
     finish.
@@ -132,7 +132,7 @@ def holm(p_values: ArrayLike) -> Floats:
 
 
 def minimum_detectable_difference(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Smallest true difference that the two-sided paired t test finds with probability `power`, in units of `sd`.
+    """Smallest true difference that the two-sided paired t test finds with probability `power`, unit of `sd`.
 
     ``delta sd / sqrt(n)`` where the non-central t distribution with non-centrality ``delta`` and n - 1
     degrees of freedom puts `power` beyond the critical value (Cohen 1988, ch. 2). The chance of rejecting in
@@ -147,7 +147,7 @@ def minimum_detectable_difference(sd: float, n: int, alpha: float = 0.05, power:
 def seeds_to_decide(
     mean: float, sd: float, margin: float | None, alpha: float = 0.05, more_than: int = 2, limit: int = 200
 ) -> int | None:
-    """Smallest n at which the observed mean and sd would decide, either way; None if that is more than `limit`.
+    """Smallest n at which the observed mean and sd would decide, either way; None if more than `limit`.
 
     Decided means that the (1 - alpha) interval excludes zero, ``|m| > t(1 - alpha/2, n - 1) s / sqrt(n)``, or
     that the equivalence test succeeds, ``margin - |m| > t(1 - alpha, n - 1) s / sqrt(n)``. This is a plug-in
@@ -225,7 +225,7 @@ def pooled_sampling_error(seeds: Sequence[ExampleScores]) -> float:
 
 
 def late_rise(curves: ArrayLike, fraction: float = 0.15) -> Floats:
-    """How much each curve rose at its end: mean of the last `fraction` of epochs minus mean of as many before.
+    """How much each curve rose at its end: mean of its last `fraction` minus mean of as many epochs before.
 
     `curves` is (seeds, epochs). The window is at least 2 epochs; with fewer than 4 epochs the answer is NaN:
     two epochs against two is the least that can be called a trend.

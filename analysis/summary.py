@@ -1,9 +1,10 @@
-"""What the records say arm by arm, before any comparison: spread over seeds, costs, provenance, under-training."""
+"""What the records say arm by arm, before any comparison: spread, costs, provenance, under-training."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,7 +100,7 @@ def training_rise(curves: NDArray[np.float64], direction: int, margin: float | N
 
 def notes(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
     """The caption's sentences on selection, budget, matching and the conventions of the costs."""
-    found = [_selection(study, arms), _matching(study)]
+    found = [selection_rule(study, arms.values()), _matching(study)]
     conventions = sorted({arm.costs.macs_convention for arm in arms.values()} - {""})
     if conventions:
         found.append(f"MACs: {'; '.join(conventions).rstrip('.')}.")
@@ -112,7 +113,9 @@ def notes(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
     for arm in arms.values():
         if arm.costs.state_note:
             by_note.setdefault(arm.costs.state_note, []).append(arm.name)
-    found += [f"State of {q.listing(names)}: {note.rstrip('.')}." for note, names in by_note.items()]
+    for note, names in by_note.items():
+        of = "" if len(names) == len(arms) else f" of {q.listing(names)}"
+        found.append(f"State{of}: {note.rstrip('.')}.")
     return [sentence for sentence in found if sentence]
 
 
@@ -165,12 +168,13 @@ def _costs(arm: Arm) -> Costs:
     )
 
 
-def _selection(study: Study, arms: dict[str, ArmSummary]) -> str:
+def selection_rule(study: Study, arms: Iterable[ArmSummary]) -> str:
+    """Which epoch the test metrics are of, as a sentence; empty if no trial has finished."""
     epochs = [trial.result.get("selected_epoch") for trial in study.trials if trial.status == OK]
     selected = sorted({epoch for epoch in epochs if epoch is not None})
     if not selected:
         return ""
-    last = {arm.curves.shape[1] for arm in arms.values() if arm.curves.size}
+    last = {arm.curves.shape[1] for arm in arms if arm.curves.size}
     if len(selected) == 1 and (not last or last == set(selected)):
         return f"Test metrics are of the last epoch ({selected[0]})."
     return f"Test metrics are of the epoch chosen on validation ({selected[0]} to {selected[-1]})."
@@ -183,7 +187,7 @@ def _matching(study: Study) -> str:
     if not left:
         return f"The arms are matched on {_words(study.match)}."
     worst = max(left, key=lambda name: abs(left[name]))
-    size = f"{100 * abs(left[worst]):.2g}\N{NO-BREAK SPACE}%"
+    size = f"{100 * abs(left[worst]):.2g} %"
     return f"The arms are matched on {_words(study.match)}; the largest mismatch left is {size} ({worst})."
 
 
@@ -243,8 +247,8 @@ def _mixed(study: Study) -> list[str]:
 def _under_trained(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
     decimals = q.decimals_for(study.margin, study.metric.unit)
     return [
-        f"{arm.name} was still improving when training stopped (under-trained): validation {study.metric.name} "
-        f"over the last {arm.rise.window} epochs was {q.number(arm.rise.gain, decimals)} "
+        f"{arm.name} was still improving when training stopped (under-trained): validation "
+        f"{study.metric.name} over the last {arm.rise.window} epochs was {q.number(arm.rise.gain, decimals)} "
         f"{study.metric.difference_unit} better than over the {arm.rise.window} before."
         for arm in arms.values()
         if arm.rise is not None and arm.rise.flagged

@@ -25,6 +25,7 @@ TERMINAL_WIDTH = 100
 
 RESULT_KEYS = ("arm", "metric", "against", "difference", "p", "verdict")
 NO_COMPARISON: tuple[Comparison | None, ...] = (None,)
+SHORTENED = ("arm", "against", "backend")  # where the terminal is too narrow
 COST_KEYS = ("params", "macs", "state", "memory", "speed", "backend")
 
 
@@ -76,8 +77,8 @@ def terminal(table: Table, width: int = TERMINAL_WIDTH) -> str:
     """Two plain-text blocks (results, costs) and the caption, no line longer than `width`."""
     blocks = [RESULT_KEYS, ("arm", *COST_KEYS)]
     texts = ["\n".join(_text_block(table, keys, width)) for keys in blocks]
-    remarks = [f"! {warning}" for warning in table.warnings] + [" ".join(table.caption)]
-    texts += ["\n".join(_wrapped(remark, width)) for remark in remarks]
+    remarks = [line for warning in table.warnings for line in _wrapped(f"! {warning}", width)]
+    texts += ["\n".join(lines) for lines in (remarks, _wrapped(" ".join(table.caption), width)) if lines]
     return "\n\n".join(texts) + "\n"
 
 
@@ -139,13 +140,13 @@ LATEX = {
     q.MINUS: "$-$",
     q.MISSING: "--",
     "…": r"\ldots{}",
-    "\N{NO-BREAK SPACE}": "~",
 }
 
 
 def escape_latex(text: str) -> str:
     """Text as LaTeX prints it; what pdflatex cannot set is replaced by the nearest ASCII, or by '?'."""
-    return "".join(LATEX.get(c) or (c if c.isascii() else _ascii(c)) for c in text)
+    escaped = "".join(LATEX.get(c) or (c if c.isascii() else _ascii(c)) for c in text)
+    return escaped.replace(r" \%", r"~\%")  # a unit stays with its number
 
 
 def comparison_csv(study: Study, arms: dict[str, ArmSummary], comparisons: list[Comparison]) -> str:
@@ -164,7 +165,7 @@ def timings_csv(study: Study) -> str:
 
 
 def write_csv(rows: Sequence[Json]) -> str:
-    """Rows as CSV text, columns in order of first appearance. None and NaN are empty, floats keep all digits."""
+    """Rows as CSV text, columns in order of first appearance; None and NaN are empty, floats whole."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -296,12 +297,12 @@ def _caption(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compar
         families = sorted({c.family_size for c in comparisons})
         over = q.listing([q.plural(size, "comparison") for size in families])
         sentences.append(
-            f"Differences are paired by seed, with {level} Student t intervals; p values are two-sided and adjusted "
-            f"by Holm's method over {over}, the intervals are not."
+            f"Differences are paired by seed, with {level} Student t intervals; p values are two-sided and "
+            f"adjusted by Holm's method over {over}, the intervals are not."
         )
         sentences.append(
-            f"Equivalence margin ±{q.with_unit(study.margin, unit)}, fixed before the run (two one-sided tests "
-            f"at {q.percent(study.alpha)})."
+            f"Equivalence margin ±{q.with_unit(study.margin, unit)}, fixed before the run (two one-sided "
+            f"tests at {q.percent(study.alpha)})."
             if study.margin is not None
             else "No equivalence margin was fixed before the run, so nothing can be called equivalent."
         )
@@ -318,7 +319,8 @@ def _sampling_error(study: Study, comparisons: list[Comparison]) -> list[str]:
     inside = "not part" if any(c.sampling.same_examples for c in known) else "part"
     return [
         f"The finite test set alone gives a difference a standard error of {one_seed} "
-        f"{study.metric.difference_unit} in one seed and {mean} in the mean over seeds; it is {inside} of the intervals."
+        f"{study.metric.difference_unit} in one seed and {mean} in the mean over seeds; "
+        f"it is {inside} of the intervals."
     ]
 
 
@@ -332,31 +334,34 @@ def _text_block(table: Table, keys: Sequence[str], width: int) -> list[str]:
     rows = [[row[key].line for key in keys] for row in table.rows]
     if "against" not in keys:  # an arm judged against two baselines still has only one price
         rows = [list(row) for row in dict.fromkeys(tuple(row) for row in rows)]
-    grid = [[column.heading for column in columns], *rows]
-    widths = _fitted_widths(grid, columns, width - 2 * (len(columns) - 1))
+    widths = [
+        max(len(cell) for cell in [*cells, *column.heading.split()])
+        for column, *cells in zip(columns, *rows, strict=True)
+    ]
+    widths = _fitted(widths, columns, width - 2 * (len(columns) - 1))
+    headings = [textwrap.wrap(column.heading, w) for column, w in zip(columns, widths, strict=True)]
+    tallest = max(map(len, headings))
+    grid = [*zip(*([""] * (tallest - len(lines)) + lines for lines in headings), strict=True), *rows]
     lines = [
         "  ".join(
             _fit(cell, w, column.numeric) for cell, w, column in zip(row, widths, columns, strict=True)
         ).rstrip()
         for row in grid
     ]
-    return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]]
+    return [*lines[:tallest], "  ".join("-" * w for w in widths), *lines[tallest:]]
 
 
-def _fitted_widths(grid: list[list[str]], columns: list[Column], available: int) -> list[int]:
-    """Natural widths; what does not fit is taken from the widest text column, a character at a time."""
-    widths = [max(len(row[i]) for row in grid) for i in range(len(columns))]
-    words = [i for i, column in enumerate(columns) if not column.numeric]
-    while sum(widths) > available and max(widths[i] for i in words) > 8:
-        widths[max(words, key=lambda i: widths[i])] -= 1
+def _fitted(widths: list[int], columns: list[Column], available: int) -> list[int]:
+    """Take what does not fit from the widest column of names, a character at a time; numbers stay whole."""
+    widths = list(widths)
+    names = [i for i, column in enumerate(columns) if column.key in SHORTENED]
+    while sum(widths) > available and max(widths[i] for i in names) > 8:
+        widths[max(names, key=lambda i: widths[i])] -= 1
     return widths
 
 
 def _fit(cell: str, width: int, numeric: bool) -> str:
-    """Pad, or cut out the middle: what tells ``ssm(d_state=16, scan=forward)`` from its like is at the ends."""
-    if len(cell) > width:
-        head = (width - 1) // 2
-        cell = cell[:head] + "…" + cell[len(cell) - (width - 1 - head) :]
+    cell = q.shortened(cell, width)
     return cell.rjust(width) if numeric else cell.ljust(width)
 
 

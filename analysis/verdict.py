@@ -31,8 +31,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis import quantities as q
 from analysis.records import DIVERGED, OK, Arm, Study, Trial, load_predictions
@@ -54,6 +56,8 @@ from analysis.summary import ArmSummary
 
 HELPS, HURTS, EQUIVALENT, UNDECIDED, NO_VERDICT = "helps", "hurts", "equivalent", "undecided", "no verdict"
 LESS, MORE = "by less than the margin", "by more than the margin"
+
+Predictions = dict[str, dict[str, NDArray[Any]] | None]
 
 MINIMUM_SEEDS = 3
 POWER = 0.8
@@ -118,7 +122,9 @@ class Comparison:
 
 def judge(study: Study, arms: dict[str, ArmSummary]) -> list[Comparison]:
     """Judge every comparison of the plan, in its order."""
-    compared = _adjust([_compare(study, *pair) for pair in study.comparisons], study.families)
+    baselines: Predictions = {}
+    compared = [_compare(study, *pair, baselines) for pair in study.comparisons]
+    compared = _adjust(compared, study.families)
     judged = []
     for comparison in compared:
         alpha = study.alpha / comparison.family_size
@@ -165,7 +171,7 @@ def _word_on_finished_pairs(comparison: Comparison, study: Study) -> tuple[str, 
     return (EQUIVALENT if within else UNDECIDED), ""
 
 
-def _compare(study: Study, arm_name: str, baseline_name: str) -> Comparison:
+def _compare(study: Study, arm_name: str, baseline_name: str, baselines: Predictions) -> Comparison:
     arm, baseline = study.arms[arm_name], study.arms[baseline_name]
     pairs = list(_pairs(arm, baseline))
     finished = [(a, b) for a, b in pairs if a.status == OK and b.status == OK]
@@ -187,7 +193,7 @@ def _compare(study: Study, arm_name: str, baseline_name: str) -> Comparison:
         diverged_baseline=len(baseline.with_status(DIVERGED)),
         unfinished=sum(not {a.status, b.status} <= {OK, DIVERGED} for a, b in pairs),
         mismatched=tuple(a.seed for a, b in finished if _fingerprint(a) != _fingerprint(b)),
-        sampling=_sampling_errors(study, finished),
+        sampling=_sampling_errors(study, finished, baselines),
     )
 
 
@@ -215,18 +221,25 @@ def _adjust(comparisons: list[Comparison], families: list[list[int]]) -> list[Co
     return adjusted
 
 
-def _sampling_errors(study: Study, finished: list[tuple[Trial, Trial]]) -> SamplingErrors:
-    """Sampling error of the test set, if the metric is an accuracy and predictions of all pairs are stored."""
+def _sampling_errors(
+    study: Study, finished: list[tuple[Trial, Trial]], baselines: Predictions
+) -> SamplingErrors:
+    """Sampling error of the test set, if the metric is an accuracy and all pairs have stored predictions.
+
+    `baselines` keeps what was read of the baselines' trials: many arms share one.
+    """
     if "accuracy" not in study.metric.name or not finished:
         return SamplingErrors()
     scale = 100.0 if study.metric.unit == "%" else 1.0
     scores, identical = [], True
     for a, b in finished:
-        of_a, of_b = load_predictions(a), load_predictions(b)
+        if b.trial_id not in baselines:
+            baselines[b.trial_id] = load_predictions(b, ("example", "target", "prediction"))
+        of_a, of_b = load_predictions(a, ("example", "prediction")), baselines[b.trial_id]
         if of_a is None or of_b is None or not np.array_equal(of_a["example"], of_b["example"]):
             return SamplingErrors()
         try:
-            scored = example_scores(of_a["example"], of_a["target"], of_a["prediction"], of_b["prediction"])
+            scored = example_scores(of_b["example"], of_b["target"], of_a["prediction"], of_b["prediction"])
         except ValueError:  # shapes that do not fit: not predictions of these targets
             return SamplingErrors()
         # Predictions that do not reproduce the recorded difference belong to another checkpoint: no error is
@@ -314,7 +327,7 @@ def _evidence(c: Comparison, study: Study) -> str:
     tests = [f"{q.percent(1 - study.alpha)} t interval", q.plural(c.n, "paired seed")]
     if c.word == EQUIVALENT and c.interval.sd > 0:
         tests.append(f"equivalence {q.p_equation(c.p_equivalence_holm)}{family}")
-    elif math.isfinite(c.p_holm):
+    elif math.isfinite(c.p_holm) and c.word != NO_VERDICT:
         tests.append(f"{q.p_equation(c.p_holm)}{family}")
     if c.word in (HELPS, HURTS, UNDECIDED) and not c.qualifier and study.margin is not None:
         tests.append(f"margin ±{q.amount(study.margin)}")
@@ -329,7 +342,8 @@ def _consequences(c: Comparison, study: Study) -> list[str]:
     seeds = f"about {c.seeds_needed}" if c.seeds_needed else f"more than {SEED_LIMIT}"
     return [
         f"These seeds could detect {q.number(c.minimum_detectable, decimals)} {unit} with "
-        f"{q.percent(POWER)} power; {seeds} seeds would decide if the difference and its spread stay as they are."
+        f"{q.percent(POWER)} power; {seeds} seeds would decide if the difference and its spread "
+        "stay as they are."
     ]
 
 
@@ -356,7 +370,9 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
 
 def _no_spread(c: Comparison) -> str:
     """Say what an interval of zero width is worth, and when to suspect that the switch did nothing."""
-    text = "The paired results do not vary at all: the interval is degenerate and says nothing about further seeds"
+    text = "The paired results do not vary: the interval is degenerate and says nothing about further seeds"
     if c.interval.mean == 0 and c.sampling.identical_predictions:
-        return f"{text}. Both arms predict the same on every test example: check that the switch reached the model."
+        return (
+            f"{text}. Both arms predict the same on every example: check that the switch reached the model."
+        )
     return f"{text}."

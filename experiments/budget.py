@@ -15,6 +15,8 @@ TOLERANCE = 0.02
 STEP = 1e-3
 """Resolution of the expansion ratio."""
 STEPS_MAX = 64_000
+CHORD_STEPS = 4
+"""The second already lands within a channel or two per block; the others choose among neighbours."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class Matching:
 def match(trial: Trial, what: Literal["params", "macs"], target: int) -> tuple[Trial, Matching]:
     """Choose the skeleton's `expansion_ratio` so that the trial's size is nearest to `target`.
 
-    Size grows with the ratio in steps of one hidden channel and is almost linear in it, so regula falsi
-    lands within a step or two; the nearest size met on the way is taken.
+    Size grows with the ratio in steps of one hidden channel and is otherwise linear in it, so that a
+    few chord steps settle; the nearest size met on the way is taken.
 
     Raises:
         InputError: no ratio comes within 2 %, e.g. when the mixer alone is larger than the target.
@@ -57,16 +59,13 @@ def match(trial: Trial, what: Literal["params", "macs"], target: int) -> tuple[T
             sizes[step] = getattr(count_costs(_at_ratio(trial, step)), what)
         return sizes[step]
 
-    start = round(float(trial.skeleton.options["expansion_ratio"]) / STEP)
-    low, high = start, start + round(1 / STEP)
+    guess = round(float(trial.skeleton.options["expansion_ratio"]) / STEP)
+    unit = round(1 / STEP)
     try:
-        for _ in range(8):
-            slope = (size(high) - size(low)) / (high - low)
-            guess = min(max(round(low + (target - size(low)) / slope), 1), STEPS_MAX)
-            if guess in sizes:
-                break
+        slope = (size(guess + unit) - size(guess)) / unit
+        for _ in range(CHORD_STEPS):
+            guess = min(max(round(guess + (target - size(guess)) / slope), 1), STEPS_MAX)
             size(guess)
-            low, high = sorted(sorted(sizes, key=lambda step: abs(sizes[step] - target))[:2])
     except InputError as error:
         raise InputError(f"mixer {trial.mixer} cannot be matched in {what}: {error}") from None
     best = min(sizes, key=lambda step: (abs(sizes[step] - target), step))

@@ -1,7 +1,7 @@
 """Which implementation runs the selective scan: chosen once, by running it, and always on record.
 
-`probe` runs a backend on a tiny problem, forward and backward, and compares it with the reference: importing a
-package proves nothing, since mamba-ssm without its CUDA scan imports well and fails when called. `resolve` turns
+`probe` runs a backend on a tiny problem, forward and backward, and compares it with the reference. Importing
+a package proves nothing: mamba-ssm without its CUDA scan imports well and fails when called. `resolve` turns
 a request into a backend; only "auto" may fall back. `calls` counts what really ran.
 """
 
@@ -10,7 +10,7 @@ import importlib.metadata
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ Scan = Callable[..., tuple[Tensor, Tensor]]
 """scan(u, delta, A, B, C, D, delta_bias, initial_state, reverse) -> (y, last_state)"""
 
 calls: Counter[str] = Counter()
-"""How often `selective_scan` ran each backend in this process."""
+"""How often `selective_scan` ran each backend in this process, except inside torch.compile."""
 
 
 class BackendUnavailable(RuntimeError):
@@ -28,12 +28,12 @@ class BackendUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation. `lacks` names what it cannot do, out of "float64", "initial_state", "state_gradient"."""
+    """One implementation; `lacks` names what it cannot do: "float64", "initial_state", "state_gradient"."""
 
     name: str
     module: str
     function: str
-    devices: frozenset[str] | None  # device types; None is all of them
+    devices: tuple[str, ...]  # device types, the usual one first; "any" for the rest
     package: str  # the distribution whose version identifies it
     fix: str  # one line: how to get it
     lacks: frozenset[str] = frozenset()
@@ -62,7 +62,7 @@ BACKENDS: dict[str, Backend] = {
             "reference",
             "mixers.scan_reference",
             "selective_scan_reference",
-            devices=None,
+            devices=("cpu", "any"),
             package="torch",
             fix="pip install torch",
         ),
@@ -70,7 +70,7 @@ BACKENDS: dict[str, Backend] = {
             "cpu",
             "mixers.scan_cpu",
             "selective_scan_cpu",
-            devices=frozenset({"cpu", "meta"}),
+            devices=("cpu", "meta"),
             package="numba",
             fix="pip install numba",
             lacks=frozenset({"float64"}),
@@ -79,10 +79,10 @@ BACKENDS: dict[str, Backend] = {
             "mamba_ssm",
             "mixers.scan_cuda",
             "selective_scan_mamba_ssm",
-            devices=frozenset({"cuda"}),
+            devices=("cuda",),
             package="mamba-ssm",
-            # a plain install builds no CUDA scan after 2.3.2.post1, and that release's sources need torch < 2.14
-            fix="MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm  "
+            # after 2.3.2.post1 a plain install builds no CUDA scan; that release's sources need torch < 2.14
+            fix="MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm "
             "(2.3.2.post1 needs torch < 2.14)",
             lacks=frozenset({"float64", "initial_state", "state_gradient"}),
         ),
@@ -97,6 +97,25 @@ AUTO: dict[str, tuple[str, ...]] = {
 }
 
 
+class Choice(NamedTuple):
+    """The backend that will run, why, and its function."""
+
+    name: str
+    reason: str
+    scan: Scan
+
+
+# Plain dicts, filled once: torch.compile can trace a lookup, while functools.cache makes it warn.
+_choices: dict[tuple[str, str, frozenset[str]], Choice] = {}
+_probes: dict[tuple[str, str], Probe] = {}
+
+
+def forget() -> None:
+    """Probe and choose anew on the next call."""
+    _choices.clear()
+    _probes.clear()
+
+
 def resolve(requested: str, device: torch.device | str, needs: Collection[str] = ()) -> tuple[str, str]:
     """Return `(name, reason)` of the backend that will run.
 
@@ -109,43 +128,59 @@ def resolve(requested: str, device: torch.device | str, needs: Collection[str] =
         ValueError: unknown name, or a named backend that lacks something in `needs`.
         BackendUnavailable: a named backend that does not run on this device or machine; holds the fix.
     """
-    kind = torch.device(device).type
-    if requested == "auto":
-        return _resolve_auto(kind, frozenset(needs))
-    if requested not in BACKENDS:
-        raise ValueError(f"unknown scan backend {requested!r}; known: auto, {', '.join(BACKENDS)}")
-    lacking = sorted(BACKENDS[requested].lacks & frozenset(needs))
+    name, reason, _ = choose(requested, device, needs)
+    return name, reason
+
+
+def choose(requested: str, device: torch.device | str, needs: Collection[str] = ()) -> Choice:
+    """`resolve`, together with the function to call."""
+    key = requested, torch.device(device).type, frozenset(needs)
+    if key not in _choices:
+        name, reason = _resolve_auto(*key[1:]) if requested == "auto" else _resolve_named(*key)
+        _choices[key] = Choice(name, reason, BACKENDS[name].load())
+    return _choices[key]
+
+
+def _resolve_named(name: str, device: str, needs: frozenset[str]) -> tuple[str, str]:
+    if name not in BACKENDS:
+        raise ValueError(f"unknown scan backend {name!r}; known: auto, {', '.join(BACKENDS)}")
+    lacking = sorted(BACKENDS[name].lacks & needs)
     if lacking:
-        raise ValueError(f"scan backend {requested!r} has no {', '.join(lacking)}; use backend='reference'")
-    result = probe(requested, kind)
+        raise ValueError(f"scan backend {name!r} has no {', '.join(lacking)}; use backend='reference'")
+    result = probe(name, device)
     if not result.ran:
-        raise BackendUnavailable(f"scan backend {requested!r}: {result.reason}. Fix: {result.fix}")
-    return requested, "requested"
+        raise BackendUnavailable(f"scan backend {name!r}: {result.reason}. Fix: {result.fix}")
+    return name, "requested"
 
 
-@cache
-def _resolve_auto(kind: str, needs: frozenset[str]) -> tuple[str, str]:
+def _resolve_auto(device: str, needs: frozenset[str]) -> tuple[str, str]:
     passed_over = []
-    for name in AUTO.get(kind, ("reference",)):
+    for name in AUTO.get(device, ("reference",)):
         lacking = sorted(BACKENDS[name].lacks & needs)
         if lacking:
             passed_over.append(f"{name} has no {', '.join(lacking)}")
             continue
-        result = probe(name, kind)
+        result = probe(name, device)
         if result.ran:
             return name, "; ".join(["auto", *passed_over])
         passed_over.append(f"{name}: {result.reason}")
-    raise BackendUnavailable(f"no scan backend runs on {kind}: {'; '.join(passed_over)}")
+    raise BackendUnavailable(f"no scan backend runs on {device}: {'; '.join(passed_over)}")
 
 
-@cache
 def probe(name: str, device: str | None = None) -> Probe:
     """Run backend `name` on a tiny problem; once per process and device.
 
     `device` is a device type; by default the first one that the backend is for.
     """
+    devices = BACKENDS[name].devices
+    key = name, device or devices[0]
+    if key not in _probes:
+        _probes[key] = _probe(*key)
+    return _probes[key]
+
+
+def _probe(name: str, device: str) -> Probe:
     backend = BACKENDS[name]
-    kind = device or ("cpu" if backend.devices is None or "cpu" in backend.devices else min(backend.devices))
     try:
         version = importlib.metadata.version(backend.package)
     except importlib.metadata.PackageNotFoundError:
@@ -154,16 +189,16 @@ def probe(name: str, device: str | None = None) -> Probe:
     def outcome(ran: bool, reason: str, fix: str = backend.fix) -> Probe:
         return Probe(name, version is not None, version, ran, reason, "" if ran else fix)
 
-    if backend.devices is not None and kind not in backend.devices:
-        return outcome(False, f"does not run on {kind}", f"move the tensors to {' or '.join(sorted(backend.devices))}")
-    if kind == "cuda" and not torch.cuda.is_available():
+    if not {device, "any"} & set(backend.devices):
+        return outcome(False, f"does not run on {device}", f"move the tensors to {backend.devices[0]}")
+    if device == "cuda" and not torch.cuda.is_available():
         return outcome(False, "no GPU here", "run on a machine with an NVIDIA GPU, or use backend='auto'")
     if version is None:
         return outcome(False, f"{backend.package} is not installed")
-    if kind == "meta":
+    if device == "meta":
         return outcome(True, "shapes only")
     try:
-        error = _largest_error(backend.load(), kind)
+        error = _largest_error(backend.load(), device)
     except Exception as e:  # whatever a broken build raises is the reason
         return outcome(False, f"{type(e).__name__}: {e}".splitlines()[0])
     if not error < 1e-3:  # NaN fails too
@@ -172,7 +207,7 @@ def probe(name: str, device: str | None = None) -> Probe:
 
 
 def _largest_error(scan: Scan, device: str) -> float:
-    """Largest difference from the reference over outputs and gradients, relative to the largest value of each."""
+    """Difference from the reference, relative to the largest value of each output and gradient."""
     results = [_tiny_problem(scan, device), _tiny_problem(BACKENDS["reference"].load(), device)]
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*results, strict=True))
 
@@ -182,7 +217,9 @@ def _tiny_problem(scan: Scan, device: str) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)  # the global one is left alone
 
     def leaf(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device).requires_grad_()
+        # dtype and device are named: a probe may run while a model is being built on the meta device
+        values = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+        return values.to(device).requires_grad_()
 
     # a probe may happen inside a no_grad block or an autocast region
     with torch.enable_grad(), torch.autocast(device, enabled=False):

@@ -25,8 +25,65 @@ def depthwise_conv(x: Tensor, kernel: Tensor, bias: Tensor, padding: tuple[int, 
 
     The permutes move no data: the convolution sees a channels-last tensor and returns one.
     """
-    y = F.conv2d(x.permute(0, 3, 1, 2), kernel, bias, padding=padding, groups=len(kernel))
+    x = x.permute(0, 3, 1, 2)
+    # On channels-last CPU tensors oneDNN has a depthwise weight gradient up to 3 x 3. Beyond, it takes the
+    # channels 16 by 16 as if they were dense, which costs more than the rest of the block.
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if on_cpu and min(kernel.shape[2:]) > 3:
+        y = _DepthwiseConv2d.apply(x, kernel, bias, padding)
+    else:
+        y = F.conv2d(x, kernel, bias, padding=padding, groups=len(kernel))
     return y.permute(0, 2, 3, 1)
+
+
+class _DepthwiseConv2d(torch.autograd.Function):
+    """A depthwise convolution, of which both gradients are depthwise convolutions too.
+
+    That of the input convolves the output's gradient with the mirrored kernel. That of the kernel
+    convolves the input with the output's gradient as the kernel, every image and channel for itself:
+    dK[c, i, j] = sum over b, y, x of dY[b, c, y, x] X[b, c, y + i - p, x + j - p].
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, kernel: Tensor, bias: Tensor, padding: tuple[int, int]) -> Tensor:
+        return F.conv2d(x, kernel, bias, padding=padding, groups=len(kernel))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, kernel, _, ctx.padding = inputs
+        ctx.save_for_backward(x, kernel)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, kernel = ctx.saved_tensors
+        rest = [k - 1 - p for k, p in zip(kernel.shape[2:], ctx.padding, strict=True)]
+        dx = dkernel = dbias = None
+        if ctx.needs_input_grad[0]:
+            dx = F.conv2d(grad, kernel.flip(2, 3), padding=rest, groups=len(kernel))
+        if ctx.needs_input_grad[1]:
+            dkernel = _kernel_gradient(x, grad, ctx.padding)
+        if ctx.needs_input_grad[2]:
+            dbias = grad.sum((0, 2, 3))
+        return dx, dkernel, dbias, None
+
+
+def _kernel_gradient(x: Tensor, grad: Tensor, padding: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) and (B, C, H', W') -> (C, 1, kH, kW)."""
+    images = max(1, 2048 // grad[0, 0].numel())  # at a time, so that they stay in the cache
+    parts = zip(x.split(images), grad.split(images), strict=True)
+    return torch.stack([_kernel_gradient_of_part(*part, padding) for part in parts]).sum(0)
+
+
+def _kernel_gradient_of_part(x: Tensor, grad: Tensor, padding: tuple[int, int]) -> Tensor:
+    batch, channels = x.shape[:2]
+    groups = batch * channels
+    # The images become channels, which stay last in memory: (1, B C, H, W).
+    x = x.permute(2, 3, 0, 1).reshape(*x.shape[2:], groups).permute(2, 0, 1)[None]
+    kernel = grad.reshape(groups, 1, *grad.shape[2:])
+    y = F.conv2d(x, kernel, padding=padding, groups=groups)  # (1, B C, kH, kW)
+    return y.view(batch, channels, 1, *y.shape[2:]).sum(0)
 
 
 class DepthwiseConv(TokenMixer):

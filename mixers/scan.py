@@ -1,4 +1,4 @@
-"""The selective scan, the recurrence inside Mamba: `selective_scan` for sequences, `selective_scan_step` to decode.
+"""The selective scan, the recurrence inside Mamba: for whole sequences, and one token at a time to decode.
 
 Shapes: u, delta (batch, length, dim); A (dim, d_state); B, C (batch, length, d_state); D, delta_bias (dim,);
 states (batch, dim, d_state). Channels are last, as everywhere in this package.
@@ -67,7 +67,7 @@ def selective_scan(
         y[t] = sum over n of h[t] * C[t]  +  D * u[t]
 
     Source: Gu & Dao, arXiv 2312.00752, equations 2a-2b and Algorithm 2. A is discretised by zero-order hold
-    and B by Euler's rule (`Delta * B`), as in mamba-ssm, where the paper's equation 4 has zero-order hold for both.
+    and B by Euler's rule (`Delta * B`), as in mamba-ssm; the paper's equation 4 has zero-order hold for both.
 
     Args:
         u: input, (batch, length, dim).
@@ -91,9 +91,9 @@ def selective_scan(
         ValueError: a shape does not fit, or the backend asked for by name cannot do what the call needs.
         mixers.backends.BackendUnavailable: the backend asked for by name does not run here.
     """
-    batch, length, dim = _check_shapes(u, delta, A, D, delta_bias, initial_state)
-    B = _expand("B", B, (batch, length, A.shape[1]))
-    C = _expand("C", C, (batch, length, A.shape[1]))
+    _check_shapes(u, delta, A, D, delta_bias, initial_state)
+    B = _expand("B", B, (u.shape[0], u.shape[1], A.shape[1]))
+    C = _expand("C", C, (u.shape[0], u.shape[1], A.shape[1]))
     inputs = (u, delta, A, B, C, D, delta_bias, initial_state)
     needs = set()
     if any(t is not None and t.dtype == torch.float64 for t in inputs):
@@ -102,9 +102,10 @@ def selective_scan(
         needs.add("initial_state")
     if return_state and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         needs.add("state_gradient")
-    name, _ = backends.resolve(backend, u.device, needs)
-    backends.calls[name] += 1
-    y, last_state = backends.BACKENDS[name].load()(u, delta, A, B, C, D, delta_bias, initial_state, reverse)
+    choice = backends.choose(backend, u.device, needs)
+    if not torch.compiler.is_compiling():  # a counter inside a compiled graph would recompile it on each call
+        backends.calls[choice.name] += 1
+    y, last_state = choice.scan(u, delta, A, B, C, D, delta_bias, initial_state, reverse)
     return (y, last_state) if return_state else y
 
 
@@ -120,23 +121,28 @@ def selective_scan_step(
 ) -> tuple[Tensor, Tensor]:
     """One token of `selective_scan`, for decoding; u_t, delta_t (batch, dim) and B_t, C_t (batch, d_state).
 
-    Returns `(y_t, state)` with y_t (batch, dim) in u_t's dtype and a new state (batch, dim, d_state); the state
-    given is left as it was. Calling it token by token from a zero state gives the `y` and last state of
-    `selective_scan`.
+    Returns `(y_t, state)` with y_t (batch, dim) in u_t's dtype and a new state (batch, dim, d_state) in the
+    dtype of the one given (float32 or wider), which is left as it was. Token by token from a zero state it
+    gives the `y` and the last state of `selective_scan`.
     """
-    u32, dt, A, B_t, C_t = (t.to(torch.promote_types(t.dtype, state.dtype)) for t in (u_t, delta_t, A, B_t, C_t))
+    x, dt, A, B_t, C_t = (t.to(state.dtype) for t in (u_t, delta_t, A, B_t, C_t))
     dt = F.softplus(dt if delta_bias is None else dt + delta_bias)
     decay = torch.exp(dt[..., None] * A)  # (batch, dim, d_state)
-    state = decay * state + (dt * u32)[..., None] * B_t[:, None]
+    state = decay * state + (dt * x)[..., None] * B_t[:, None]
     y_t = (state * C_t[:, None]).sum(-1)
     if D is not None:
-        y_t = y_t + D * u32
+        y_t = y_t + D * x
     return y_t.to(u_t.dtype), state
 
 
 def _check_shapes(
-    u: Tensor, delta: Tensor, A: Tensor, D: Tensor | None, delta_bias: Tensor | None, initial_state: Tensor | None
-) -> tuple[int, int, int]:
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+) -> None:
     if u.ndim != 3 or u.shape[1] == 0:
         raise ValueError(f"u must be (batch, length, dim) with length >= 1, got {tuple(u.shape)}")
     batch, length, dim = u.shape
@@ -152,7 +158,6 @@ def _check_shapes(
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must be {shape} for u {tuple(u.shape)}, got {tuple(tensor.shape)}")
-    return batch, length, dim
 
 
 def _expand(name: str, tensor: Tensor, shape: tuple[int, int, int]) -> Tensor:

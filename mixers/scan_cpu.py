@@ -1,13 +1,13 @@
 """The selective scan on CPU: numba kernels (`scan_cpu_kernel`) as a PyTorch operator with its own backward.
 
-`torch.ops.mixers.selective_scan` works under autograd, `FlopCounterMode`, the meta device and fake tensors, and
-needs no compiler. Numba is imported on the first call with real data.
+`torch.ops.mixers.selective_scan` works under autograd, `FlopCounterMode`, the meta device, fake tensors and
+torch.compile, and needs no compiler: numba brings its own. Numba is imported on the first call.
 """
 
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-# under this many (batch, length, dim, d_state) elements a second thread costs more than it saves
+# (batch, length, dim, d_state) elements worth a thread: forward takes 45 us for them, handing them over 40 us
 _MIN_ELEMENTS_PER_THREAD = 1 << 18
 
 
@@ -43,10 +43,10 @@ def selective_scan_cpu(
     return y, last_state
 
 
-# ---- threads -------------------------------------------------------------------------------------------------------
+# ---- threads -----------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="selective_scan")
 
@@ -56,24 +56,41 @@ if hasattr(os, "register_at_fork"):  # a forked child inherits the pool but not 
 
 
 def _share(kernel: Callable[..., None], items: int, elements: int, arguments: tuple[Any, ...]) -> None:
-    """Run `kernel(*arguments, first_item, last_item)` over all items on at most `torch.get_num_threads()` threads.
+    """Run `kernel(*arguments, first_item, last_item)` over all items, on at most torch's number of threads.
 
     The kernels release the GIL. Numba's own thread pools are not used: they take a fixed size at start-up and
     do not survive a fork.
     """
-    threads = min(torch.get_num_threads(), items, max(1, elements // _MIN_ELEMENTS_PER_THREAD))
+    threads = max(1, min(torch.get_num_threads(), items, elements // _MIN_ELEMENTS_PER_THREAD))
     bounds = [items * i // threads for i in range(threads + 1)]
-    others = [_pool(threads - 1).submit(kernel, *arguments, bounds[i], bounds[i + 1]) for i in range(1, threads)]
+    others = [
+        _pool(threads - 1).submit(kernel, *arguments, bounds[i], bounds[i + 1]) for i in range(1, threads)
+    ]
     kernel(*arguments, bounds[0], bounds[1])
     for other in others:
         other.result()
 
 
-# ---- the operator --------------------------------------------------------------------------------------------------
+# ---- the operator ------------------------------------------------------------------------------------------
+# torch.library.define, not custom_op: that imports torch._dynamo on the first call, which takes 3 s.
+
+torch.library.define(
+    "mixers::selective_scan",
+    "(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias,"
+    " Tensor? initial_state, bool reverse, bool keep) -> (Tensor y, Tensor last_state, Tensor states)",
+)
+torch.library.define(
+    "mixers::selective_scan_backward",
+    "(Tensor grad_y, Tensor? grad_last_state, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C,"
+    " Tensor? D, Tensor? delta_bias, Tensor states, bool reverse)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+_forward_op = torch.ops.mixers.selective_scan.default
+_backward_op = torch.ops.mixers.selective_scan_backward.default
 
 
-@torch.library.custom_op("mixers::selective_scan", mutates_args=(), device_types="cpu")
-def _forward_op(
+@torch.library.impl("mixers::selective_scan", "cpu")
+def _forward(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -88,11 +105,13 @@ def _forward_op(
     """`(y, last_state, states)`; states is the packed state before each chunk, one slot unless `keep`."""
     from mixers import scan_cpu_kernel as kernel
 
+    if bool((A > 0).any()):
+        raise ValueError("A must not be positive: the cpu scan relies on exp(Delta * A) <= 1")
     (batch, length, dim), d_state = u.shape, A.shape[1]
     blocks = -(-dim // kernel.LANES)
     slots = -(-length // kernel.CHUNK) + 1 if keep else 1
-    y, last_state = torch.empty(batch, length, dim), torch.empty(batch, dim, d_state)
-    states = torch.empty(batch, slots, blocks, d_state, kernel.LANES)
+    y, last_state = _empty(batch, length, dim), _empty(batch, dim, d_state)
+    states = _empty(batch, slots, blocks, d_state, kernel.LANES)
     arguments = (
         *(_array(t) for t in (u, delta, A, B, C)),
         *(_vector(t, dim) for t in (D, delta_bias)),
@@ -103,6 +122,10 @@ def _forward_op(
     )
     _share(kernel.forward, batch * -(-blocks // kernel.SLAB), batch * length * dim * d_state, arguments)
     return y.to(u.dtype), last_state, states
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever the defaults are
 
 
 def _array(t: Tensor) -> np.ndarray:
@@ -120,25 +143,23 @@ def _state(t: Tensor | None, d_state: int) -> np.ndarray:
     return np.zeros((0, 0, d_state), np.float32) if t is None else _array(t)
 
 
-@_forward_op.register_fake
+@torch.library.register_fake("mixers::selective_scan")
 def _(u, delta, A, B, C, D, delta_bias, initial_state, reverse, keep):  # type: ignore[no-untyped-def]
-    # the real `states` has more than one axis to its chunks, but only the kernels look inside
     from mixers import scan_cpu_kernel as kernel
 
     batch, length, dim = u.shape
     d_state = A.shape[1]
     blocks = (dim + kernel.LANES - 1) // kernel.LANES
     slots = (length + kernel.CHUNK - 1) // kernel.CHUNK + 1 if keep else 1
-    new = torch.float32
     return (
         u.new_empty(batch, length, dim),
-        u.new_empty(batch, dim, d_state, dtype=new),
-        u.new_empty(batch, slots, blocks, d_state, kernel.LANES, dtype=new),
+        u.new_empty(batch, dim, d_state, dtype=torch.float32),
+        u.new_empty(batch, slots, blocks, d_state, kernel.LANES, dtype=torch.float32),
     )
 
 
-@torch.library.custom_op("mixers::selective_scan_backward", mutates_args=(), device_types="cpu")
-def _backward_op(
+@torch.library.impl("mixers::selective_scan_backward", "cpu")
+def _backward(
     grad_y: Tensor,
     grad_last_state: Tensor | None,
     u: Tensor,
@@ -151,17 +172,17 @@ def _backward_op(
     states: Tensor,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of u, delta, A, B, C, D, delta_bias, initial_state; a missing D or bias gets one all the same."""
+    """Gradients of u, delta, A, B, C, D, delta_bias and initial_state, of missing ones too."""
     from mixers import scan_cpu_kernel as kernel
 
     (batch, length, dim), d_state = u.shape, A.shape[1]
     blocks = -(-dim // kernel.LANES)
     slabs = -(-blocks // kernel.SLAB)
-    du, ddelta = torch.empty(batch, length, dim), torch.empty(batch, length, dim)
-    dB, dC = torch.empty(slabs, batch, length, d_state), torch.empty(slabs, batch, length, d_state)
+    du, ddelta = _empty(batch, length, dim), _empty(batch, length, dim)
+    dB, dC = _empty(slabs, batch, length, d_state), _empty(slabs, batch, length, d_state)
     dA = np.zeros((batch, blocks, d_state, kernel.LANES), np.float32)
     dD, dbias = np.zeros((2, batch, blocks, 1, kernel.LANES), np.float32)
-    d_initial_state = torch.empty(batch, dim, d_state)
+    d_initial_state = _empty(batch, dim, d_state)
     arguments = (
         _array(grad_y),
         _state(grad_last_state, d_state),
@@ -173,7 +194,7 @@ def _backward_op(
     )
     _share(kernel.backward, batch * slabs, batch * length * dim * d_state, arguments)
 
-    totals = torch.empty(dim, d_state), torch.empty(dim, 1), torch.empty(dim, 1)
+    totals = _empty(dim, d_state), _empty(dim, 1), _empty(dim, 1)
     for parts, total in zip((dA, dD, dbias), totals, strict=True):
         kernel.sum_states(parts, total.numpy())
     for parts_of_slabs in (dB, dC):
@@ -191,7 +212,7 @@ def _backward_op(
     )
 
 
-@_backward_op.register_fake
+@torch.library.register_fake("mixers::selective_scan_backward")
 def _(grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, states, reverse):  # type: ignore[no-untyped-def]
     batch, _, dim = u.shape
     vector = u.new_empty(dim, dtype=torch.float32)
@@ -217,25 +238,37 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.reverse, ctx.keep = reverse, keep
 
 
-def _backward(ctx: Any, grad_y: Tensor | None, grad_last_state: Tensor | None, _: None) -> tuple[Any, ...]:
+def _autograd_backward(
+    ctx: Any, grad_y: Tensor | None, grad_last_state: Tensor | None, _: None
+) -> tuple[Any, ...]:
     u, delta, A, B, C, D, delta_bias, initial_state, states = ctx.saved_tensors
     if not ctx.keep:
-        raise RuntimeError("mixers::selective_scan was called with keep=False: it stored no states for backward")
+        raise RuntimeError(
+            "mixers::selective_scan was called with keep=False: it stored no states for backward"
+        )
     if grad_y is None:
         grad_y = torch.zeros_like(u)
     grads = _backward_op(grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, states, ctx.reverse)
     optional = [
-        None if t is None else g.to(t.dtype) for t, g in zip((D, delta_bias, initial_state), grads[5:], strict=True)
+        None if t is None else g.to(t.dtype)
+        for t, g in zip((D, delta_bias, initial_state), grads[5:], strict=True)
     ]
     return (*grads[:5], *optional, None, None)
 
 
-_forward_op.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("mixers::selective_scan", _autograd_backward, setup_context=_setup_context)
 
 
-# ---- FLOPs ---------------------------------------------------------------------------------------------------------
-# Per (batch, length, dim, d_state) element: decay * h + x * B is two MACs and y += h * C a third. exp, softplus
-# and the D skip count nothing, as activations and norms do. Backward counts twice that, the recomputation nothing.
+def _no_second_derivative(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    raise NotImplementedError("the cpu scan has no second derivative; use backend='reference'")
+
+
+torch.library.register_autograd("mixers::selective_scan_backward", _no_second_derivative)
+
+
+# ---- FLOPs -------------------------------------------------------------------------------------------------
+# Forward is 3 MACs = 6 FLOPs per (batch, length, dim, d_state) element: two for decay * h + x * B, one for
+# y += h * C. exp, softplus and the skip D u count nothing, as activations do not. Backward is twice that.
 
 
 @register_flop_formula(torch.ops.mixers.selective_scan)
@@ -244,5 +277,7 @@ def _forward_flops(u: torch.Size, delta: torch.Size, A: torch.Size, *rest: Any, 
 
 
 @register_flop_formula(torch.ops.mixers.selective_scan_backward)
-def _backward_flops(grad_y: torch.Size, last: Any, u: torch.Size, delta: Any, A: torch.Size, *rest: Any, **named: Any) -> int:
+def _backward_flops(
+    grad_y: torch.Size, last: Any, u: torch.Size, delta: Any, A: torch.Size, *rest: Any, **named: Any
+) -> int:
     return 12 * u.numel() * A[1]

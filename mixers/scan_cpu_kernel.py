@@ -1,3 +1,5 @@
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# (an emitter takes a dozen LLVM values, a kernel a dozen arrays: the docstrings say what they are)
 """Numba kernels of the CPU selective scan, forward and hand-written backward, float32.
 
 How the work is laid out, and why:
@@ -6,17 +8,17 @@ How the work is laid out, and why:
   summed across lanes in the forward pass. The states of a group (8, 4 or 1 of them) stay in registers.
 * The outer loop goes over chunks of CHUNK tokens and the inner one over blocks of channels, so that the rows
   of `u`, `delta`, `B` and `C` of a chunk are read while they are in cache.
-* Forward keeps the state at the start of every chunk, `states[chunk]`. Backward walks the chunks from the last
-  to the first and recomputes what is inside, so that no (batch, length, dim, d_state) tensor exists.
+* Forward keeps the state at the start of every chunk. Backward goes from the last chunk to the first and
+  recomputes what is inside, so that no (batch, length, dim, d_state) tensor exists.
 * The gradients of B and C are sums over channels. They are collected as vectors, and reduced across the lanes
   once per chunk. The order of every sum depends on the shapes only, never on the number of threads.
 
 Numba's vectoriser does not keep the states in registers, so the innermost loops are emitted as LLVM vector IR
 by the intrinsics below. LLVM lowers it to whatever the machine has (AVX-512, AVX2, SSE, NEON).
 
-Words: a *block* is LANES channels, a *slab* at most SLAB blocks, and an *item* one (batch, slab) pair, the unit
-that threads share out. *Packed* is (..., blocks, n, LANES): channels in the last axis, padded to whole blocks. In
-the kernel A, D, delta_bias and the states, (batch, chunks + 1, blocks, d_state, LANES), are packed.
+Words: a *block* is LANES channels, a *slab* at most SLAB blocks, and an *item* one (batch, slab) pair, the
+unit that threads share out. *Packed* is (..., blocks, n, LANES): channels last, padded to whole blocks. In
+the kernels A, D, delta_bias and the states, (batch, chunks + 1, blocks, d_state, LANES), are packed.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,8 +35,9 @@ from numba.extending import intrinsic
 
 def _lanes() -> int:
     """16 where LLVM will compile for AVX-512, 8 elsewhere (one AVX2 register, two of NEON's)."""
-    if config.CPU_NAME is not None:  # the user compiles for another machine than this one
-        features = config.CPU_FEATURES or ""
+    settings: Any = config
+    if settings.CPU_NAME is not None:  # the user compiles for another machine than this one
+        features = settings.CPU_FEATURES or ""
     else:
         features = llvm.get_host_cpu_features().flatten()
     return 16 if "+avx512f" in features.split(",") else 8
@@ -52,7 +55,13 @@ _BITS = ir.VectorType(ir.IntType(32), LANES)
 _LOG2E = 1.4426950408889634
 _LN2 = 0.6931471805599453
 # 2**r - 1 over r, |r| <= 1/2: minimax in relative error, 9.1e-8
-_EXP2 = (0.6931470036506653, 0.24022242426872253, 0.05550733953714371, 0.009671512991189957, 0.001326472032815218)
+_EXP2 = (
+    0.6931470036506653,
+    0.24022242426872253,
+    0.05550733953714371,
+    0.009671512991189957,
+    0.001326472032815218,
+)
 # log1p(e) / e - 1 over e, 0 <= e <= 1: minimax in relative error, 3.3e-8
 _LOG1P = (
     -0.49999648332595825,
@@ -66,7 +75,7 @@ _LOG1P = (
 )
 
 
-# ---- vectors of LANES floats, as seen by the emitters ----------------------------------------------------------
+# ---- vectors of LANES floats, as seen by the emitters ------------------------------------------------------
 
 
 class _Vector:
@@ -96,6 +105,14 @@ class _Vector:
         low = self.builder.fcmp_ordered("<", self.value, self._lift(floor))
         return _Vector(self.builder, self.builder.select(low, self._lift(floor), self.value))
 
+    def without_dust(self) -> "_Vector":
+        """Zero where |self| < 1e-30. A state without input decays into denormal numbers, which are slow."""
+        small = self.builder.and_(
+            self.builder.fcmp_ordered("<", self.value, self._lift(1e-30)),
+            self.builder.fcmp_ordered(">", self.value, self._lift(-1e-30)),
+        )
+        return _Vector(self.builder, self.builder.select(small, self._lift(0.0), self.value))
+
     def where_negative(self, negative: "_Vector", otherwise: "_Vector") -> "_Vector":
         test = self.builder.fcmp_ordered("<", self.value, self._lift(0.0))
         return _Vector(self.builder, self.builder.select(test, negative.value, otherwise.value))
@@ -119,7 +136,8 @@ def _exp2(z: _Vector) -> _Vector:
     fraction = _polynomial(z - (shifted - magic), _EXP2)
     # k is added to the exponent field; the shift pushes the bits of `magic` itself out
     exponent = builder.shl(builder.bitcast(shifted.value, _BITS), ir.Constant(_BITS, [23] * LANES))
-    return _Vector(builder, builder.bitcast(builder.add(builder.bitcast(fraction.value, _BITS), exponent), _VECTOR))
+    bits = builder.add(builder.bitcast(fraction.value, _BITS), exponent)
+    return _Vector(builder, builder.bitcast(bits, _VECTOR))
 
 
 def _softplus(v: _Vector) -> tuple[_Vector, _Vector]:
@@ -132,7 +150,7 @@ def _softplus(v: _Vector) -> tuple[_Vector, _Vector]:
 
 
 class _Emitter:
-    """Loads, stores and loops on raw addresses; an index counts vectors for `load`, floats for `broadcast`."""
+    """Loads, stores and loops on raw addresses. An index counts vectors, in `broadcast` floats."""
 
     def __init__(self, builder: ir.IRBuilder) -> None:
         self.builder = builder
@@ -160,9 +178,10 @@ class _Emitter:
 
     def broadcast(self, address: ir.Value, index: ir.Value) -> _Vector:
         scalar = self.builder.load(self._pointer(address, index, _FLOAT, 1))
-        one = self.builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+        undefined = ir.Constant(_VECTOR, ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
         mask = ir.Constant(_BITS, [0] * LANES)
-        return _Vector(self.builder, self.builder.shuffle_vector(one, ir.Constant(_VECTOR, ir.Undefined), mask))
+        return _Vector(self.builder, self.builder.shuffle_vector(first, undefined, mask))
 
     def offset(self, index: ir.Value, factor: int, plus: int = 0) -> ir.Value:
         return self.builder.add(self.builder.mul(index, ir.Constant(_INT, factor)), ir.Constant(_INT, plus))
@@ -201,7 +220,7 @@ class _Variable:
 
 
 def _emitted(emit: Callable[..., None]) -> Any:
-    """An intrinsic that takes one tuple of integers (counts, strides and addresses) and runs what `emit` emits."""
+    """An intrinsic that takes a tuple of integers (counts, strides, addresses) and runs what `emit` emits."""
 
     @intrinsic
     def emitted(typingctx: Any, arguments: Any) -> Any:
@@ -214,8 +233,7 @@ def _emitted(emit: Callable[..., None]) -> Any:
     return emitted
 
 
-@intrinsic
-def _address(typingctx: Any, array: Any, index: Any) -> Any:
+def _typed_address(typingctx: Any, array: Any, index: Any) -> Any:
     """The address of `array.ravel()[index]`, of a contiguous float32 array."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -225,11 +243,14 @@ def _address(typingctx: Any, array: Any, index: Any) -> Any:
     return types.intp(array, types.intp), codegen
 
 
-# ---- the innermost loops: one chunk, one block of channels ------------------------------------------------------
-# Scratch rows are in the order of the scan; `stride` (floats, negative in a reversed scan) is for the tensors.
+_address: Any = intrinsic(_typed_address)
 
 
-def _forward_stage(e, steps, u, delta, stride, D, bias, dt, x, y):  # type: ignore[no-untyped-def]
+# ---- the innermost loops: one chunk, one block of channels -------------------------------------------------
+# Scratch rows are in the order of the scan. `stride`, in floats, is that of the tensors: negative in reverse.
+
+
+def _forward_stage(e, steps, u, delta, stride, D, bias, dt, x, y):
     """dt = softplus(delta + bias), x = dt u, y = D u."""
     skip, shift = e.load(D, 0), e.load(bias, 0)
     with e.steps(steps) as t:
@@ -241,7 +262,7 @@ def _forward_stage(e, steps, u, delta, stride, D, bias, dt, x, y):  # type: igno
 
 
 def _forward_group(states: int) -> Callable[..., None]:
-    def emit(e, steps, dt, x, y, A, B, C, stride, h_in, h_out):  # type: ignore[no-untyped-def]
+    def emit(e, steps, dt, x, y, A, B, C, stride, h_in, h_out):
         """h = exp(dt A) h + x B and y += h C for `states` states; A holds A log2(e)."""
         decay = [e.load(A, n) for n in range(states)]
         h = [e.variable(e.load(h_in, n)) for n in range(states)]
@@ -255,12 +276,12 @@ def _forward_group(states: int) -> Callable[..., None]:
                 h[n].set(h_n)
             e.store(y, t, y_t)
         for n in range(states):
-            e.store(h_out, n, h[n].get())
+            e.store(h_out, n, h[n].get().without_dust())
 
     return emit
 
 
-def _backward_stage(e, steps, u, delta, grad_y, stride, bias, dt, x, dy, slope, dx, ddt):  # type: ignore[no-untyped-def]
+def _backward_stage(e, steps, u, delta, grad_y, stride, bias, dt, x, dy, slope, dx, ddt):
     """Forward's dt and x again, dy = grad_y, slope = softplus', and dx = ddt = 0."""
     shift = e.load(bias, 0)
     with e.steps(steps) as t:
@@ -274,7 +295,7 @@ def _backward_stage(e, steps, u, delta, grad_y, stride, bias, dt, x, dy, slope, 
 
 
 def _backward_group(states: int) -> Callable[..., None]:
-    def emit(e, steps, dt, x, dy, dx, ddt, A, B, C, stride, h_in, dh, dA, dB, dC, decay, before):  # type: ignore[no-untyped-def]
+    def emit(e, steps, dt, x, dy, dx, ddt, A, B, C, stride, h_in, dh, dA, dB, dC, decay, before):
         """Recompute one chunk of `states` states from h_in, then send gradients back through it.
 
         dh is the gradient of the state after the chunk on entry, before it on exit. `decay` and `before` are
@@ -313,13 +334,13 @@ def _backward_group(states: int) -> Callable[..., None]:
             e.store(dx, t, dx_t)
             e.store(ddt, t, ddt_t)
         for n in range(states):
-            e.store(dh, n, carry[n].get())
+            e.store(dh, n, carry[n].get().without_dust())
             e.store(dA, n, grad_A[n].get())
 
     return emit
 
 
-def _backward_finish(e, steps, u, stride, D, dt, dy, slope, dx, ddt, du, ddelta, dD, dbias):  # type: ignore[no-untyped-def]
+def _backward_finish(e, steps, u, stride, D, dt, dy, slope, dx, ddt, du, ddelta, dD, dbias):
     """Gradients of u, delta, D and delta_bias from those of x and dt."""
     skip = e.load(D, 0)
     sum_D, sum_bias = e.variable(e.load(dD, 0)), e.variable(e.load(dbias, 0))
@@ -334,12 +355,12 @@ def _backward_finish(e, steps, u, stride, D, dt, dy, slope, dx, ddt, du, ddelta,
     e.store(dbias, 0, sum_bias.get())
 
 
-def _copy_rows(e, steps, source, source_stride, target, target_stride):  # type: ignore[no-untyped-def]
+def _copy_rows(e, steps, source, source_stride, target, target_stride):
     with e.steps(steps) as t:
         e.store_row(target, t, target_stride, e.load_row(source, t, source_stride))
 
 
-def _sum_lanes(e, count, source, target):  # type: ignore[no-untyped-def]
+def _sum_lanes(e, count, source, target):
     """target[i] = sum of the lanes of source vector i, for count * LANES vectors; source is left zero."""
     builder = e.builder
     even = ir.Constant(_BITS, list(range(0, 2 * LANES, 2)))
@@ -374,10 +395,18 @@ copy_rows = _emitted(_copy_rows)
 sum_lanes = _emitted(_sum_lanes)
 
 
-# ---- the loops around them ----------------------------------------------------------------------------------------
+# ---- the loops around them ---------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+def _jit(function: Callable[..., Any]) -> Any:
+    """Compile on the first call and keep the result: beside this file, else in the user's cache folder."""
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # no folder can be written to: every process compiles anew
+        return njit(nogil=True)(function)
+
+
+@_jit
 def _scratch(size: int) -> np.ndarray:
     """Zeros on a 64-byte boundary: an AVX-512 load across two cache lines costs two."""
     raw = np.zeros(size + 16, np.float32)
@@ -385,7 +414,7 @@ def _scratch(size: int) -> np.ndarray:
     return raw[start : start + size]
 
 
-@njit(cache=True)
+@_jit
 def _pack(source: np.ndarray, scale: float) -> np.ndarray:
     """(dim, n) -> scale * source as flat (blocks, n, LANES); an empty source is all zeros."""
     dim, n = source.shape
@@ -396,7 +425,7 @@ def _pack(source: np.ndarray, scale: float) -> np.ndarray:
     return packed
 
 
-@njit(cache=True)
+@_jit
 def _pack_states(source: np.ndarray, b: int, first: int, last: int, packed: np.ndarray, at: int) -> None:
     """Channels first .. last of source[b], (batch, dim, n) or of size zero for zeros -> packed[at:]."""
     n = source.shape[2]
@@ -407,7 +436,7 @@ def _pack_states(source: np.ndarray, b: int, first: int, last: int, packed: np.n
                 packed[at + ((d - first) // LANES * n + k) * LANES + d % LANES] = source[b, d, k]
 
 
-@njit(cache=True)
+@_jit
 def _unpack_states(packed: np.ndarray, at: int, b: int, first: int, last: int, target: np.ndarray) -> None:
     n = target.shape[2]
     for d in range(first, last):
@@ -415,7 +444,7 @@ def _unpack_states(packed: np.ndarray, at: int, b: int, first: int, last: int, t
             target[b, d, k] = packed[at + ((d - first) // LANES * n + k) * LANES + d % LANES]
 
 
-@njit(cache=True)
+@_jit
 def sum_states(parts: np.ndarray, total: np.ndarray) -> None:
     """(batch, blocks, n, LANES) -> (dim, n), summed over the batch in order."""
     dim, n = total.shape
@@ -427,12 +456,12 @@ def sum_states(parts: np.ndarray, total: np.ndarray) -> None:
             total[d, k] = value
 
 
-@njit(cache=True)
+@_jit
 def _group_size(left: int) -> int:
     return 8 if left >= 8 else 4 if left >= 4 else 1
 
 
-@njit(cache=True)
+@_jit
 def _load_tail(flat: np.ndarray, first: int, steps: int, stride: int, width: int, target: np.ndarray) -> None:
     """Copy rows of fewer than LANES channels into whole vectors."""
     for t in range(steps):
@@ -440,24 +469,27 @@ def _load_tail(flat: np.ndarray, first: int, steps: int, stride: int, width: int
             target[t * LANES + lane] = flat[first + t * stride + lane]
 
 
-@njit(cache=True)
-def _store_tail(source: np.ndarray, flat: np.ndarray, first: int, steps: int, stride: int, width: int) -> None:
+@_jit
+def _store_tail(
+    source: np.ndarray, flat: np.ndarray, first: int, steps: int, stride: int, width: int
+) -> None:
     for t in range(steps):
         for lane in range(width):
             flat[first + t * stride + lane] = source[t * LANES + lane]
 
 
-@njit(cache=True, nogil=True)
-def forward(  # type: ignore[no-untyped-def]
-    u, delta, A, B, C, D, delta_bias, initial_state, reverse, keep, y, last_state, states, first_item, last_item
-):
+@_jit
+def forward(
+    u, delta, A, B, C, D, delta_bias, initial_state, reverse, keep,
+    y, last_state, states, first_item, last_item,
+):  # fmt: skip
     """Scan items first_item .. last_item.
 
     u, delta, y (batch, length, dim); A (dim, d_state); B, C (batch, length, d_state); D, delta_bias (dim, 1);
     initial_state, last_state (batch, dim, d_state), the former of size zero to start from zeros. With `keep`
     the state before chunk c goes to states[:, c]; without, `states` has one slot, which is overwritten.
     """
-    batch, length, dim = u.shape
+    _, length, dim = u.shape
     d_state = A.shape[1]
     blocks = (dim + LANES - 1) // LANES
     slabs = (blocks + SLAB - 1) // SLAB
@@ -502,7 +534,8 @@ def forward(  # type: ignore[no-untyped-def]
                     arguments = (
                         steps, _address(dt, 0), _address(x, 0), _address(y_chunk, 0),
                         _address(A_packed, channel * d_state + n * LANES),
-                        _address(B, token * d_state + n), _address(C, token * d_state + n), direction * d_state,
+                        _address(B, token * d_state + n), _address(C, token * d_state + n),
+                        direction * d_state,
                         _address(states, slot + state), _address(states, next_slot + state),
                     )  # fmt: skip
                     if group == 8:
@@ -520,15 +553,16 @@ def forward(  # type: ignore[no-untyped-def]
         _unpack_states(states_flat, slot, b, channels[0], channels[1], last_state)
 
 
-@njit(cache=True, nogil=True)
-def backward(  # type: ignore[no-untyped-def]
+@_jit
+def backward(
     grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, reverse, states,
     du, ddelta, dA, dB, dC, dD, dbias, d_initial_state, first_item, last_item,
 ):  # fmt: skip
     """Backward of items first_item .. last_item, after `forward` with `keep`; shapes as there.
 
-    grad_last_state may have size zero. dA (batch, blocks, d_state, LANES) and dD, dbias (batch, blocks, 1, LANES)
-    must be zero on entry and are to be summed over the batch; dB, dC (slabs, batch, length, d_state) over slabs.
+    grad_last_state may have size zero. dA (batch, blocks, d_state, LANES) and dD, dbias (batch, blocks, 1,
+    LANES) must be zero on entry and are parts, to be summed over the batch. dB and dC (slabs, batch, length,
+    d_state) are to be summed over the slabs.
     """
     batch, length, dim = u.shape
     d_state = A.shape[1]
@@ -537,14 +571,15 @@ def backward(  # type: ignore[no-untyped-def]
     slots = states.shape[1]
     A_packed, D_packed, bias_packed = _pack(A, _LOG2E), _pack(D, 1.0), _pack(delta_bias, 1.0)
     rows = CHUNK * LANES  # floats of one block in the scratch of a slab
-    dt, x, dy = _scratch(SLAB * rows), _scratch(SLAB * rows), _scratch(SLAB * rows)
-    slope, dx, ddt = _scratch(SLAB * rows), _scratch(SLAB * rows), _scratch(SLAB * rows)
+    whole = min(SLAB, blocks) * rows
+    dt, x, dy = _scratch(whole), _scratch(whole), _scratch(whole)
+    slope, dx, ddt = _scratch(whole), _scratch(whole), _scratch(whole)
     u_tail, delta_tail, dy_tail = _scratch(rows), _scratch(rows), _scratch(rows)
     du_tail, ddelta_tail = _scratch(rows), _scratch(rows)
     decay, before = _scratch(8 * rows), _scratch(8 * rows)
     dB_lanes, dC_lanes = _scratch(8 * rows), _scratch(8 * rows)
     dB_sums, dC_sums = _scratch(8 * CHUNK), _scratch(8 * CHUNK)
-    dh = _scratch(SLAB * d_state * LANES)
+    dh = _scratch(min(SLAB, blocks) * d_state * LANES)
     u_flat, delta_flat, grad_flat = u.ravel(), delta.ravel(), grad_y.ravel()
     du_flat, ddelta_flat, dB_flat, dC_flat = du.ravel(), ddelta.ravel(), dB.ravel(), dC.ravel()
     direction = -1 if reverse else 1
@@ -588,7 +623,8 @@ def backward(  # type: ignore[no-untyped-def]
                     arguments = (
                         steps, _address(dt, at), _address(x, at), _address(dy, at), _address(dx, at),
                         _address(ddt, at), _address(A_packed, own),
-                        _address(B, token * d_state + n), _address(C, token * d_state + n), direction * d_state,
+                        _address(B, token * d_state + n), _address(C, token * d_state + n),
+                        direction * d_state,
                         _address(states, (b * slots + chunk) * blocks * d_state * LANES + own),
                         _address(dh, own - slab * d_state * LANES),
                         _address(dA, b * blocks * d_state * LANES + own),
@@ -616,17 +652,14 @@ def backward(  # type: ignore[no-untyped-def]
                 row = token * dim + channel
                 at = (block - slab) * rows
                 if width == LANES:
-                    u_at, du_at, ddelta_at, stride = (
-                        _address(u, row), _address(du, row), _address(ddelta, row), direction * dim,
-                    )  # fmt: skip
+                    targets = (_address(u, row), _address(du, row), _address(ddelta, row), direction * dim)
                 else:
                     _load_tail(u_flat, row, steps, direction * dim, width, u_tail)
-                    u_at, du_at, ddelta_at, stride = (
-                        _address(u_tail, 0), _address(du_tail, 0), _address(ddelta_tail, 0), LANES,
-                    )  # fmt: skip
+                    targets = (_address(u_tail, 0), _address(du_tail, 0), _address(ddelta_tail, 0), LANES)
                 backward_finish((
-                    steps, u_at, stride, _address(D_packed, channel), _address(dt, at), _address(dy, at),
-                    _address(slope, at), _address(dx, at), _address(ddt, at), du_at, ddelta_at,
+                    steps, targets[0], targets[3], _address(D_packed, channel),
+                    _address(dt, at), _address(dy, at), _address(slope, at), _address(dx, at),
+                    _address(ddt, at), targets[1], targets[2],
                     _address(dD, (b * blocks + block) * LANES), _address(dbias, (b * blocks + block) * LANES),
                 ))  # fmt: skip
                 if width < LANES:

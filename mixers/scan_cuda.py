@@ -1,8 +1,8 @@
 """The selective scan on NVIDIA GPUs by mamba-ssm's CUDA kernel, when that package is installed with it.
 
-Source: github.com/state-spaces/mamba, `mamba_ssm/ops/selective_scan_interface.py::selective_scan_fn`. That kernel
-wants channels before length, scans forward only, starts from a zero state and gives the last state no gradient.
-Its backward adds dA, dB, dC, dD with atomics, so two runs may differ in the last bits.
+Source: github.com/state-spaces/mamba, `mamba_ssm/ops/selective_scan_interface.py::selective_scan_fn`. That
+kernel wants channels before length, scans forward only, starts from a zero state and gives the last state no
+gradient. Its backward adds dA, dB, dC and dD with atomics, so two runs may differ in the last bits.
 """
 
 import torch
@@ -54,4 +54,4 @@ def selective_scan_mamba_ssm(
 def _to_kernel(t: Tensor, reverse: bool) -> Tensor:
     """(batch, length, channels) -> (batch, channels, length), contiguous, in the order of the scan."""
     t = t.transpose(1, 2)
-    return t.flip(-1) if reverse else t.contiguous()
+    return (t.flip(-1) if reverse else t).contiguous()

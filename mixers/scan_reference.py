@@ -31,13 +31,9 @@ def selective_scan_reference(
         dt = dt + delta_bias.to(dtype)
     dt = F.softplus(dt)
 
-    batch, length, dim = x.shape
-    if initial_state is None:
-        h = x.new_zeros(batch, dim, A.shape[1])
-    else:
-        h = initial_state.to(dtype)
+    h = x.new_zeros(x.shape[0], *A.shape) if initial_state is None else initial_state.to(dtype)
 
-    # unbind, not indexing: the backward of x[:, t] writes a zero tensor of x's size for each t, which is O(L^2)
+    # unbind, not indexing: the backward of x[:, t] writes a tensor of x's size for each t, which is O(L^2)
     tokens = list(zip(x.unbind(1), dt.unbind(1), B.unbind(1), C.unbind(1), strict=True))
     ys: list[Tensor] = []
     for x_t, dt_t, B_t, C_t in reversed(tokens) if reverse else tokens:

@@ -1,7 +1,8 @@
-"""What is held fixed: blocks, backbones and heads around a slot for the token mixer. Free of torch until used.
+"""What is held fixed: blocks, backbones and heads around a slot for the token mixer.
 
 An entry is called with a `MixerFactory`, a `TaskSpec` and its options, and returns a `base.Skeleton`.
-Adding one: a subclass with its size as class attributes, and a line below.
+Adding one: a subclass with its size as class attributes, and a line below. Importing this module does
+not import torch.
 """
 
 from __future__ import annotations
@@ -41,9 +42,8 @@ def option_defaults(skeleton: Component) -> Mapping[str, Any]:
     Raises:
         InputError: unknown skeleton.
     """
-    entry = SKELETONS.load(skeleton.name)
-    block = skeleton.options.get("block", "gated")
-    return entry.option_defaults(block)
+    entry: Any = SKELETONS.load(skeleton.name)
+    return entry.option_defaults(skeleton.options.get("block", "gated"))
 
 
 def init_weights(model: Skeleton, generator_for: Callable[[str], torch.Generator]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from timm.layers import LayerScale
+from timm.layers.layer_scale import LayerScale
 from torch import Tensor, nn
 
 from experiments.interface import TaskSpec
@@ -39,6 +39,11 @@ class Skeleton(nn.Module, ABC):
         """The values that options have when left out, where they depend on the block or the size."""
         return {**PRESETS.get(block, {}), "drop_path": cls.drop_path_rate, "head": cls.head_name}
 
+    def drop_path_rates(self, drop_path: float | None, depth: int) -> list[float]:
+        """One rate per block, growing linearly from 0 to `drop_path`, or to that of the class if None."""
+        last = self.drop_path_rate if drop_path is None else drop_path
+        return [last * layer / max(depth - 1, 1) for layer in range(depth)]
+
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) -> (B, *grid, C)."""
@@ -58,9 +63,9 @@ class Skeleton(nn.Module, ABC):
     def init_weights(self, generator_for: Callable[[str], torch.Generator]) -> None:
         """Draw the skeleton's own parameters: weights from a normal of std 0.02, biases 0 (MambaOut).
 
-        Norms and LayerScale keep the constants they were built with, and a mixer's parameters are its own. Every
-        tensor has its own generator, so that it does not depend on what else is in the model. Nothing
-        happens on the meta device.
+        Norms and LayerScale keep the constants they were built with, and a mixer's parameters are its
+        own. Every tensor has its own generator, so that it does not depend on what else is in the model.
+        Nothing happens on the meta device.
 
         Args:
             generator_for: the generator for a parameter's name.

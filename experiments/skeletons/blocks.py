@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import torch
+import torch.nn.functional as F
 from pydantic import Field
-from timm.layers import DropPath, LayerScale, Mlp
+from timm.layers.drop import DropPath
+from timm.layers.layer_scale import LayerScale
+from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from mixers.registry import InputError
@@ -85,10 +87,10 @@ class GatedBlock(Block):
         mixed = hidden if conv_ratio == "all" else int(conv_ratio * dim)
         if not 1 <= mixed <= hidden:
             raise InputError(
-                f"expansion_ratio {expansion_ratio:g} makes {hidden} hidden channels of {dim}, "
-                f"conv_ratio {conv_ratio} hands {mixed} of them to the mixer: it needs at least 1 and at most all"
+                f"expansion_ratio {expansion_ratio:g} makes {hidden} hidden channels of {dim}, but "
+                f"conv_ratio {conv_ratio} hands {mixed} to the mixer, which needs from 1 to all of them"
             )
-        self.split = (hidden, hidden - mixed, mixed)
+        self.widths = (hidden - mixed, mixed)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.fc1 = nn.Linear(dim, 2 * hidden, bias=bias)
         self.act = ACTIVATIONS[act]()
@@ -97,9 +99,22 @@ class GatedBlock(Block):
         self.residual = residual_branch(dim, layer_scale, drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        g, i, v = self.fc1(self.norm(x)).split(self.split, dim=-1)
-        y = self.fc2(self.act(g) * torch.cat((i, self.mixer(v)), dim=-1))
+        # The channels of i and those of v never meet before the sum in fc2, so each go their own way:
+        # slicing the weights is free, slicing and concatenating activations is not.
+        z = self.norm(x)
+        (g_i, i), (g_v, v) = self._expand(z)
+        w_i, w_v = self.fc2.weight.split(self.widths, dim=1)
+        y = F.linear(self.act(g_v) * self.mixer(v), w_v, self.fc2.bias)
+        if i.shape[-1] > 0:
+            y = y + F.linear(self.act(g_i) * i, w_i)
         return x + self.residual(y)
+
+    def _expand(self, z: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """fc1 in four parts: (*, C) -> gate and value past the mixer, gate and value through it."""
+        weights = self.fc1.weight.split(self.widths * 2)
+        biases = [None] * 4 if self.fc1.bias is None else self.fc1.bias.split(self.widths * 2)
+        g_i, g_v, i, v = (F.linear(z, w, b) for w, b in zip(weights, biases, strict=True))
+        return (g_i, i), (g_v, v)
 
 
 class MetaFormerBlock(Block):
@@ -175,9 +190,10 @@ class BlockOptions:
         Raises:
             InputError: the options do not fit the block or each other.
         """
-        given = {name: getattr(self, name) for name in PRESETS[self.block]}
-        options = {**PRESETS[self.block], **{name: value for name, value in given.items() if value is not None}}
-        options |= {"layer_scale": self.layer_scale, "drop_path": drop_path}
+        options: dict[str, Any] = {"layer_scale": self.layer_scale, "drop_path": drop_path}
+        for name, default in PRESETS[self.block].items():
+            given = getattr(self, name)
+            options[name] = default if given is None else given
         if self.block != "metaformer":
             return GatedBlock(dim, make_mixer, **options)
         if options.pop("conv_ratio") is not None:

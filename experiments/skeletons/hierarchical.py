@@ -7,10 +7,10 @@ images and small computers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
-from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 
 from experiments.interface import MixerFactory, TaskSpec
@@ -76,7 +76,7 @@ class MambaOut(Skeleton):
         super().__init__()
         require_image_classification(task)
         options = BlockOptions(block, expansion_ratio, conv_ratio, act, bias, layer_scale)
-        rates = calculate_drop_path_rates(self.drop_path_rate if drop_path is None else drop_path, sum(self.depths))
+        rates = self.drop_path_rates(drop_path, sum(self.depths))
         self.stem = Stem(task.channels, self.dims[0], self.stem_strides)
         self.stages = nn.Sequential()
         for stage, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):
@@ -96,7 +96,7 @@ class MambaOut(Skeleton):
 class Stage(nn.Module):
     """Downsampling, then blocks of one width: (B, H, W, C) -> (B, H', W', C')."""
 
-    def __init__(self, downsample: nn.Module, blocks: list[nn.Module]) -> None:
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)

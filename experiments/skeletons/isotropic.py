@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 
 from experiments.interface import MixerFactory, TaskSpec
@@ -82,11 +81,12 @@ class Isotropic(Skeleton):
         super().__init__()
         require_image_classification(task)
         options = BlockOptions(block, expansion_ratio, conv_ratio, act, bias, layer_scale)
-        rates = calculate_drop_path_rates(self.drop_path_rate if drop_path is None else drop_path, self.depth)
+        rates = self.drop_path_rates(drop_path, self.depth)
         self.patch_embed = PatchEmbed(task.channels, self.dim, patch_size or self.patch_side)
         self.pos_embed: nn.Parameter | None = None
         if position == "learned":
-            self.pos_embed = nn.Parameter(torch.zeros(*self.patch_embed.grid(task.grid), self.dim))  # (H, W, C)
+            grid = self.patch_embed.grid(task.grid)
+            self.pos_embed = nn.Parameter(torch.zeros(*grid, self.dim))  # (H, W, C)
         self.blocks = nn.Sequential(
             *(
                 options.build(self.dim, partial(mixer, grid_rank=2, stage=0, layer=layer), rates[layer])

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,24 @@ class Records:
 
 
 @pytest.fixture
-def write_records(tmp_path: Path) -> Callable[..., Records]:
-    """Write a study whose arms have the given test accuracies by seed; the first arm is everyone's baseline."""
+def write_records(tmp_path: Path, write_records_in: Callable[..., Records]) -> Callable[..., Records]:
+    """`write_records_in` with the test's own folder."""
+    return partial(write_records_in, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def write_records_in() -> Callable[..., Records]:
+    """Write a study whose arms have the given test accuracies by seed; the first is the baseline of all."""
 
     def write(
-        accuracies: dict[str, list[float]], *, epochs: int = 20, rising: tuple[str, ...] = (), **plan: Any
+        root: Path,
+        accuracies: dict[str, list[float]],
+        *,
+        epochs: int = 20,
+        rising: tuple[str, ...] = (),
+        **plan: Any,
     ) -> Records:
-        records = Records(tmp_path / "runs" / "studies" / "demo", tmp_path / "runs" / "trials")
+        records = Records(root / "runs" / "studies" / "demo", root / "runs" / "trials")
         arms = []
         for index, (arm, values) in enumerate(accuracies.items()):
             trials = []

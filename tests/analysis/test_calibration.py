@@ -1,0 +1,77 @@
+"""Error rates by simulation: what a verdict's words promise, measured, with room for Monte-Carlo noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from analysis import statistics as st
+
+RUNS = 4_000
+NOISE = 3 * (0.05 * 0.95 / RUNS) ** 0.5  # three standard errors of a rate of 5 %
+
+
+def simulated(n: int, mean: float, sd: float = 1.0) -> np.ndarray:
+    """Paired differences of `RUNS` studies with n seeds each."""
+    return np.random.default_rng([n, round(1000 * mean)]).normal(mean, sd, (RUNS, n))
+
+
+@pytest.mark.parametrize("n", [3, 5, 10, 20])
+def test_intervals_cover_the_truth_95_times_in_100(n: int) -> None:
+    intervals = [st.t_interval(x) for x in simulated(n, 0.3)]
+    assert 0.93 <= np.mean([i.low <= 0.3 <= i.high for i in intervals]) <= 0.97
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_no_difference_is_called_one_at_most_5_times_in_100(n: int) -> None:
+    rate = np.mean([st.t_test(x) <= 0.05 for x in simulated(n, 0.0)])
+    assert 0.05 - NOISE <= rate <= 0.05 + NOISE
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+@pytest.mark.parametrize("sd", [0.2, 0.8])
+def test_a_difference_at_the_margin_is_called_equivalent_at_most_5_times_in_100(n: int, sd: float) -> None:
+    rate = np.mean([st.equivalence_test(x, 1.0) <= 0.05 for x in simulated(n, 1.0, sd)])
+    assert rate <= 0.05 + NOISE
+
+
+def test_equivalence_is_found_where_it_exists() -> None:
+    # Margin of 1 sd, n = 10: power 0.78. A test that never rejects would pass the one above.
+    assert np.mean([st.equivalence_test(x, 1.0) <= 0.05 for x in simulated(10, 0.0)]) == pytest.approx(
+        0.78, abs=0.03
+    )
+
+
+@pytest.mark.parametrize("true_effects", [(0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 3.0, 3.0)])
+def test_a_ladder_makes_any_false_claim_at_most_5_times_in_100(true_effects: tuple[float, ...]) -> None:
+    rng = np.random.default_rng(11)
+    effects = np.array(true_effects)
+    wrong = 0
+    for _ in range(RUNS):
+        adjusted = st.holm([st.t_test(rng.normal(effect, 1, 5)) for effect in effects])
+        wrong += bool((adjusted[effects == 0] <= 0.05).any())
+    assert wrong / RUNS <= 0.05 + NOISE
+
+
+def test_the_minimum_detectable_difference_is_detected_80_times_in_100() -> None:
+    for n in (3, 5, 10):
+        effect = st.minimum_detectable_difference(1.0, n)
+        assert np.mean([st.t_test(x) <= 0.05 for x in simulated(n, effect)]) == pytest.approx(0.8, abs=0.025)
+
+
+@pytest.mark.parametrize(
+    ("effect", "pilot", "margin"), [(0.5, 5, None), (0.3, 10, None), (0.2, 10, 0.5), (0.1, 10, 0.4)]
+)
+def test_the_seeds_that_would_decide_are_right_within_half(
+    effect: float, pilot: int, margin: float | None
+) -> None:
+    """Median over undecided pilots, where the truth is well beyond the pilot (no estimate is below it)."""
+    truth = st.seeds_to_decide(effect, 1.0, margin)
+    assert truth is not None
+    guesses = []
+    for x in simulated(pilot, effect):
+        if st.t_test(x) <= 0.05 or (margin is not None and st.equivalence_test(x, margin) <= 0.05):
+            continue
+        needed = st.seeds_to_decide(x.mean(), x.std(ddof=1), margin, more_than=pilot)
+        guesses.append(needed or 10_000)  # "more than 200"
+    assert truth / 1.5 <= np.median(guesses) <= 1.5 * truth

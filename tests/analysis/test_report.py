@@ -1,0 +1,305 @@
+"""The whole of `write_study`: what it writes, that it is always the same, and that a browser can show it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image, ImageChops
+
+from analysis.report import StudyReport, keep_together, write_study
+
+Write = Callable[..., Any]
+ACCURACIES = {
+    "conv": [95.0, 96.0, 95.5, 96.25],
+    "ssm": [97.0, 97.5, 97.25, 98.5],
+    "ssm(d_state=16, scan=bidirectional, dt_rank=auto)": [95.25, 96.0, 95.25, 96.5],
+}
+FIGURES = ("seeds", "differences", "curves", "costs")
+FILES = {
+    "table.md",
+    "table.csv",
+    "table.tex",
+    "metrics.csv",
+    "timings.csv",
+    "verdict.json",
+    "report.html",
+} | {f"figures/{name}.{suffix}" for name in FIGURES for suffix in ("png", "svg", "pdf", "csv")}
+
+
+def report_on(records: Any) -> StudyReport:
+    return write_study(records.study, records.trials)
+
+
+def page(records: Any) -> str:
+    return str((records.study / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def written(write_records_in: Write, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, StudyReport]:
+    """A study without flaws, reported once for all tests that only look."""
+    records = write_records_in(tmp_path_factory.mktemp("report"), ACCURACIES)
+    return records, report_on(records)
+
+
+def test_every_promised_file_is_written_and_nothing_else(written: tuple[Any, StudyReport]) -> None:
+    records, report = written
+    assert set(report.paths) == FILES
+    found = {str(path.relative_to(records.study)) for path in records.study.rglob("*") if path.is_file()}
+    assert found == FILES | {"plan.json"}
+    assert len(report.verdict_lines) == 2
+    assert "ssm helps over conv" in report.verdict_lines[0]
+
+
+def test_the_same_records_give_the_same_bytes_in_another_process(written: tuple[Any, StudyReport]) -> None:
+    records, _ = written
+    first = {name: (records.study / name).read_bytes() for name in FILES}
+    program = (
+        "import pathlib, sys; from analysis.report import write_study; "
+        "write_study(*map(pathlib.Path, sys.argv[1:])); "
+        "heavy = {'torch', 'pandas', 'matplotlib.pyplot', 'scipy.stats', 'statsmodels'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", program, str(records.study), str(records.trials)]
+    subprocess.run(command, cwd=root, check=True, timeout=60, env=os.environ | {"PYTHONHASHSEED": "7"})
+    assert [name for name in sorted(FILES) if (records.study / name).read_bytes() != first[name]] == []
+
+
+def test_an_unreadable_plan_is_reported_and_touches_nothing(write_records: Write) -> None:
+    records = write_records(ACCURACIES)
+    (records.study / "table.md").write_text("the last good one")
+    records.edit_plan(schema_version=3)
+    report = report_on(records)
+    assert report.paths == {}
+    assert "schema version 3" in report.verdict_lines[0]
+    assert (records.study / "table.md").read_text() == "the last good one"
+
+
+def test_nothing_finished_is_a_report_too(write_records: Write) -> None:
+    records = write_records(ACCURACIES)
+    (records.study / "figures").mkdir()
+    (records.study / "figures" / "seeds.svg").write_text("of records that are gone")
+    for arm, seed in records.ids:
+        (records.folder(arm, seed) / "result.json").unlink()
+    report = report_on(records)
+    assert all("no verdict" in line for line in report.verdict_lines)
+    assert "4 of 4 conv trials missing" in report.terminal_table
+    assert not list((records.study / "figures").iterdir())  # nothing stale is left beside the new table
+    assert "nothing to draw" in page(records)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_or_two_seeds_can_be_drawn(write_records: Write, seeds: int) -> None:
+    records = write_records({name: values[:seeds] for name, values in ACCURACIES.items()}, epochs=2)
+    assert set(report_on(records).paths) == FILES
+
+
+def test_arms_without_curves_predictions_or_timings(write_records: Write) -> None:
+    records = write_records(ACCURACIES)
+    for arm, seed in records.ids:
+        for name in ("curve.csv", "predictions.npz", "timing.json"):
+            (records.folder(arm, seed) / name).unlink()
+    report = report_on(records)
+    assert {name for name in FILES if name not in report.paths} == {
+        f"figures/curves.{suffix}" for suffix in ("png", "svg", "pdf", "csv")
+    }
+
+
+def test_a_failed_write_leaves_the_old_file(write_records: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = write_records(ACCURACIES)
+    (records.study / "table.md").write_text("the last good one")
+
+    def no_space(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.replace", no_space)
+    with pytest.raises(OSError, match="no space"):
+        report_on(records)
+    assert (records.study / "table.md").read_text() == "the last good one"
+    assert not [path for path in records.study.rglob(".*") if path.is_file()]
+
+
+def test_verdict_json_is_strict_json_with_the_evidence(write_records: Write) -> None:
+    records = write_records({"conv": [95.0, 96.0], "ssm": [97.0, 97.5]})
+    report_on(records)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    verdict = json.loads((records.study / "verdict.json").read_text(), parse_constant=refuse)
+    (comparison,) = verdict["comparisons"]
+    assert comparison["word"] == "no verdict"
+    assert comparison["differences"] == [2.0, 1.5]
+    assert comparison["interval"]["mean"] == 1.75
+    assert verdict["margin"] == 1.0
+
+
+def test_figures_are_readable_files_of_paper_width_with_nothing_clipped(
+    written: tuple[Any, StudyReport],
+) -> None:
+    records, _ = written
+    for name in FIGURES:
+        stem = records.study / "figures" / name
+        image = Image.open(stem.with_suffix(".png")).convert("RGB")
+        assert image.width in (975, 2025)  # 3.25 in and 6.75 in at 300 dpi
+        background = Image.new("RGB", image.size, "white")
+        left, top, right, bottom = ImageChops.difference(image, background).getbbox() or (0, 0, 0, 0)
+        assert min(left, top, image.width - right, image.height - bottom) >= 3, f"{name} runs into its border"
+        assert ElementTree.parse(stem.with_suffix(".svg")).getroot().tag.endswith("svg")
+        pdf = stem.with_suffix(".pdf").read_bytes()
+        assert pdf.startswith(b"%PDF")
+        assert b"CreationDate" not in pdf
+
+
+def test_figure_data_stand_beside_the_figure(written: tuple[Any, StudyReport]) -> None:
+    records, _ = written
+    with open(records.study / "figures" / "differences.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["difference"]) for row in rows if row["arm"] == "ssm"] == [2.0, 1.5, 1.75, 2.25]
+
+
+def test_an_arm_far_below_the_rest_does_not_squeeze_them(write_records: Write) -> None:
+    records = write_records({"identity": [40.0, 42.0, 41.0], **{k: v[:3] for k, v in ACCURACIES.items()}})
+    pairs = [("conv", "identity"), ("ssm", "conv")]
+    records.edit_plan(comparisons=[{"arm": arm, "baseline": baseline} for arm, baseline in pairs])
+    report_on(records)
+    figures = records.study / "figures"
+    ticks = re.findall(r"(?:middle|center)[^>]*>([\d.]+)</text>", (figures / "seeds.svg").read_text())
+    assert ticks
+    assert all(90 < float(tick) < 100 for tick in ticks)
+    assert "41.00" in (figures / "seeds.svg").read_text()  # as a number at the edge
+    assert "+54.50" in (figures / "differences.svg").read_text()
+    assert "Too far out to draw: identity." in page(records)
+
+
+def test_too_many_arms_are_cut_from_the_figure_but_not_from_the_data(write_records: Write) -> None:
+    records = write_records({f"arm{i}": [95.0 + 0.25 * (i % 3)] for i in range(45)})
+    report_on(records)
+    assert "the first 40 of 45" in page(records)
+    data = (records.study / "figures" / "seeds.csv").read_text()
+    assert "arm44" in data
+    assert "arm44" not in (records.study / "figures" / "seeds.svg").read_text()
+
+
+class Structure(HTMLParser):
+    """Collects ids, links and unclosed tags of a page."""
+
+    VOID = frozenset({"meta", "link", "br", "hr", "img", "input"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.ids += [value for key, value in attrs if key == "id" and value]
+        self.links += [values[key] or "" for key in ("href", "src") if key in values]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_one_closed_document_that_needs_no_network(written: tuple[Any, StudyReport]) -> None:
+    records, _ = written
+    structure = Structure()
+    structure.feed(page(records))
+    assert structure.open == []
+    assert len(structure.ids) == len(set(structure.ids))
+    files = [link for link in structure.links if not link.startswith("#")]
+    assert files
+    assert all((records.study / link).is_file() for link in files)
+    assert not re.search(r"@import|url\((?!#)|<link|<img", page(records))
+
+
+def test_what_went_wrong_is_on_the_page(write_records: Write) -> None:
+    records = write_records(ACCURACIES, rising=("conv",))
+    records.edit("ssm", 1, status="diverged", error="loss is <NaN> in epoch 3", metrics={})
+    (records.folder("ssm", 2) / "result.json").unlink()
+    report_on(records)
+    text = page(records)
+    assert "1 of 4 ssm trials diverged (seed 1): loss is &lt;NaN&gt; in epoch 3." in text
+    assert "1 of 4 ssm trials missing (seed 2)." in text
+    assert records.ids["ssm", 2] in text
+    assert "under-trained" in text
+    assert "<NaN>" not in text
+
+
+def test_the_page_says_how_to_redo_it(written: tuple[Any, StudyReport]) -> None:
+    records, _ = written
+    text = page(records)
+    for part in (
+        "Does 100% of it need the SSM?",
+        "run_ablation.py --study demo_study",
+        "torch 2.13.0",
+        "a laptop",
+        "20 epochs of 1,077 images",
+        "mixer = ssm",
+        "120,096 of 120,000 (+0.08 %)",
+    ):
+        assert part in text
+
+
+def test_numbers_are_not_torn_apart() -> None:
+    text = "5 of them: [+0.40, +2.24] (95 % t interval, p < 0.001, p = 0.02), a map < 3"
+    expected = "5 of them: [+0.40,_+2.24] (95_% t interval, p_<_0.001, p_=_0.02), a map <_3"
+    assert keep_together(text) == expected.replace("_", "\N{NO-BREAK SPACE}")
+
+
+def test_long_names_do_not_break_a_figure(write_records: Write) -> None:
+    name = "ssm(d_state=16, scan=bidirectional, selective=false, expand=2, dt_rank=auto)"
+    records = write_records(
+        {"a" * 70: [95.0], "b_$c$_" * 12: [95.5], **{f"{name}{i}": [96.0] for i in range(8)}}
+    )
+    assert set(report_on(records).paths) == FILES  # matplotlib's "axes collapsed" would be an error
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open the report with")
+def test_a_browser_shows_the_page_and_sorts_the_table(
+    written: tuple[Any, StudyReport], tmp_path: Path
+) -> None:
+    records, _ = written
+    probe = '<script>document.querySelectorAll("#results th button")[1].click();</script></body>'
+    copy = tmp_path / "probe.html"
+    copy.write_text(page(records).replace("</body>", probe), encoding="utf-8")
+    command = [
+        str(CHROMIUM),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--virtual-time-budget=2000",
+        "--dump-dom",
+        copy.as_uri(),
+    ]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    body = dom[dom.index("<tbody>") : dom.index("</tbody>")]
+    assert re.findall(r"<tr>\s*<td[^>]*>([^<(]+)", body) == ["conv", "ssm", "ssm"]
+    means = [float(value) for value in re.findall(r'<tr>.*?data-value="([\d.]+)"', body, re.DOTALL)]
+    assert means == sorted(means)
+    assert means[1] < 96 < means[2]  # the two last rows of the plan have changed places
+    assert 'aria-sort="ascending"' in dom

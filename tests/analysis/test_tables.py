@@ -1,0 +1,244 @@
+"""The same cells in every format: whole, aligned, escaped, within their width."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis import quantities as q
+from analysis import tables
+from analysis.records import load_study
+from analysis.summary import summarise
+from analysis.verdict import judge
+
+Write = Callable[..., Any]
+LONG = "ssm(d_state=16, expand=2, scan=bidirectional, dt_rank=auto)"
+ACCURACIES = {
+    "conv": [95.0, 96.0, 95.5, 96.25],
+    "ssm_100%": [97.0, 97.5, 97.25, 98.5],
+    LONG: [95.25, 96.0, 95.25, 96.5],
+}
+
+
+def build(records: Any) -> tuple[tables.Table, Any]:
+    study = load_study(records.study, records.trials)
+    arms = summarise(study)
+    comparisons = judge(study, arms)
+    return tables.comparison_table(study, arms, comparisons), (study, arms, comparisons)
+
+
+@pytest.fixture
+def table(write_records: Write) -> tables.Table:
+    return build(write_records(ACCURACIES))[0]
+
+
+def test_cells_hold_the_numbers(table: tables.Table) -> None:
+    ssm = {key: cell.line for key, cell in table.rows[1].items()}
+    assert ssm["metric"] == "97.56 ± 0.66 (4)"
+    assert ssm["difference"] == "+1.88 [+1.36, +2.39]"
+    assert (ssm["against"], ssm["verdict"]) == ("conv", "helps (> margin)")
+    assert ssm["params"] == "120 k (20.0 k + 100 k)"
+    assert (ssm["macs"], ssm["state"], ssm["memory"]) == ("5.00 M", "4.00 KiB", "286 MiB")
+    assert table.rows[0]["difference"].line == table.rows[0]["state"].line == q.MISSING
+
+
+def test_terminal_lines_fit(table: tables.Table) -> None:
+    lines = tables.terminal(table).splitlines()
+    assert max(map(len, lines)) <= tables.TERMINAL_WIDTH
+    assert any("ssm_100%" in line and "+1.88 [+1.36, +2.39]" in line for line in lines)
+    assert sum("…" in line for line in lines) == 2  # the long name, once in each block
+
+
+def test_markdown_rows_have_one_cell_per_column(table: tables.Table) -> None:
+    rows = [line for line in tables.markdown(table, "demo").splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 3
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {len(table.columns) + 1}
+
+
+def test_markdown_escapes_pipes(write_records: Write) -> None:
+    text = tables.markdown(build(write_records({"conv": [95.0] * 3, "a|b": [95.0] * 3}))[0], "demo")
+    assert r"| a\|b |" in text
+
+
+def test_latex_is_balanced_and_escaped(table: tables.Table) -> None:
+    text = tables.latex(table, "demo_study")
+    opened, closed = re.findall(r"\\begin{(.+?)}", text), re.findall(r"\\end{(.+?)}", text)
+    assert opened == closed[::-1] == ["table*", "tabular"]
+    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(table.columns) - 1}
+    alignment = re.search(r"@{}([lr]+)@{}", text)
+    assert alignment is not None
+    assert len(alignment[1]) == len(table.columns)
+    assert r"ssm\_100\%" in text
+    assert text.isascii()
+    assert not re.search(r"(?<!\\)[_#]", text.replace("tab:demo-study", ""))
+
+
+def test_latex_escapes_every_special_character() -> None:
+    assert tables.escape_latex("a_b & 5% $x #1 {y} ~^\\") == (
+        r"a\_b \& 5\% \$x \#1 \{y\} \textasciitilde{}\textasciicircum{}\textbackslash{}"
+    )
+    assert tables.escape_latex("−1 ± 2 × 3 – é 試") == r"$-$1 $\pm$ 2 $\times$ 3 -- e ?"
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(write_records: Write, tmp_path: Path) -> None:
+    strange = r"x_y^2 & 50% $a$ #1 {z} ~ \m <é試…"
+    table, _ = build(write_records(ACCURACIES | {strange: [95.0, 95.5, 95.75, 96.0]}))
+    (tmp_path / "paper.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\usepackage{graphicx}\\begin{document}\n"
+        + tables.latex(table, "demo_study")
+        + "\\end{document}\n"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+
+
+def test_csv_has_all_digits_and_one_row_per_comparison(write_records: Write) -> None:
+    pairs = [{"arm": "ssm", "baseline": "conv"}, {"arm": "ssm", "baseline": "attention"}]
+    values = {"conv": [95.0, 96.0, 95.25], "attention": [95.5, 96.5, 95.0], "ssm": [97.0, 97.5, 97.0]}
+    table, parts = build(write_records(values, comparisons=pairs))
+    rows = list(csv.DictReader(io.StringIO(tables.comparison_csv(*parts))))
+    assert [(row["arm"], row["against"]) for row in rows] == [
+        ("conv", ""),
+        ("attention", ""),
+        ("ssm", "conv"),
+        ("ssm", "attention"),
+    ]
+    assert float(rows[2]["difference"]) == pytest.approx(sum((2.0, 1.5, 1.75)) / 3, abs=1e-12)
+    assert [row["arm"].line for row in table.rows] == ["conv", "attention", "ssm", "ssm"]
+    costs = tables.terminal(table).split("\n\n")[1]
+    assert costs.count("\nssm ") == 1  # judged twice, paid for once
+
+
+def test_metrics_csv_has_every_planned_trial_and_no_clock(write_records: Write) -> None:
+    records = write_records(ACCURACIES)
+    (records.folder("conv", 2) / "result.json").unlink()
+    _, (study, _, _) = build(records)
+    rows = list(csv.DictReader(io.StringIO(tables.metrics_csv(study))))
+    assert len(rows) == 12
+    assert rows[2]["status"] == "missing"
+    assert rows[2]["test_accuracy"] == ""
+    assert not {"train_seconds", "started", "host", "images_per_second", "hardware"} & set(rows[0])
+    timings = list(csv.DictReader(io.StringIO(tables.timings_csv(study))))
+    assert float(timings[0]["train_seconds"]) == 60.0
+
+
+def test_metrics_csv_does_not_depend_on_the_machine(write_records: Write) -> None:
+    records = write_records(ACCURACIES)
+    before = tables.metrics_csv(build(records)[1][0])
+    records.edit("conv", 0, provenance={"backend": {"scan": "cuda"}, "hardware": "a cluster", "code": "fff"})
+    (records.folder("conv", 1) / "timing.json").write_text('{"train_seconds": 1}')
+    assert tables.metrics_csv(build(records)[1][0]) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"status": "diverged", "error": "loss is NaN"},
+            "1 of 4 conv trials diverged (seed 1): loss is NaN.",
+        ),
+        ({"status": "failed", "error": "killed"}, "1 of 4 conv trials failed (seed 1): killed."),
+        ({"schema_version": 9}, "1 of 4 conv trials unreadable (seed 1)"),
+        (
+            {"provenance": {"backend": {"scan": "cuda"}}},
+            "Mixed scan backend: cpu (8 trials), cuda (1 trial).",
+        ),
+        (
+            {"provenance": {"hardware": "a cluster"}},
+            "Mixed hardware: a cluster (1 trial), a laptop (11 trials).",
+        ),
+        ({"provenance": {"code": "f00+dirty"}}, "1 trial ran from code with uncommitted changes."),
+        (
+            {"provenance": {"versions": {"torch": "2.9"}}},
+            "Mixed torch version: 2.13.0 (11 trials), 2.9 (1 trial).",
+        ),
+    ],
+)
+def test_what_is_odd_is_said_in_every_format(
+    write_records: Write, changes: dict[str, Any], expected: str
+) -> None:
+    records = write_records(ACCURACIES)
+    records.edit("conv", 1, **changes)
+    table, _ = build(records)
+    terminal = " ".join(tables.terminal(table).split())
+    assert expected in terminal
+    assert expected in tables.markdown(table, "demo")
+    assert tables.escape_latex(expected) in tables.latex(table, "demo")
+
+
+def test_a_missing_number_shows_as_missing(write_records: Write) -> None:
+    records = write_records(ACCURACIES)
+    for seed in range(4):
+        (records.folder("ssm_100%", seed) / "result.json").unlink()
+    table, _ = build(records)
+    row = {key: cell.line for key, cell in table.rows[1].items()}
+    assert row["metric"] == f"{q.MISSING} (0 of 4)"
+    assert row["difference"] == row["p"] == row["params"] == q.MISSING
+    assert row["verdict"] == "no verdict"
+
+
+def test_nothing_odd_gives_no_warning(table: tables.Table) -> None:
+    assert table.warnings == []
+
+
+def test_the_caption_names_rule_margin_matching_and_budget(table: tables.Table) -> None:
+    caption = " ".join(table.caption)
+    for part in (
+        "20 epochs of 1,077 images",
+        "last epoch (20)",
+        "margin ±1 point, fixed before the run",
+        "Holm's method over 2 comparisons",
+        "mismatch left is 0.08 %",
+        "forward, one example, scan included",
+        "finite test set",
+    ):
+        assert part in caption
+
+
+def test_a_chosen_epoch_is_named(write_records: Write) -> None:
+    records = write_records(ACCURACIES)
+    records.edit("conv", 0, selected_epoch=12)
+    assert "epoch chosen on validation (12 to 20)" in " ".join(build(records)[0].caption)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (812, "812"),
+        (999.4, "999"),
+        (999.7, "1.00 k"),
+        (1350, "1.35 k"),
+        (12_345_678, "12.3 M"),
+        (0, "0"),
+        (0.5, "0.50"),
+        (None, q.MISSING),
+        (float("nan"), q.MISSING),
+    ],
+)
+def test_counts(value: float | None, text: str) -> None:
+    assert q.count(value) == text
+
+
+def test_signs_and_decimals() -> None:
+    assert [q.signed(v, 2) for v in (1.005, -0.4, -0.001, 0.0)] == ["+1.00", f"{q.MINUS}0.40", "0.00", "0.00"]
+    assert [q.decimals_for(m, "%") for m in (1.0, 0.01, 5.0, None)] == [2, 4, 1, 2]
+    assert [q.p_value(p) for p in (0.0004, 0.0123, 0.37, float("nan"))] == [
+        "< 0.001",
+        "0.012",
+        "0.37",
+        q.MISSING,
+    ]
+    assert [q.byte_size(b) for b in (512, 4096, 1.25 * 2**30)] == ["512 B", "4.00 KiB", "1.25 GiB"]
+    assert [q.with_unit(v, "points") for v in (1.0, 0.5)] == ["1 point", "0.5 points"]

@@ -1,0 +1,268 @@
+"""The verdict's rules, case by case, on stored records: what a reader of the sentence would believe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis.records import load_study
+from analysis.summary import summarise, training_rise
+from analysis.verdict import Comparison, judge
+
+Write = Callable[..., Any]
+BASE = [95.0, 96.0, 95.5, 96.25, 94.75]
+
+
+def plus(*differences: float) -> list[float]:
+    return [base + difference for base, difference in zip(BASE, differences, strict=True)]
+
+
+def judged(records: Any) -> list[Comparison]:
+    study = load_study(records.study, records.trials)
+    return judge(study, summarise(study))
+
+
+@pytest.mark.parametrize(
+    ("differences", "word", "qualifier"),
+    [
+        ((1.25, 1.5, 1.0, 1.75, 1.25), "helps", ""),
+        ((-1.25, -1.5, -1.0, -1.75, -1.25), "hurts", ""),
+        ((0.25, 0.5, 0.25, 0.5, 0.25), "helps", "by less than the margin"),
+        ((-0.25, -0.5, -0.25, -0.5, -0.25), "hurts", "by less than the margin"),
+        ((2.25, 2.5, 2.0, 2.75, 2.25), "helps", "by more than the margin"),
+        ((0.0, 0.25, -0.25, 0.0, 0.25), "equivalent", ""),
+        ((2.0, -2.0, 1.0, -1.5, 0.5), "undecided", ""),
+    ],
+)
+def test_word_and_qualifier(
+    write_records: Write, differences: tuple[float, ...], word: str, qualifier: str
+) -> None:
+    (c,) = judged(write_records({"conv": BASE, "ssm": plus(*differences)}))
+    assert (c.word, c.qualifier) == (word, qualifier)
+    assert qualifier in c.sentence
+
+
+@pytest.mark.parametrize("word", ["helps", "hurts"])
+def test_lower_is_better_turns_the_words_around(write_records: Write, word: str) -> None:
+    shift = -1.5 if word == "helps" else 1.5
+    metric = {
+        "name": "bpb",
+        "unit": "bits per byte",
+        "difference_unit": "bits per byte",
+        "higher_is_better": False,
+    }
+    records = write_records(
+        {"conv": BASE, "ssm": plus(*(shift + d for d in (0, 0.25, -0.25, 0.5, 0)))}, metric=metric
+    )
+    for arm, seed in records.ids:
+        accuracy = (BASE if arm == "conv" else plus(*(shift + d for d in (0, 0.25, -0.25, 0.5, 0))))[seed]
+        records.edit(arm, seed, metrics={"test": {"bpb": accuracy}})
+    (c,) = judged(records)
+    assert c.word == word
+    assert c.interval.mean * shift > 0  # the difference itself keeps its sign
+
+
+def test_the_sentence_carries_everything(write_records: Write) -> None:
+    (c,) = judged(write_records({"conv": BASE, "ssm": plus(1.25, 1.5, 1.0, 1.75, 1.25)}))
+    expected = (
+        r"On digits in mambaout-nano, ssm helps over conv: \+1\.35 points \[\+1\.00, \+1\.70\] "
+        r"\(95 % t interval, 5 paired seeds, p < 0\.001, margin ±1\), "
+        r"at 20 epochs of 1,077 images, batch 64\."
+    )
+    assert re.fullmatch(expected, c.sentence)
+
+
+def test_undecided_says_what_could_be_seen_and_how_many_seeds_would_decide(write_records: Write) -> None:
+    (c,) = judged(write_records({"conv": BASE, "ssm": plus(2.0, -1.0, 1.0, -0.5, 1.5)}))
+    assert c.word == "undecided"
+    assert c.seeds_needed is not None
+    assert c.seeds_needed > 5
+    assert f"about {c.seeds_needed} seeds would decide" in c.sentence
+    assert f"could detect {c.minimum_detectable:.2f} points" in c.sentence
+
+
+def test_undecided_near_the_margin_does_not_promise(write_records: Write) -> None:
+    (c,) = judged(write_records({"conv": BASE, "ssm": plus(1.0, 0.5, -0.5, 0.0, -1.0)}, margin=0.05))
+    assert c.word == "undecided"
+    assert c.seeds_needed is None
+    assert "more than 200 seeds" in c.sentence
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_no_verdict_below_three_seeds(write_records: Write, seeds: int) -> None:
+    (c,) = judged(write_records({"conv": BASE[:seeds], "ssm": plus(3, 3.25, 3, 3, 3)[:seeds]}))
+    assert c.word == "no verdict"
+    noun = "seed" if seeds == 1 else "seeds"
+    assert f"{seeds} paired {noun} finished and a verdict takes at least 3" in c.sentence
+
+
+def test_no_seeds_at_all(write_records: Write) -> None:
+    records = write_records({"conv": BASE, "ssm": BASE})
+    for seed in range(5):
+        (records.folder("ssm", seed) / "result.json").unlink()
+    (c,) = judged(records)
+    assert (c.word, c.n) == ("no verdict", 0)
+    assert "0 paired seeds" in c.sentence
+
+
+HELPING, HURTING = plus(2.25, 2.5, 2.0, 2.75, 2.25), plus(-2.25, -2.5, -2.0, -2.75, -2.25)
+
+
+@pytest.mark.parametrize(
+    ("values", "diverged", "word"),
+    [
+        (HELPING, ["ssm"], "no verdict"),  # survivors must not win
+        (HURTING, ["ssm"], "hurts"),  # worse even without the diverged one
+        (BASE, ["ssm"], "no verdict"),  # nor be called equivalent
+        (HELPING, ["conv"], "helps"),
+        (HURTING, ["conv"], "no verdict"),
+        (HELPING, ["ssm", "conv"], "no verdict"),
+        (HURTING, ["ssm", "conv"], "no verdict"),
+    ],
+)
+def test_survivors_only_count_against_the_arm_that_diverged(
+    write_records: Write, values: list[float], diverged: list[str], word: str
+) -> None:
+    records = write_records({"conv": BASE, "ssm": values})
+    for arm in diverged:
+        records.edit(arm, 4, status="diverged", error="loss is NaN", metrics={})
+    (c,) = judged(records)
+    assert (c.word, c.qualifier) == (word, "")
+    for arm in diverged:
+        assert f"1 of 5 {arm} trials diverged" in c.sentence
+
+
+def test_the_difference_between_survivors_is_called_that(write_records: Write) -> None:
+    records = write_records({"conv": BASE, "ssm": HELPING})
+    for seed in (3, 4):
+        records.edit("ssm", seed, status="diverged", metrics={})
+    (c,) = judged(records)
+    assert "2 of 5 ssm trials diverged" in c.sentence
+    assert "3 paired seeds" in c.sentence
+    assert "survived" in c.sentence
+
+
+def test_an_unfinished_study_has_a_provisional_verdict(write_records: Write) -> None:
+    records = write_records({"conv": BASE, "ssm": HELPING})
+    records.edit("ssm", 1, status="failed", error="out of memory", metrics={})
+    (records.folder("conv", 2) / "result.json").unlink()
+    (c,) = judged(records)
+    assert (c.word, c.n, c.unfinished) == ("helps", 3, 2)
+    assert "Provisional: 3 of 5 planned pairs are finished." in c.sentence
+
+
+def test_pairs_that_saw_different_data_are_no_pairs(write_records: Write) -> None:
+    records = write_records({"conv": BASE, "ssm": HELPING})
+    records.edit("ssm", 3, data={"fingerprint": "another split"})
+    (c,) = judged(records)
+    assert c.word == "no verdict"
+    assert "different data on seed 3" in c.sentence
+
+
+def test_identical_results_are_called_identical(write_records: Write) -> None:
+    (c,) = judged(write_records({"conv": BASE, "ssm": BASE}))
+    assert (c.word, c.interval.low, c.interval.high) == ("equivalent", 0.0, 0.0)
+    assert "degenerate" in c.sentence
+    assert "check that the switch" not in c.sentence  # the same score from different predictions
+
+
+def test_identical_predictions_raise_suspicion(write_records: Write) -> None:
+    records = write_records({"conv": BASE, "ssm": BASE})
+    for seed in range(5):
+        source = records.folder("conv", seed) / "predictions.npz"
+        (records.folder("ssm", seed) / "predictions.npz").write_bytes(source.read_bytes())
+    (c,) = judged(records)
+    assert c.word == "equivalent"
+    assert "check that the switch reached the model" in c.sentence
+
+
+def test_a_constant_difference_cannot_be_tested(write_records: Write) -> None:
+    (c,) = judged(write_records({"conv": BASE, "ssm": plus(1, 1, 1, 1, 1)}))
+    assert c.word == "no verdict"
+    assert "the same on all seeds" in c.sentence
+    assert "degenerate" in c.sentence
+
+
+def test_without_a_margin_nothing_is_equivalent(write_records: Write) -> None:
+    (c,) = judged(write_records({"conv": BASE, "ssm": plus(0.0, 0.25, -0.25, 0.0, 0.25)}, margin=None))
+    assert c.word == "undecided"
+
+
+def test_holm_over_the_family_can_take_a_verdict_back(write_records: Write) -> None:
+    weak = plus(2.0, 0.25, 1.0, 0.25, 2.0)
+    noise = plus(2.0, -2.0, 1.0, -1.5, 0.5)
+    (alone,) = judged(write_records({"conv": BASE, "ssm": weak}))
+    many = judged(write_records({"conv": BASE, "ssm": weak, "b": noise, "c": noise}))
+    apart = judged(write_records({"conv": BASE, "ssm": weak, "b": noise, "c": noise}, families=[[0], [1, 2]]))
+    assert alone.word == "helps"
+    assert many[0].word == "undecided"
+    assert many[0].interval.low > 0  # the interval is not adjusted: the sentence has to say what is
+    assert "after Holm over 3 comparisons" in many[0].sentence
+    assert apart[0].word == "helps"
+
+
+def test_seeds_are_paired_by_number_not_by_position(write_records: Write) -> None:
+    records = write_records({"conv": BASE, "ssm": HELPING})
+    study = load_study(records.study, records.trials)
+    study.arms["ssm"].trials.reverse()
+    (c,) = judge(study, summarise(study))
+    assert sorted(c.differences) == pytest.approx([2.0, 2.25, 2.25, 2.5, 2.75])
+
+
+def test_under_training_is_part_of_the_verdict(write_records: Write) -> None:
+    flat, rising = (
+        judged(write_records({"conv": BASE, "ssm": HELPING}, rising=names))[0].sentence
+        for names in ((), ("conv",))
+    )
+    assert "under-trained" not in flat
+    assert "conv was still improving when training stopped (under-trained)" in rising
+
+
+@pytest.mark.parametrize(
+    ("last", "direction", "flagged"), [(0.6, 1, True), (0.2, 1, False), (-0.6, 1, False), (-0.6, -1, True)]
+)
+def test_a_rise_is_flagged_above_a_quarter_of_the_margin(last: float, direction: int, flagged: bool) -> None:
+    curves = np.full((3, 20), 90.0) + np.arange(3.0)[:, None]
+    curves[:, -3:] += last
+    rise = training_rise(curves, direction, margin=1.0)
+    assert rise is not None
+    assert rise.gain == pytest.approx(last * direction)
+    assert rise.flagged == flagged
+
+
+def test_a_rise_within_the_noise_of_the_seeds_is_not_flagged() -> None:
+    curves = np.full((4, 20), 90.0)
+    curves[:, -3:] += np.array([[3.0], [-2.0], [2.0], [-1.0]])
+    rise = training_rise(curves, 1, margin=1.0)
+    assert rise is not None
+    assert rise.gain > 0.25
+    assert not rise.flagged
+
+
+def test_curves_too_short_for_a_trend_are_not_judged() -> None:
+    assert training_rise(np.ones((3, 3)), 1, 1.0) is None
+    assert training_rise(np.empty((0, 0)), 1, 1.0) is None
+
+
+def test_test_set_error_is_reported_only_where_predictions_support_it(write_records: Write) -> None:
+    records = write_records({"conv": BASE, "ssm": HELPING})
+    (c,) = judged(records)
+    assert 0 < c.sampling.mean < c.sampling.one_seed
+    records.edit("ssm", 0, metrics={"test": {"accuracy": 12.0}})  # no longer what the predictions say
+    (c,) = judged(records)
+    assert np.isnan(c.sampling.one_seed)
+
+
+def test_one_test_set_for_all_seeds_is_said_to_be_outside_the_interval(write_records: Write) -> None:
+    records = write_records({"conv": BASE, "ssm": HELPING})
+    for arm, seed in records.ids:
+        path = records.folder(arm, seed) / "predictions.npz"
+        arrays = dict(np.load(path))
+        np.savez(path, **(arrays | {"example": np.arange(400)}))
+    (c,) = judged(records)
+    assert c.sampling.same_examples
+    assert "All seeds share one test set" in c.sentence

@@ -51,6 +51,7 @@ STEPS = [1, 2, 2.5, 5, 10]  # tick distances people count in
 
 # Beyond these a figure can no longer be read; the caption says how many are drawn, the CSV beside it has all.
 MOST_ROWS, MOST_LINES = 40, 14
+MOST_BANDS = 7  # more bands than this hide the lines
 
 
 @dataclass(frozen=True)
@@ -174,13 +175,13 @@ def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     longest = max(arm.curves.shape[1] for arm in arms)
     figure = Figure(figsize=(PAGE, _legend_room(arms, 2.3)), layout="constrained")
     whole, late = figure.subplots(1, 2)
-    outside = _outliers(arms, study)
+    outside, banded = _outliers(arms, study), len(arms) <= MOST_BANDS
     for index, arm in enumerate(arms):
         marked = (index % 4, max(1, longest // 8))
         style = {**looks[arm.name], "linestyle": dashes[arm.name], "markersize": 3, "markevery": marked}
-        _curve(whole, arm, 0, style)
+        _curve(whole, arm, 0, style, banded)
         if arm.name not in outside:
-            _curve(late, arm, longest // 2, style)
+            _curve(late, arm, longest // 2, style, banded)
     for axes, title in ((whole, "all epochs"), (late, "last half")):
         axes.set_title(title, loc="left")
         axes.set_xlabel("epoch")
@@ -188,10 +189,9 @@ def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         axes.grid(axis="y")
     whole.set_ylabel(f"validation {study.metric.name} ({study.metric.unit})")
     _legend(figure, whole)
-    caption = (
-        f"Validation {study.metric.name}, mean over seeds; bands: ± one standard deviation. "
-        f"{_counted([len(arm.curves) for arm in arms])}"
-    )
+    bands = "; bands: ± one standard deviation" if banded else ""
+    counted = _counted([len(arm.curves) for arm in arms])
+    caption = f"Validation {study.metric.name}, mean over seeds{bands}. {counted}"
     stopped = [arm.name for arm in arms if arm.under_trained]
     if stopped:
         caption += f" Still improving at the end: {q.listing(stopped)}."
@@ -311,11 +311,12 @@ def _counted(counts: list[int], noun: str = "seed") -> str:
     return f"n = {q.plural(most, noun)}." if fewest == most else f"n = {fewest} to {q.plural(most, noun)}."
 
 
-def _curve(axes: Axes, arm: ArmSummary, start: int, style: Json) -> None:
+def _curve(axes: Axes, arm: ArmSummary, start: int, style: Json, banded: bool) -> None:
     mean, sd = (x[start:] for x in _over_seeds(arm.curves))
     epochs = np.arange(start + 1, start + 1 + mean.size)
     axes.plot(epochs, mean, label=_legend_label(arm.name), **style)
-    axes.fill_between(epochs, mean - sd, mean + sd, color=style["color"], alpha=0.15, linewidth=0)
+    if banded:
+        axes.fill_between(epochs, mean - sd, mean + sd, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def _rows_axis(axes: Axes, labels: list[str]) -> None:
@@ -433,7 +434,7 @@ def _legend_label(name: str) -> str:
 def _legend_room(arms: list[ArmSummary], least: float) -> float:
     """Height in inches at which the legend of all arms fits beside the panels."""
     lines = sum(_legend_label(arm.name).count("\n") + 1 for arm in arms)
-    return max(least, 0.1 * lines + 0.06 * len(arms) + 0.2)
+    return max(least, 0.12 * lines + 0.05 * len(arms) + 0.2)
 
 
 def _wrap(name: str, width: int) -> str:

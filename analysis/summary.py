@@ -104,19 +104,7 @@ def notes(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
     conventions = sorted({arm.costs.macs_convention for arm in arms.values()} - {""})
     if conventions:
         found.append(f"MACs: {'; '.join(conventions).rstrip('.')}.")
-    without = [
-        arm.name for arm in arms.values() if arm.costs.params is not None and arm.costs.state_bytes is None
-    ]
-    if without:
-        found.append(f"State: bytes carried per sequence; none for {q.listing(without)} (no recurrent form).")
-    by_note: dict[str, list[str]] = {}
-    for arm in arms.values():
-        if arm.costs.state_note:
-            by_note.setdefault(arm.costs.state_note, []).append(arm.name)
-    for note, names in by_note.items():
-        of = "" if len(names) == len(arms) else f" of {q.listing(names)}"
-        found.append(f"State{of}: {note.rstrip('.')}.")
-    return [sentence for sentence in found if sentence]
+    return [sentence for sentence in [*found, *_state(arms)] if sentence]
 
 
 def warnings(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
@@ -195,6 +183,22 @@ def _words(match: str) -> str:
     return {"params": "parameters", "macs": "MACs"}.get(match, match)
 
 
+def _state(arms: dict[str, ArmSummary]) -> list[str]:
+    """What the column of state bytes means, one sentence per distinct note."""
+    by_note: dict[str, list[str]] = {}
+    for arm in arms.values():
+        if arm.costs.params is not None:
+            none = "" if arm.costs.state_bytes is not None else "none, "
+            by_note.setdefault(none + (arm.costs.state_note or "bytes carried per sequence"), []).append(
+                arm.name
+            )
+    found = []
+    for note, names in by_note.items():
+        of = "" if len(by_note) == 1 else f" of {q.listing(names)}"
+        found.append(f"State{of}: {note.rstrip('.')}.")
+    return found
+
+
 def _unfinished(study: Study) -> list[str]:
     found = []
     for arm in study.arms.values():
@@ -238,7 +242,7 @@ def _mixed(study: Study) -> list[str]:
         for what, values in sorted(seen.items())
         if len(values) > 1
     ]
-    dirty = sum(n for code, n in seen.get("code", Counter()).items() if code.endswith("+dirty"))
+    dirty = sum(n for code, n in seen.get("code", Counter()).items() if "+" in code)  # <commit>+dirty
     if dirty:
         found.append(f"{q.plural(dirty, 'trial')} ran from code with uncommitted changes.")
     return found
@@ -246,10 +250,15 @@ def _mixed(study: Study) -> list[str]:
 
 def _under_trained(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
     decimals = q.decimals_for(study.margin, study.metric.unit)
-    return [
-        f"{arm.name} was still improving when training stopped (under-trained): validation "
-        f"{study.metric.name} over the last {arm.rise.window} epochs was {q.number(arm.rise.gain, decimals)} "
-        f"{study.metric.difference_unit} better than over the {arm.rise.window} before."
+    unit = study.metric.difference_unit
+    found = [
+        f"{arm.name} was still improving when training stopped (under-trained): validation {study.metric.name} "
+        f"over the last {arm.rise.window} epochs was {q.number(arm.rise.gain, decimals)} {unit} better than "
+        f"over the {arm.rise.window} before."
         for arm in arms.values()
         if arm.rise is not None and arm.rise.flagged
     ]
+    short = [arm.name for arm in arms.values() if arm.curves.size and arm.rise is None]
+    if short:
+        found.append(f"Too few epochs to tell whether training was done: {q.listing(short)}.")
+    return found

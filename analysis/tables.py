@@ -334,11 +334,14 @@ def _text_block(table: Table, keys: Sequence[str], width: int) -> list[str]:
     rows = [[row[key].line for key in keys] for row in table.rows]
     if "against" not in keys:  # an arm judged against two baselines still has only one price
         rows = [list(row) for row in dict.fromkeys(tuple(row) for row in rows)]
-    widths = [
-        max(len(cell) for cell in [*cells, *column.heading.split()])
-        for column, *cells in zip(columns, *rows, strict=True)
-    ]
-    widths = _fitted(widths, columns, width - 2 * (len(columns) - 1))
+    available = width - 2 * (len(columns) - 1)
+    widths = [max(map(len, [column.heading, *cells])) for column, *cells in zip(columns, *rows, strict=True)]
+    if sum(widths) > available:  # break the headings
+        widths = [
+            max(map(len, [*column.heading.split(), *cells]))
+            for column, *cells in zip(columns, *rows, strict=True)
+        ]
+    widths = _fitted(widths, columns, available)
     headings = [textwrap.wrap(column.heading, w) for column, w in zip(columns, widths, strict=True)]
     tallest = max(map(len, headings))
     grid = [*zip(*([""] * (tallest - len(lines)) + lines for lines in headings), strict=True), *rows]

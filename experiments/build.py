@@ -62,12 +62,11 @@ def build_model(trial: Trial) -> nn.Module:
     mixer_class = MIXERS.load(name)
 
     def mixer(dim: int, *, grid_rank: int, stage: int, layer: int) -> TokenMixer:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream(trial.seed, "init", "mixer", layer))
-            try:
-                built: TokenMixer = mixer_class(dim, grid_rank, **options)
-            except ValueError as error:
-                raise InputError(f"mixer {name}: {error}") from None
+        torch.manual_seed(stream(trial.seed, "init", "mixer", layer))
+        try:
+            built: TokenMixer = mixer_class(dim, grid_rank, **options)
+        except ValueError as error:
+            raise InputError(f"mixer {name}: {error}") from None
         if task.spec.causal and not built.causal:
             raise InputError(
                 f"task {trial.task.name} is causal, but mixer {trial.mixer} sees later tokens; "
@@ -75,7 +74,8 @@ def build_model(trial: Trial) -> nn.Module:
             )
         return built
 
-    model: nn.Module = SKELETONS.load(trial.skeleton.name)(mixer, task.spec, **trial.skeleton.options)
+    with torch.random.fork_rng(devices=[]):
+        model: nn.Module = SKELETONS.load(trial.skeleton.name)(mixer, task.spec, **trial.skeleton.options)
     init_weights(model, lambda parameter: generator(stream(trial.seed, "init", parameter)))
     return model
 

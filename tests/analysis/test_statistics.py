@@ -54,7 +54,7 @@ def test_equivalence_is_the_inner_interval_inside_the_margin() -> None:
     for _ in range(300):
         x = rng.normal(rng.uniform(-1, 1), 0.5, 6)
         inner = st.t_interval(x, alpha=0.10)
-        inside = -1 < inner.low and inner.high < 1
+        inside = inner.low > -1 and inner.high < 1
         assert (st.equivalence_test(x, 1.0) < 0.05) == inside
         outcomes.add(inside)
     assert len(outcomes) == 2  # both happened

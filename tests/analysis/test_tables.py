@@ -189,6 +189,21 @@ def test_a_missing_number_shows_as_missing(write_records: Write) -> None:
     assert row["verdict"] == "no verdict"
 
 
+def test_curves_too_short_to_judge_are_said_to_be(write_records: Write) -> None:
+    table, _ = build(write_records({"conv": [95.0] * 3, "ssm": [95.0] * 3}, epochs=3))
+    assert table.warnings == ["Too few epochs to tell whether training was done: conv and ssm."]
+
+
+def test_state_is_explained(write_records: Write) -> None:
+    records = write_records({"conv": [95.0], "ssm": [95.0]})
+    costs = {"params": 5, "state_bytes": None, "state_note": "no recurrent form"}
+    records.edit("conv", 0, costs=costs)
+    caption = " ".join(build(records)[0].caption)
+    assert "State of conv: none, no recurrent form. State of ssm: float32." in caption
+    records.edit("ssm", 0, costs=costs)
+    assert "State: none, no recurrent form." in " ".join(build(records)[0].caption)
+
+
 def test_nothing_odd_gives_no_warning(table: tables.Table) -> None:
     assert table.warnings == []
 

@@ -1,0 +1,92 @@
+"""What is stored is whole or absent, and what cannot be used is set aside, not lost."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from experiments.store import RESULT_FIELDS, Store, TrialFolder, write_bytes, write_json
+from experiments.trial import SCHEMA_VERSION
+from mixers.registry import InputError
+
+
+def a_result(trial_id: str, **changes: object) -> dict[str, object]:
+    fields = dict.fromkeys(RESULT_FIELDS, {})
+    return {**fields, "schema_version": SCHEMA_VERSION, "trial_id": trial_id, "status": "ok", **changes}
+
+
+@pytest.fixture
+def folder(store: Store) -> TrialFolder:
+    return store.folder("0123456789abcdef")
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+
+    def disk_full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nan_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"loss": float("nan")})
+
+
+def test_a_result_comes_back(folder: TrialFolder) -> None:
+    assert folder.result() is None
+    folder.finish(a_result(folder.trial_id), {"train_seconds": 1.0})
+    assert folder.result() == a_result(folder.trial_id)
+    assert folder.timing() == {"train_seconds": 1.0}
+
+
+def test_finishing_removes_the_checkpoint(folder: TrialFolder) -> None:
+    write_bytes(folder.checkpoint, b"weights")
+    folder.finish(a_result(folder.trial_id), {})
+    assert not folder.checkpoint.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "not readable"),
+        ('{"schema_version": 1, "trial', "not readable"),
+        ("[1, 2]", "not a JSON object"),
+        (json.dumps(a_result("0123456789abcdef", schema_version=SCHEMA_VERSION + 1)), "schema version"),
+        (json.dumps({"schema_version": SCHEMA_VERSION}), "without trial_id"),
+        (json.dumps(a_result("another")), "the result of trial another"),
+    ],
+)
+def test_an_unusable_result_is_set_aside(folder: TrialFolder, content: str, reason: str) -> None:
+    write_bytes(folder.path / "result.json", content.encode())
+    assert reason in (folder.unusable_result() or "")
+    assert folder.result() is None
+    kept = folder.set_aside()
+    assert kept.read_text() == content
+    assert folder.unusable_result() is None
+    write_bytes(folder.path / "result.json", b"again")
+    assert folder.set_aside() != kept
+
+
+def test_one_holder_at_a_time(folder: TrialFolder) -> None:
+    assert folder.is_free()
+    with folder.lock() as first, folder.lock() as second:
+        assert first
+        assert not second
+        assert not folder.is_free()
+    assert folder.is_free()
+
+
+def test_an_unwritable_runs_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write to the runs folder"):
+        Store(tmp_path / "file")

@@ -1,0 +1,149 @@
+"""The loop: same bits, resumed or not; pairs that share everything but the mixer; divergence as a result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.build import build_model, create_task
+from experiments.runtime import Runtime
+from experiments.store import Store, TrialFolder
+from experiments.train import Interrupted, make_optimizer, run_trial
+from experiments.trial import Trial
+from mixers import backends
+
+MakeTrial = Callable[..., Trial]
+
+
+def outcome(folder: TrialFolder) -> tuple[dict, bytes, np.ndarray]:
+    """All that must not depend on how the trial was run."""
+    result = folder.result()
+    assert result is not None
+    predictions = np.load(folder.predictions)
+    return result, folder.curve.read_bytes(), np.stack([predictions[name] for name in predictions.files])
+
+
+def run(trial: Trial, store: Store, stop: Callable[[], bool] = lambda: False, **runtime: object) -> TrialFolder:
+    folder = store.folder(trial.id)
+    run_trial(trial, folder, Runtime(**runtime), stop)
+    return folder
+
+
+def test_same_trial_same_bits(tiny_trial: MakeTrial, tmp_path) -> None:
+    trial = tiny_trial("ssm")
+    one, two = (outcome(run(trial, Store(tmp_path / name))) for name in ("a", "b"))
+    assert one[:2] == two[:2]
+    assert np.array_equal(one[2], two[2])
+
+
+@pytest.mark.parametrize("mixer", ["ssm", "attention"])
+@pytest.mark.parametrize("stop_at", [1, 7, 12, 13, 23])
+def test_resuming_equals_no_interruption(tiny_trial: MakeTrial, tmp_path, mixer: str, stop_at: int) -> None:
+    trial = tiny_trial(
+        mixer,
+        skeleton="isotropic-nano(drop_path=0.2)",
+        mixup=0.8,
+        cutmix=1.0,
+        clip_grad=1.0,
+        selection="best",
+        batch_size=32,
+        epochs=2,
+    )
+    whole = outcome(run(trial, Store(tmp_path / "whole")))
+    store = Store(tmp_path / "parts")
+    steps: Iterator[int] = iter(range(1, 1_000))
+    with pytest.raises(Interrupted):
+        run(trial, store, stop=lambda: next(steps) == stop_at)
+    torch.randn(3), np.random.rand(3)  # global generators are elsewhere by now
+    parts = outcome(run(trial, store))
+    assert whole[:2] == parts[:2]
+    assert np.array_equal(whole[2], parts[2])
+
+
+def test_a_damaged_checkpoint_starts_anew(tiny_trial: MakeTrial, store: Store) -> None:
+    trial = tiny_trial()
+    folder = store.folder(trial.id)
+    folder.path.mkdir(parents=True)
+    folder.checkpoint.write_bytes(b"not a checkpoint")
+    run(trial, store)
+    assert folder.result() is not None
+    assert "checkpoint not readable" in folder.log.read_text()
+
+
+def test_it_learns(tiny_trial: MakeTrial, store: Store) -> None:
+    result = run(tiny_trial(epochs=8), store).result()
+    assert result is not None
+    assert result["metrics"]["test"]["accuracy"] > 50
+
+
+def test_divergence_is_a_result(tiny_trial: MakeTrial, store: Store) -> None:
+    result = run(tiny_trial("conv", opt="sgd", lr=1e12, warmup_epochs=0), store).result()
+    assert result is not None
+    assert result["status"] == "diverged"
+    assert result["metrics"] == {}
+    assert "not finite" in result["error"]
+
+
+def test_the_record_says_what_made_it(tiny_trial: MakeTrial, store: Store) -> None:
+    backends.calls.clear()
+    folder = run(tiny_trial("ssm", epochs=1), store, backend="reference")
+    result = folder.result()
+    assert result is not None
+    assert result["provenance"]["backend"] == {"scan": "reference"}
+    assert set(backends.calls) == {"reference"}, "the backend on record is the one that ran"
+    assert result["data"]["train"] + result["data"]["validation"] + result["data"]["test"] == 1797
+    assert result["costs"]["params"] == result["costs"]["params_mixer"] + result["costs"]["params_rest"]
+    assert folder.timing()["peak_memory_bytes"] > 0
+    stored = json.loads((folder.path / "trial.json").read_text())
+    assert Trial.from_dict(stored).id == folder.trial_id
+
+
+@pytest.mark.parametrize("other", ["identity", "ssm", "attention"])
+def test_arms_of_a_seed_share_everything_but_the_mixer(tiny_trial: MakeTrial, other: str) -> None:
+    """Same batches, and the same initial value in every tensor that both have in the same shape."""
+    one, two = tiny_trial("conv", seed=3), tiny_trial(other, seed=3, skeleton="isotropic-nano(expansion_ratio=2)")
+    batches = [next(create_task(t.task).load(t.seed).train_batches(1, 8)) for t in (one, two)]
+    assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
+    first, second = (dict(build_model(trial).named_parameters()) for trial in (one, two))
+    shared = [n for n in first if ".mixer." not in n and n in second and first[n].shape == second[n].shape]
+    assert len(shared) > 15
+    assert all(torch.equal(first[name], second[name]) for name in shared)
+    drawn = [name for name in shared if first[name].unique().numel() > 1]
+    elsewhere = dict(build_model(tiny_trial("conv", seed=4)).named_parameters())
+    assert all(not torch.equal(first[name], elsewhere[name]) for name in drawn)
+
+
+def test_building_leaves_the_global_generator_alone(tiny_trial: MakeTrial) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    build_model(tiny_trial("ssm"))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_mixer_in_a_backbone_has_its_own_initialisation(tiny_trial: MakeTrial) -> None:
+    model = build_model(tiny_trial("ssm"))
+    biases = [p for name, p in model.named_parameters() if name.endswith("dt_proj.bias")]
+    assert len(biases) == 8
+    for bias in biases:
+        delta = torch.nn.functional.softplus(bias)
+        assert 1e-4 <= delta.min() <= delta.max() <= 0.1 + 1e-6
+
+
+def test_what_a_mixer_exempts_is_not_decayed(tiny_trial: MakeTrial) -> None:
+    trial = tiny_trial("ssm")
+    model = build_model(trial)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed = {
+        names[id(p)]
+        for group in make_optimizer(model, trial.train).param_groups
+        if group["weight_decay"] > 0
+        for p in group["params"]
+    }
+    assert decayed
+    assert not [name for name in decayed if name.endswith(("A_log", ".D", "bias", "pos_embed"))]
+    assert [name for name in decayed if name.endswith("fc1.weight")]

@@ -189,14 +189,15 @@ def _tally(values: Counter[str]) -> str:
 def _write_atomically(path: Path, content: bytes) -> None:
     """Write beside the target and rename over it: a reader sees the old file or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a report is there to be shared
-        os.replace(temporary, path)
+        temporary.chmod(0o644)  # mkstemp makes it private; a report is there to be shared
+        temporary.replace(path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink()
         raise
 
 

@@ -252,9 +252,9 @@ def _under_trained(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
     decimals = q.decimals_for(study.margin, study.metric.unit)
     unit = study.metric.difference_unit
     found = [
-        f"{arm.name} was still improving when training stopped (under-trained): validation {study.metric.name} "
-        f"over the last {arm.rise.window} epochs was {q.number(arm.rise.gain, decimals)} {unit} better than "
-        f"over the {arm.rise.window} before."
+        f"{arm.name} was still improving when training stopped (under-trained): validation "
+        f"{study.metric.name} over the last {arm.rise.window} epochs was "
+        f"{q.number(arm.rise.gain, decimals)} {unit} better than over the {arm.rise.window} before."
         for arm in arms.values()
         if arm.rise is not None and arm.rise.flagged
     ]

@@ -26,8 +26,8 @@ def depthwise_conv(x: Tensor, kernel: Tensor, bias: Tensor, padding: tuple[int, 
     The permutes move no data: the convolution sees a channels-last tensor and returns one.
     """
     x = x.permute(0, 3, 1, 2)
-    # On channels-last CPU tensors oneDNN has a depthwise weight gradient up to 3 x 3. Beyond, it takes the
-    # channels 16 by 16 as if they were dense, which costs more than the rest of the block.
+    # On channels-last CPU tensors oneDNN has a depthwise weight gradient for small kernels only. For larger
+    # ones it takes 16 x 16 channels at a time as if they were dense and throws most of the result away.
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if on_cpu and min(kernel.shape[2:]) > 3:
         y = _DepthwiseConv2d.apply(x, kernel, bias, padding)

@@ -1,0 +1,79 @@
+"""The arrows between the packages: imports run one way."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ("mixers", "experiments", "analysis", "run_ablation")
+
+FORBIDDEN = {
+    "mixers": ("experiments", "analysis", "run_ablation"),
+    "experiments/skeletons": ("experiments.tasks", "analysis", "run_ablation"),
+    "experiments/tasks": ("experiments.skeletons", "analysis", "run_ablation"),
+    "analysis": ("torch", "timm", "mixers", "run_ablation", "experiments.build", "experiments.train"),
+}
+TORCH_FREE = (
+    "analysis.report",
+    "experiments.commands",
+    "experiments.launch",
+    "experiments.plan",
+    "experiments.store",
+    "experiments.study",
+    "experiments.trial",
+    "run_ablation",
+)
+
+
+def imported_by(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_imports_run_one_way(folder: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (ROOT / folder).rglob("*.py")
+        for name in imported_by(path)
+        if any(name == banned or name.startswith(f"{banned}.") for banned in FORBIDDEN[folder])
+    ]
+    assert wrong == []
+
+
+def test_skeletons_and_tasks_know_no_mixer() -> None:
+    """They may use the registry's machinery, never a mixer."""
+    for folder in ("experiments/skeletons", "experiments/tasks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            names = [name for name in imported_by(path) if name.split(".")[0] == "mixers"]
+            assert all(name.startswith("mixers.registry.") for name in names), f"{path}: {names}"
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_free_of_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_help_answers_at_once() -> None:
+    """Under 0.6 s, at the best of a few: what is measured is what is imported, not the machine's load."""
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "run_ablation.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        seconds.append(time.perf_counter() - start)
+    assert "--mixer" in done.stdout
+    assert min(seconds) < 0.6

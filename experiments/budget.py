@@ -73,7 +73,7 @@ def match(trial: Trial, what: Literal["params", "macs"], target: int) -> tuple[T
     if abs(matching.mismatch) > TOLERANCE:
         raise InputError(
             f"mixer {trial.mixer} cannot be matched in {what}: nearest {matching.achieved:,} against "
-            f"{target:,} ({matching.mismatch:+.1%}, above {TOLERANCE:.0%}); use --match none to compare anyway"
+            f"{target:,} ({matching.mismatch:+.1%}, more than {TOLERANCE:.0%}); --match none compares anyway"
         )
     return _at_ratio(trial, best), matching
 

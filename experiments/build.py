@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from experiments.cost import Costs, measure
-from experiments.skeletons import SKELETONS, init_weights, option_defaults
+from experiments.skeletons import SKELETONS, option_defaults
+from experiments.skeletons.base import Skeleton
 from experiments.tasks import TASKS
 from experiments.tasks.base import Task, generator
 from experiments.trial import Recipe, Trial, stream
@@ -48,7 +49,7 @@ def create_task(component: Component) -> Task:
     return task
 
 
-def build_model(trial: Trial) -> nn.Module:
+def build_model(trial: Trial) -> Skeleton:
     """The model of a trial, initialised from its seed alone.
 
     Each mixer initialises itself under a seed of its layer; each parameter of the skeleton has its own
@@ -75,8 +76,8 @@ def build_model(trial: Trial) -> nn.Module:
         return built
 
     with torch.random.fork_rng(devices=[]):
-        model: nn.Module = SKELETONS.load(trial.skeleton.name)(mixer, task.spec, **trial.skeleton.options)
-    init_weights(model, lambda parameter: generator(stream(trial.seed, "init", parameter)))
+        model: Skeleton = SKELETONS.load(trial.skeleton.name)(mixer, task.spec, **trial.skeleton.options)
+    model.init_weights(lambda parameter: generator(stream(trial.seed, "init", parameter)))
     return model
 
 

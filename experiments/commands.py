@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from experiments.plan import Plan
 from experiments.request import Request
 from experiments.store import Store
 from mixers.registry import InputError
+
+WIDTH = 100  # characters of the terminal table
+SHOWN = {"report": "report.html", "table": "table.md", "figure": "figures/differences.png"}
+"""What is pointed at when a study is done; the rest lies beside it."""
 
 
 def run(arguments: Sequence[str], command: str) -> int:
@@ -38,6 +43,7 @@ def run(arguments: Sequence[str], command: str) -> int:
 
 def _run(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     runtime = asked.runtime
+    launch.check_backend(runtime)
     planned = plan.make(name, wanted, asked.runs / "studies" / name / "plan.json")
     store = Store(asked.runs)
     trials = planned.trials()
@@ -47,11 +53,9 @@ def _run(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     plan.write(planned, folder / "plan.json", command)
     to_do = launch.missing(trials, store)
     print(_matching_lines(planned), end="")
-    print(
-        f"{name}: {len(planned.arms)} arms x {wanted.seeds} seeds, {len(to_do)} of {len(trials)} trials to run"
-    )
+    size = f"{len(planned.arms)} arms x {wanted.seeds} seeds"
+    print(f"{name}: {size}, {len(to_do)} of {len(trials)} trials to run")
     if to_do:
-        launch.check_backend(asked.runtime)
         monitor = Monitor(planned, store, launch.processes(asked.workers, runtime.threads, len(to_do)))
         try:
             launch.run_local(trials, store, runtime, asked.workers, monitor)
@@ -95,11 +99,14 @@ def _write_report(planned: Plan, store: Store, folder: Path) -> int:
     from analysis.report import write_study
 
     report = write_study(folder, store.trials)
+    if not report.paths:
+        raise InputError(" ".join(report.verdict_lines))
     print(report.terminal_table)
     for line in report.verdict_lines:
-        print(line)
-    for kind, path in report.paths.items():
-        print(f"{kind:>8}  {path}")
+        print(f"\n{textwrap.fill(line, WIDTH)}")
+    print()
+    for label, name in SHOWN.items():
+        print(f"{label:<8} {report.paths[name]}")
     return 1 if _name_failures(planned, store) else 0
 
 

@@ -15,9 +15,8 @@ from typing import Any
 
 from experiments.code_version import source_digest
 from experiments.store import write_json
-from experiments.study import Arm, Study
-from experiments.trial import SCHEMA_VERSION, Recipe, Trial, digest
-from mixers.registry import InputError
+from experiments.study import Arm, Study, changed_recipe
+from experiments.trial import SCHEMA_VERSION, Trial, digest
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def _resolve(name: str, study: Study) -> Plan:
             MIXERS.parse(arm.mixer),
             build.with_options(skeleton, arm.skeleton),
             build.with_options(task, arm.task),
-            _with_fields(study.train, arm),
+            changed_recipe(study.train, arm.train, f"arm {arm.name}: train."),
             seed=0,
         )
 
@@ -181,18 +180,9 @@ def _resolve(name: str, study: Study) -> Plan:
     baseline = templates[study.baseline]
     built_task = build.create_task(baseline.task)
     sizes = built_task.load(0).sizes
+    recipe = baseline.train
     details = {
         "metric": dataclasses.asdict(built_task.metric),
-        "budget": f"{baseline.train.epochs} epochs of {sizes['train']:,} examples, batch {baseline.train.batch_size}",
+        "budget": f"{recipe.epochs} epochs of {sizes['train']:,} examples, batch {recipe.batch_size}",
     }
     return Plan(name, study, tuple(planned), details)
-
-
-def _with_fields(recipe: Recipe, arm: Arm) -> Recipe:
-    known = {field.name for field in dataclasses.fields(Recipe)}
-    for field in arm.train:
-        if field not in known:
-            raise InputError(
-                f"arm {arm.name}: train has no field {field!r} (known: {', '.join(sorted(known))})"
-            )
-    return Recipe(**{**dataclasses.asdict(recipe), **arm.train})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -17,8 +20,8 @@ from experiments.study import Arm, Study
 from experiments.trial import Recipe, digest
 from mixers.registry import InputError, suggest
 
-DOTTED = ("task", "skeleton")
-"""Components whose options may be given as `--task.canvas 20`."""
+DOTTED = ("task", "skeleton", "train")
+"""Parts of a trial whose fields go by dotted name: `--task.canvas 20`."""
 
 
 @dataclass(frozen=True)
@@ -26,27 +29,27 @@ class Request:
     """Does this task need the SSM? Trains what is missing of a study, then writes its table, figures,
     verdict and report. Options of a task or skeleton also go by dotted name: --task.canvas 20."""
 
-    mixer: tuple[str, ...] = ()
+    mixer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MIXER ...")] = ()
     """Arms to judge, e.g. ssm attention "ssm(d_state=8, scan=forward)"; default: those of the study."""
-    baseline: str | None = None
+    baseline: Annotated[str | None, tyro.conf.arg(metavar="ARM")] = None
     """Arm that they are judged against and matched to; default: the study's."""
     study: str = studies.DEFAULT
     """A checked-in study (see `list`) or a path to your own .toml file."""
-    task: str | None = None
+    task: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None
     """Task in place of the study's, e.g. "digits(canvas=20)"."""
-    skeleton: str | None = None
+    skeleton: Annotated[str | None, tyro.conf.arg(metavar="SKELETON")] = None
     """Skeleton in place of the study's, e.g. "mambaout-nano(readout=last)"."""
-    seeds: int | None = None
+    seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Paired seeds per arm; a verdict needs at least 3."""
     match: Literal["params", "macs", "none"] | None = None
     """What the arms have in common in size; the block's hidden width is solved for it."""
-    margin: float | None = None
+    margin: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
     """Differences within this count as equivalent, in the metric's unit."""
     train: Recipe = field(default_factory=Recipe)
     """How every arm is trained."""
     runs: Path = Path("runs")
     """Folder of trials and studies."""
-    workers: int | None = None
+    workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Trials run at once; default: cores / threads."""
     threads: int = 1
     """Threads per trial. The bits of a result may depend on it."""
@@ -74,22 +77,34 @@ def parse(arguments: Sequence[str], verb: str = "run") -> Request:
 
     Raises:
         InputError: anything that does not fit, as far as it shows without building a model.
-        SystemExit: after printing help, or tyro's own message for a malformed flag (code 2).
+        SystemExit: after printing help.
     """
     rest, options = _take_dotted(arguments)
     chosen = _value_of("--study", rest) or studies.DEFAULT
-    recipe = studies.load(studies.find(chosen)).train
-    request = tyro.cli(
-        Request,
-        args=rest,
-        default=Request(train=recipe),
-        prog="run_ablation.py" if verb == "run" else f"run_ablation.py {verb}",
+    recipe = studies.changed_recipe(
+        studies.load(studies.find(chosen)).train, options.pop("train"), "--train."
     )
+    program = "run_ablation.py" if verb == "run" else f"run_ablation.py {verb}"
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            request = tyro.cli(Request, args=rest, default=Request(train=recipe), prog=program)
+    except SystemExit as leaving:
+        if leaving.code in (0, None):
+            raise
+        raise InputError(f"{_unboxed(said.getvalue())} (see --help)") from None
     return dataclasses.replace(request, options=options)
 
 
+def _unboxed(message: str) -> str:
+    """What tyro says in the first part of its box, as one line."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in message.splitlines()]
+    said = itertools.takewhile(bool, lines[1:])  # after the title; up to the first rule or empty line
+    return " ".join(said)
+
+
 def _take_dotted(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """Split `--task.x v` and `--skeleton.x v` off the rest."""
+    """Split `--task.x v`, `--skeleton.x v` and `--train.x v` off the rest."""
     rest: list[str] = []
     options: dict[str, dict[str, str]] = {name: {} for name in DOTTED}
     remaining = list(arguments)
@@ -101,10 +116,12 @@ def _take_dotted(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[st
         if match is None or match.group(1) not in DOTTED:
             rest.append(argument)
             continue
-        if match.group(3) is None and not remaining:
-            raise InputError(f"{argument} needs a value")
-        value = match.group(3) if match.group(3) is not None else remaining.pop(0)
-        options[match.group(1)][match.group(2).replace("-", "_")] = value
+        kind, option, value = match.groups()
+        if value is None:
+            if not remaining or remaining[0].startswith("--"):
+                raise InputError(f"{argument} needs a value")
+            value = remaining.pop(0)
+        options[kind][option.replace("-", "_")] = value
     return rest, options
 
 
@@ -137,18 +154,23 @@ def requested_study(request: Request) -> tuple[str, Study]:
     name = path.stem
     if changed.all_arms() != original.all_arms():
         name = "-".join([name, *(_slug(arm.name) for arm in changed.all_arms())])
-    fields = {
-        "task": _with_options("task", request.task or original.task, request),
-        "skeleton": _with_options("skeleton", request.skeleton or original.skeleton, request),
-        "match": request.match or original.match,
-        "margin": request.margin or original.margin,
-        "train": request.train,
-    }
-    if any(getattr(original, key) != value for key, value in fields.items()):
-        name = f"{name}-{digest({**fields, 'train': dataclasses.asdict(request.train)})[:6]}"
-    study = dataclasses.replace(changed, **fields, seeds=request.seeds or original.seeds)
+    study = dataclasses.replace(
+        changed,
+        task=_with_options("task", request.task or original.task, request),
+        skeleton=_with_options("skeleton", request.skeleton or original.skeleton, request),
+        match=request.match or original.match,
+        margin=request.margin or original.margin,
+        seeds=request.seeds or original.seeds,
+        train=request.train,
+    )
     study.check("command line")
-    return name, study
+    ours, theirs = (_apart_from_arms_and_seeds(each) for each in (study, original))
+    return (name if ours == theirs else f"{name}-{digest(ours)[:6]}"), study
+
+
+def _apart_from_arms_and_seeds(study: Study) -> dict[str, Any]:
+    kept = ("task", "skeleton", "match", "margin", "train")
+    return {key: value for key, value in dataclasses.asdict(study).items() if key in kept}
 
 
 def _with_arms(original: Study, request: Request) -> Study:

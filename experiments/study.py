@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from experiments.trial import Recipe
-from mixers.registry import InputError
+from mixers.registry import InputError, suggest
 
 FOLDER = Path(__file__).parent / "studies"
 DEFAULT = "digits-ladder"
@@ -110,8 +110,7 @@ def find(name_or_path: str) -> Path:
         if not path.is_file():
             raise InputError(f"study file {path} does not exist")
         return path
-    near = difflib.get_close_matches(name_or_path, names(), n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = suggest(name_or_path, names())
     raise InputError(f"unknown study {name_or_path!r}{hint} (known: {', '.join(names())}, or a .toml file)")
 
 
@@ -142,6 +141,35 @@ def validate(content: dict[str, Any], source: str) -> Study:
     return study
 
 
+def changed_recipe(recipe: Recipe, changes: Mapping[str, Any], prefix: str) -> Recipe:
+    """The recipe with some fields replaced, given typed or as text ("none", "0.9,0.95").
+
+    Raises:
+        InputError: an unknown field or a value that does not fit; fields are named after `prefix`.
+    """
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    for name in changes:
+        if name not in known:
+            raise InputError(
+                f"unknown field {prefix}{name}{suggest(name, known)} (known: {', '.join(known)})"
+            )
+    read = {name: _from_text(value) for name, value in changes.items()}
+    try:
+        return TypeAdapter(Recipe).validate_python({**dataclasses.asdict(recipe), **read})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0])
+        raise InputError(f"{prefix}{name}: {problem['msg']} (got {changes.get(name)!r})") from None
+
+
+def _from_text(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value.lower() == "none":
+        return None
+    return value.split(",") if "," in value else value
+
+
 def _describe(source: str, problem: Any) -> str:
     """One validation error as a sentence that names the key and, for an unknown one, the nearest."""
     location = problem["loc"]
@@ -151,9 +179,7 @@ def _describe(source: str, problem: Any) -> str:
     if problem["type"] != "unexpected_keyword_argument":
         return f"{source}: {key}: {problem['msg']} (got {problem['input']!r})"
     known = _fields_at(location[:-1])
-    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{source}: unknown key {key!r}{hint} (known: {', '.join(known)})"
+    return f"{source}: unknown key {key!r}{suggest(str(location[-1]), known)} (known: {', '.join(known)})"
 
 
 def _fields_at(location: tuple[Any, ...]) -> list[str]:

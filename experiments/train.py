@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from timm.data import Mixup
+from timm.data.mixup import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn

@@ -12,7 +12,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
@@ -89,7 +89,7 @@ class Registry:
             options[key] = value
         return Component(name, options)
 
-    def load(self, name: str) -> Callable[..., Any]:
+    def load(self, name: str) -> Any:
         """Import the entry.
 
         Raises:
@@ -97,8 +97,7 @@ class Registry:
         """
         self._require(name)
         module, _, attribute = self._entries[name].partition(":")
-        entry: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-        return entry
+        return getattr(importlib.import_module(module), attribute)
 
     def resolve(self, component: Component, defaults: Mapping[str, Any] | None = None) -> Component:
         """Check and type every option and fill in those that were not given.

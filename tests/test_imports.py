@@ -72,7 +72,11 @@ def test_help_answers_at_once() -> None:
     for _ in range(5):
         start = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "run_ablation.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+            [sys.executable, "run_ablation.py", "--help"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         seconds.append(time.perf_counter() - start)
     assert "--mixer" in done.stdout

@@ -7,15 +7,10 @@ not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mixers.registry import Component, Registry
-
-if TYPE_CHECKING:
-    import torch
-
-    from experiments.skeletons.base import Skeleton
 
 SKELETONS = Registry(
     "skeleton",
@@ -44,8 +39,3 @@ def option_defaults(skeleton: Component) -> Mapping[str, Any]:
     """
     entry: Any = SKELETONS.load(skeleton.name)
     return entry.option_defaults(skeleton.options.get("block", "gated"))
-
-
-def init_weights(model: Skeleton, generator_for: Callable[[str], torch.Generator]) -> None:
-    """Initialise what is the skeleton's own, and no mixer; see `Skeleton.init_weights`."""
-    model.init_weights(generator_for)

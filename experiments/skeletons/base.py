@@ -17,9 +17,10 @@ from mixers.registry import InputError
 
 Readout = Literal["mean", "last", "middle"]
 HeadName = Literal["mlp", "linear"]
+Init = Literal["fixed", "fan-in"]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 
-INIT_STD = 0.02
+INIT_STD = 0.02  # MambaOut's and ViT's, meant for hundreds of channels
 
 
 class Skeleton(nn.Module, ABC):
@@ -31,13 +32,20 @@ class Skeleton(nn.Module, ABC):
 
     drop_path_rate: ClassVar[float]
     head_name: ClassVar[HeadName]
+    init_name: ClassVar[Init] = "fixed"
 
     head: Head
+    init: Init
 
     @classmethod
     def option_defaults(cls, block: str = "gated") -> dict[str, Any]:
         """The values that options have when left out, where they depend on the block or the size."""
-        return {**PRESETS.get(block, {}), "drop_path": cls.drop_path_rate, "head": cls.head_name}
+        return {
+            **PRESETS.get(block, {}),
+            "drop_path": cls.drop_path_rate,
+            "head": cls.head_name,
+            "init": cls.init_name,
+        }
 
     def drop_path_rates(self, drop_path: float | None, depth: int) -> list[float]:
         """One rate per block, growing linearly from 0 to `drop_path`, or to that of the class if None."""
@@ -61,8 +69,10 @@ class Skeleton(nn.Module, ABC):
         return {f"{slot}.{name}" for slot, mixer in mixer_slots(self) for name in mixer.no_weight_decay()}
 
     def init_weights(self, generator_for: Callable[[str], torch.Generator]) -> None:
-        """Draw the skeleton's own parameters: weights from a normal of std 0.02, biases 0 (MambaOut).
+        """Draw the skeleton's own parameters: weights from a normal, biases 0.
 
+        With init "fixed" the standard deviation is 0.02 (MambaOut); with "fan-in" it is 1 / sqrt(inputs),
+        which keeps the scale of activations at any width: at a few dozen channels 0.02 lets them vanish.
         Norms and LayerScale keep the constants they were built with, and a mixer's parameters are its
         own. Every tensor has its own generator, so that it does not depend on what else is in the model.
         Nothing happens on the meta device.
@@ -77,7 +87,9 @@ class Skeleton(nn.Module, ABC):
             if name.endswith(".bias"):
                 nn.init.zeros_(parameter)
             else:
-                nn.init.trunc_normal_(parameter, std=INIT_STD, generator=generator_for(name))
+                fixed = self.init == "fixed" or name == "pos_embed"
+                std = INIT_STD if fixed else parameter[0].numel() ** -0.5
+                nn.init.trunc_normal_(parameter, std=std, generator=generator_for(name))
 
 
 def _is_constant(model: nn.Module, parameter: str) -> bool:

@@ -18,6 +18,7 @@ from experiments.skeletons.base import (
     DropRate,
     Head,
     HeadName,
+    Init,
     Readout,
     Skeleton,
     require_image_classification,
@@ -48,6 +49,7 @@ class MambaOut(Skeleton):
         drop_path: of the last block, growing linearly from 0 at the first; None for the released value.
         readout: what the head looks at.
         head: "mlp" is MambaOut's; None for that.
+        init: of the weights, "fixed" is MambaOut's; None for that of the size.
 
     Raises:
         InputError: the task is of another kind, or the options do not fit each other.
@@ -72,8 +74,10 @@ class MambaOut(Skeleton):
         drop_path: DropRate | None = None,
         readout: Readout = "mean",
         head: HeadName | None = None,
+        init: Init | None = None,
     ) -> None:
         super().__init__()
+        self.init = init or self.init_name
         require_image_classification(task)
         options = BlockOptions(block, expansion_ratio, conv_ratio, act, bias, layer_scale)
         rates = self.drop_path_rates(drop_path, sum(self.depths))
@@ -146,14 +150,14 @@ class Downsample(nn.Module):
 class MambaOutNano(MambaOut):
     """Two stages behind a stem of stride 2, for images of 16 to 32 pixels: 8 x 8 and 4 x 4 tokens at 16."""
 
-    depths, dims, drop_path_rate = (2, 4), (32, 64), 0.0
+    depths, dims, drop_path_rate, init_name = (2, 4), (32, 64), 0.0, "fan-in"
     stem_strides = (1, 2)
 
 
 class MambaOutPico(MambaOut):
     """All four stages at a width for small computers; images from about 64 pixels."""
 
-    depths, dims, drop_path_rate = (2, 2, 6, 2), (32, 64, 128, 192), 0.0
+    depths, dims, drop_path_rate, init_name = (2, 2, 6, 2), (32, 64, 128, 192), 0.0, "fan-in"
 
 
 class MambaOutFemto(MambaOut):

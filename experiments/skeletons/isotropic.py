@@ -15,6 +15,7 @@ from experiments.skeletons.base import (
     DropRate,
     Head,
     HeadName,
+    Init,
     Readout,
     Skeleton,
     require_image_classification,
@@ -51,6 +52,7 @@ class Isotropic(Skeleton):
         drop_path: of the last block, growing linearly from 0 at the first; None for that of the size.
         readout: what the head looks at.
         head: None for "linear".
+        init: of the linear layers; None for that of the size.
 
     Raises:
         InputError: the task is of another kind, or the options do not fit each other.
@@ -77,8 +79,10 @@ class Isotropic(Skeleton):
         drop_path: DropRate | None = None,
         readout: Readout = "mean",
         head: HeadName | None = None,
+        init: Init | None = None,
     ) -> None:
         super().__init__()
+        self.init = init or self.init_name
         require_image_classification(task)
         options = BlockOptions(block, expansion_ratio, conv_ratio, act, bias, layer_scale)
         rates = self.drop_path_rates(drop_path, self.depth)
@@ -136,9 +140,9 @@ def resize_positions(positions: Tensor, height: int, width: int) -> Tensor:
 
 
 class IsotropicNano(Isotropic):
-    """Four blocks of 64 channels, for images of 16 to 32 pixels: 8 x 8 tokens at 16."""
+    """Four blocks of 32 channels, for images of 8 to 32 pixels: 6 x 6 tokens at 12."""
 
-    depth, dim, patch_side, drop_path_rate = 4, 64, 2, 0.0
+    depth, dim, patch_side, drop_path_rate, init_name = 4, 32, 2, 0.0, "fan-in"
 
 
 class IsotropicTiny(Isotropic):

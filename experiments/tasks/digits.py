@@ -54,7 +54,7 @@ class Digits(Classification):
         self.canvas, self.validation, self.test, self.distort = canvas, validation, test, distort
         if validation + test > 1_500:
             raise InputError(
-                f"task digits: validation {validation} + test {test} leave fewer than 297 of 1,797 to train on"
+                f"task digits: validation {validation} + test {test} leave too few of 1,797 to train on"
             )
 
     @property

@@ -14,7 +14,7 @@ from mixers.registry import InputError
 
 
 def a_result(trial_id: str, **changes: object) -> dict[str, object]:
-    fields = dict.fromkeys(RESULT_FIELDS, {})
+    fields = {key: {} for key in RESULT_FIELDS}
     return {**fields, "schema_version": SCHEMA_VERSION, "trial_id": trial_id, "status": "ok", **changes}
 
 

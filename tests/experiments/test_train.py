@@ -27,7 +27,9 @@ def outcome(folder: TrialFolder) -> tuple[dict, bytes, np.ndarray]:
     return result, folder.curve.read_bytes(), np.stack([predictions[name] for name in predictions.files])
 
 
-def run(trial: Trial, store: Store, stop: Callable[[], bool] = lambda: False, **runtime: object) -> TrialFolder:
+def run(
+    trial: Trial, store: Store, stop: Callable[[], bool] = lambda: False, **runtime: object
+) -> TrialFolder:
     folder = store.folder(trial.id)
     run_trial(trial, folder, Runtime(**runtime), stop)
     return folder
@@ -105,7 +107,10 @@ def test_the_record_says_what_made_it(tiny_trial: MakeTrial, store: Store) -> No
 @pytest.mark.parametrize("other", ["identity", "ssm", "attention"])
 def test_arms_of_a_seed_share_everything_but_the_mixer(tiny_trial: MakeTrial, other: str) -> None:
     """Same batches, and the same initial value in every tensor that both have in the same shape."""
-    one, two = tiny_trial("conv", seed=3), tiny_trial(other, seed=3, skeleton="isotropic-nano(expansion_ratio=2)")
+    one, two = (
+        tiny_trial("conv", seed=3),
+        tiny_trial(other, seed=3, skeleton="isotropic-nano(expansion_ratio=2)"),
+    )
     batches = [next(create_task(t.task).load(t.seed).train_batches(1, 8)) for t in (one, two)]
     assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
     first, second = (dict(build_model(trial).named_parameters()) for trial in (one, two))

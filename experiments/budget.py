@@ -59,6 +59,8 @@ def match(trial: Trial, what: Literal["params", "macs"], target: int) -> tuple[T
             sizes[step] = getattr(count_costs(_at_ratio(trial, step)), what)
         return sizes[step]
 
+    if getattr(count_costs(trial), what) == target:
+        return trial, Matching(what, target, target)
     guess = round(float(trial.skeleton.options["expansion_ratio"]) / STEP)
     unit = round(1 / STEP)
     try:

@@ -74,7 +74,10 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     print("What differs from one arm to the next:")
     for before, after in zip(planned.arms, planned.arms[1:], strict=False):
         changed = plan.differences(before.template, after.template)
-        print(f"  {before.name} -> {after.name}: {', '.join(f'{k}={v}' for k, v in changed.items())}")
+        solved = changed.pop("skeleton.expansion_ratio", None) if wanted.match != "none" else None
+        fields = [f"{field}={value}" for field, value in changed.items()]
+        width = [f"and, to match, expansion_ratio={solved:.4g}"] if solved is not None else []
+        print(f"  {before.name} -> {after.name}: {', '.join([*fields, *width])}")
     print(_matching_lines(planned), end="")
     trials = planned.trials()
     done = (

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import timm
@@ -34,6 +34,14 @@ PROGRESS_EVERY = 0.5  # seconds between two progress reports
 
 class Interrupted(Exception):
     """The trial was asked to stop and has saved its checkpoint."""
+
+
+class Predictions(NamedTuple):
+    """What was predicted for every example of a split, as stored in `predictions.npz`."""
+
+    example: np.ndarray
+    target: np.ndarray
+    prediction: np.ndarray
 
 
 @dataclass
@@ -166,7 +174,7 @@ class _Run:
     # -------------------------------------------------------------- evaluation
 
     @torch.inference_mode()
-    def evaluate(self, split: Split) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    def evaluate(self, split: Split) -> tuple[dict[str, float], Predictions]:
         """Metrics of a split, and what was predicted for every example of it."""
         self.model.eval()
         loss_sum, parts = 0.0, []
@@ -177,8 +185,7 @@ class _Run:
             parts.append((batch.examples, targets.cpu(), self.task.predict(outputs).cpu()))
         example, target, prediction = (torch.cat(column) for column in zip(*parts, strict=True))
         metrics = self.task.measure(prediction, target, loss_sum / len(target))
-        arrays = {"example": example.numpy(), "target": target.numpy(), "prediction": prediction.numpy()}
-        return metrics, arrays
+        return metrics, Predictions(example.numpy(), target.numpy(), prediction.numpy())
 
     # ------------------------------------------------------ files of the trial
 
@@ -247,12 +254,12 @@ class _Run:
             metrics["validation"], _ = self.evaluate("validation")
             metrics["test"], predictions = self.evaluate("test")
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, **predictions)
+            np.savez_compressed(buffer, allow_pickle=False, **predictions._asdict())
             write_bytes(self.folder.predictions, buffer.getvalue())
         else:
             selected_epoch = self.progress.epoch
             error = f"loss not finite in epoch {self.progress.epoch + 1}, step {self.progress.step}"
-        result = {
+        result: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "trial_id": self.trial.id,
             "trial": self.trial.to_dict(),

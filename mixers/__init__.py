@@ -12,6 +12,13 @@ MIXERS = Registry(
         "ssm": "mixers.ssm:SelectiveSSM",
         "causal-attention": "mixers.attention:CausalAttention",
         "attention": "mixers.attention:Attention",
+        "window-attention": "mixers.window_attention:WindowAttention",
+        "linear-attention": "mixers.linear_attention:LinearAttention",
+        "causal-linear-attention": "mixers.linear_attention:CausalLinearAttention",
+        "gated-linear-attention": "mixers.gated_linear_attention:GatedLinearAttention",
+        "random": "mixers.random_mixing:RandomMixing",
+        "sepconv": "mixers.sepconv:SepConv",
+        "gated-conv": "mixers.gated_conv:GatedConv",
     },
 )
 

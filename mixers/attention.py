@@ -1,62 +1,35 @@
 """Multi-head softmax attention, fully visible or causal (Vaswani et al., arXiv 1706.03762).
 
-Shapes follow MetaFormer's attention (arXiv 2210.13452): the head size is fixed and the number of
-heads follows from the width. No positions are added here: where they are is the skeleton's business,
-the same for every mixer.
+Without `rope` no positions are added here: where they are is the skeleton's business, the same for
+every mixer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from mixers.base import State, TokenMixer, as_sequence, raster_causal_mask
+from mixers.base import State, raster_causal_mask
+from mixers.heads import MultiHeadMixer
+from mixers.rope import rotary_angles, rotate
 
 
-class Attention(TokenMixer):
+class Attention(MultiHeadMixer):
     """softmax(Q K^T / sqrt(head_dim)) V over all tokens, then an output projection.
 
-    The number of heads is `dim // head_dim`, at least 1; a `dim` that is not a multiple is projected
-    to the multiple below it.
-
-    Args:
-        dim: channels.
-        grid_rank: 1 or 2; an image is read as the sequence of its pixels in raster order.
-        head_dim: channels per head.
-        qkv_bias: biases in the input projection, as in ViT.
+    Options are those of `MultiHeadMixer`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        grid_rank: int,
-        *,
-        head_dim: Annotated[int, Field(ge=1)] = 32,
-        qkv_bias: bool = True,
-    ) -> None:
-        super().__init__(dim, grid_rank)
-        self.head_dim = min(head_dim, dim)
-        self.num_heads = dim // self.head_dim
-        self.attention_dim = self.num_heads * self.head_dim
-        self.qkv = nn.Linear(dim, 3 * self.attention_dim, bias=qkv_bias)
-        self.proj = nn.Linear(self.attention_dim, dim)
-
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self._split_heads(as_sequence(x))
+        grid = x.shape[1:-1]
+        q, k, v = self.split_heads(x)
+        q, k = self.turn(q, grid), self.turn(k, grid)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # (B, heads, L, head_dim)
-        return self.proj(mixed.transpose(1, 2).flatten(2)).view(x.shape)
-
-    def _split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, L, C) -> three of (B, heads, L, head_dim)."""
-        qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        return q, k, v
+        return self.merge_heads(mixed).view(x.shape)
 
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
         length = math.prod(grid)
@@ -64,8 +37,7 @@ class Attention(TokenMixer):
 
     def macs(self, grid: Sequence[int]) -> int:
         """4 L C D + 2 L^2 D. The causal form is counted in full: the kernels compute whole tiles."""
-        length = math.prod(grid)
-        return 4 * length * self.dim * self.attention_dim + 2 * length**2 * self.attention_dim
+        return self.projection_macs(grid) + 2 * math.prod(grid) ** 2 * self.attention_dim
 
 
 class CausalAttention(Attention):
@@ -78,13 +50,29 @@ class CausalAttention(Attention):
         return 2 * length * self.attention_dim if self.grid_rank == 1 else None
 
     def init_state(self, batch_size: int, device: torch.device | None = None) -> State:
+        if self.grid_rank == 2:
+            return super().init_state(batch_size, device)
         empty = torch.empty(batch_size, self.num_heads, 0, self.head_dim, device=device)
         return empty, empty
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        q, k, v = self._split_heads(x[:, None, :])
+        if self.grid_rank == 2:
+            return super().step(x, state)
+        q, k, v = self.split_heads(x[:, None])  # (B, heads, 1, head_dim)
         keys = torch.cat((state[0].to(k), k), dim=2)  # (B, heads, t, head_dim)
         values = torch.cat((state[1].to(v), v), dim=2)
-        # Without is_causal: its mask is aligned top-left, so one query would see only the first key.
-        mixed = F.scaled_dot_product_attention(q, keys, values)
-        return self.proj(mixed.transpose(1, 2).flatten(1)), (keys, values)
+        return self.merge_heads(attend_last(q, keys, values, rope=self.rope))[:, 0], (keys, values)
+
+
+def attend_last(q: Tensor, keys: Tensor, values: Tensor, *, rope: bool) -> Tensor:
+    """The last token's attention to a cache: (B, heads, 1, head_dim), with keys (B, heads, t, head_dim).
+
+    The cached keys have not been turned. Scores depend on offsets alone, so it is enough to count
+    positions from the first key of the cache, whatever its place in the sequence.
+    """
+    if rope:
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        angles = rotary_angles(keys.shape[2:3], keys.shape[3], dtype=dtype, device=keys.device)
+        q, keys = rotate(q, angles[-1:]), rotate(keys, angles)
+    # Without is_causal: its mask is aligned top-left, so one query would see only the first key.
+    return F.scaled_dot_product_attention(q, keys, values)

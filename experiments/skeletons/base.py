@@ -40,12 +40,8 @@ class Skeleton(nn.Module, ABC):
     @classmethod
     def option_defaults(cls, block: str = "gated") -> dict[str, Any]:
         """The values that options have when left out, where they depend on the block or the size."""
-        return {
-            **PRESETS.get(block, {}),
-            "drop_path": cls.drop_path_rate,
-            "head": cls.head_name,
-            "init": cls.init_name,
-        }
+        of_the_size = {"drop_path": cls.drop_path_rate, "head": cls.head_name, "init": cls.init_name}
+        return {**PRESETS.get(block, {}), **of_the_size}
 
     def drop_path_rates(self, drop_path: float | None, depth: int) -> list[float]:
         """One rate per block, growing linearly from 0 to `drop_path`, or to that of the class if None."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.interface import MixerFactory, TaskSpec
-from experiments.skeletons import SKELETONS, init_weights, option_defaults
+from experiments.skeletons import SKELETONS, option_defaults
 from experiments.skeletons.base import read_out
 from experiments.skeletons.blocks import PRESETS, GatedBlock, MetaFormerBlock, mixer_slots
 from experiments.skeletons.isotropic import resize_positions
@@ -43,7 +43,7 @@ def factory(name: str = "conv") -> MixerFactory:
 
 def build(skeleton: str, mixer: str = "conv", task: TaskSpec = TASK, **options: object) -> nn.Module:
     model = SKELETONS.load(skeleton)(factory(mixer), task, **options)
-    init_weights(model, generator_of)
+    model.init_weights(generator_of)
     return model.eval()
 
 
@@ -208,7 +208,7 @@ def test_widths_that_do_not_work_out_are_refused(skeleton, options, message):
 @pytest.mark.parametrize(("skeleton", "block"), [*product(SMALL, BLOCKS)])
 def test_mixers_are_left_as_they_initialised_themselves(skeleton, block):
     model = SKELETONS.load(skeleton)(factory("ssm"), TASK, block=block)
-    init_weights(model, generator_of)
+    model.init_weights(generator_of)
     for layer, (_, mixer) in enumerate(mixer_slots(model)):
         torch.manual_seed(layer)
         alone = type(mixer)(mixer.dim, mixer.grid_rank).state_dict()
@@ -222,7 +222,7 @@ def initialised(model: nn.Module, calls: list[str] | None = None) -> dict[str, T
             calls.append(name)
         return generator_of(name)
 
-    init_weights(model, recorded)
+    model.init_weights(recorded)
     return model.state_dict()
 
 
@@ -245,9 +245,11 @@ def test_what_two_arms_share_starts_equal(skeleton, other):
 
 
 @pytest.mark.parametrize("skeleton", SMALL)
-def test_distribution_of_the_initial_weights(skeleton):
+@pytest.mark.parametrize("init", ["fixed", "fan-in"])
+def test_distribution_of_the_initial_weights(skeleton, init):
     calls: list[str] = []
-    weights = initialised(SKELETONS.load(skeleton)(factory("identity"), TASK, layer_scale=0.25), calls)
+    model = SKELETONS.load(skeleton)(factory("identity"), TASK, layer_scale=0.25, init=init)
+    weights = initialised(model, calls)
     for name, value in weights.items():
         if "norm" in name and name.endswith("weight"):
             assert torch.equal(value, torch.ones_like(value))
@@ -257,14 +259,16 @@ def test_distribution_of_the_initial_weights(skeleton):
             assert not value.any(), name
         else:
             assert name in calls
-            assert value.std().item() == pytest.approx(0.02, rel=0.25), name
+            scaled = init == "fan-in" and name != "pos_embed"
+            expected = value[0].numel() ** -0.5 if scaled else 0.02
+            assert value.std().item() == pytest.approx(expected, rel=0.3), name
     assert len(calls) == len(set(calls))
 
 
 def test_initialisation_does_nothing_on_meta():
     with torch.device("meta"):
         model = SKELETONS.load("isotropic-nano")(factory(), TASK)
-    init_weights(model, lambda name: pytest.fail(f"asked for {name}"))
+    model.init_weights(lambda name: pytest.fail(f"asked for {name}"))
 
 
 # ---- readout, positions, patches
@@ -282,7 +286,7 @@ def test_readouts():
 @pytest.mark.parametrize(("readout", "token"), [("last", (1, 2)), ("middle", (1, 0))])
 def test_the_head_looks_at_one_token(readout, token):
     head = build("isotropic-nano", readout=readout).head
-    features = images(1, 2, 3, 64).requires_grad_()
+    features = images(1, 2, 3, 32).requires_grad_()
     head(features).sum().backward()
     assert features.grad is not None
     seen = features.grad.abs().sum(-1)[0] > 0
@@ -292,12 +296,12 @@ def test_the_head_looks_at_one_token(readout, token):
 @pytest.mark.parametrize("head", ["mlp", "linear"])
 def test_heads_line_by_line(head):
     model = build("isotropic-nano", head=head)
-    features = images(2, 3, 4, 64)
+    features = images(2, 3, 4, 32)
     p = dict(model.head.named_parameters())
-    x = F.layer_norm(features.mean((1, 2)), (64,), p["norm.weight"], p["norm.bias"], 1e-6)
+    x = F.layer_norm(features.mean((1, 2)), (32,), p["norm.weight"], p["norm.bias"], 1e-6)
     if head == "mlp":
         x = F.gelu(x @ p["pre_logits.fc.weight"].T + p["pre_logits.fc.bias"])
-        x = F.layer_norm(x, (256,), p["pre_logits.norm.weight"], p["pre_logits.norm.bias"], 1e-6)
+        x = F.layer_norm(x, (128,), p["pre_logits.norm.weight"], p["pre_logits.norm.bias"], 1e-6)
     torch.testing.assert_close(model.forward_head(features), x @ p["fc.weight"].T + p["fc.bias"])
 
 

@@ -1,0 +1,66 @@
+"""Random mixing: a frozen random matrix over the tokens (RandFormer, Yu et al., arXiv 2210.13452)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixers.base import TokenMixer, as_sequence
+
+
+class RandomMixing(TokenMixer):
+    """Y = softmax(W) X over all tokens, W (L, L) uniform in [0, 1), never trained.
+
+    The layer keeps the seed of its matrix, a buffer drawn at construction, and draws the matrix for a
+    number of tokens when it first meets it: every grid works, none needs to be announced, and a stored
+    model holds one number. The same seed and L give the same matrix on every device, from PyTorch's CPU
+    generator; those of two L have nothing to do with each other. It has no parameters: what RandFormer
+    counts as frozen ones, L^2 numbers a layer, is not stored.
+
+    Args:
+        dim: channels, which are not mixed.
+        grid_rank: 1 or 2; the matrix is over tokens in raster order.
+    """
+
+    seed: Tensor
+
+    def __init__(self, dim: int, grid_rank: int) -> None:
+        super().__init__(dim, grid_rank)
+        # on the CPU, even where a model is built without memory: it is read, not computed with
+        self.register_buffer("seed", torch.randint(2**62, (), device="cpu"))
+        self._drawn: Tensor | None = None
+        self.register_load_state_dict_post_hook(_forget_the_matrix)
+
+    def matrix(self, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """(L, L), rows sum to one; the last one is kept."""
+        kept = self._drawn
+        if kept is None or (len(kept), kept.dtype, kept.device) != (length, dtype, device):
+            kept = self._drawn = random_matrix(int(self.seed), length).to(device, dtype)
+        return kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = as_sequence(x)
+        return (self.matrix(tokens.shape[1], x.dtype, x.device) @ tokens).view(x.shape)
+
+    def dependency_mask(self, grid: Sequence[int]) -> Tensor:
+        length = math.prod(grid)
+        return torch.ones(length, length, dtype=torch.bool)
+
+    def macs(self, grid: Sequence[int]) -> int:
+        """L^2 C."""
+        return math.prod(grid) ** 2 * self.dim
+
+
+def random_matrix(seed: int, length: int) -> Tensor:
+    """(L, L) float64: the rows' softmax of numbers uniform in [0, 1)."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.rand(length, length, generator=generator, device="cpu", dtype=torch.float64).softmax(-1)
+
+
+def _forget_the_matrix(module: nn.Module, incompatible_keys: Any) -> None:
+    """A loaded seed has another matrix."""
+    module._drawn = None

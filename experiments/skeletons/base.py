@@ -21,6 +21,7 @@ Init = Literal["fixed", "fan-in"]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 
 INIT_STD = 0.02  # MambaOut's and ViT's, meant for hundreds of channels
+POSITION_STD = 0.5  # with init "fan-in", whose tokens have unit scale: attention must be able to read them
 
 
 class Skeleton(nn.Module, ABC):
@@ -69,6 +70,7 @@ class Skeleton(nn.Module, ABC):
 
         With init "fixed" the standard deviation is 0.02 (MambaOut); with "fan-in" it is 1 / sqrt(inputs),
         which keeps the scale of activations at any width: at a few dozen channels 0.02 lets them vanish.
+        Positions then get a scale to match.
         Norms and LayerScale keep the constants they were built with, and a mixer's parameters are its
         own. Every tensor has its own generator, so that it does not depend on what else is in the model.
         Nothing happens on the meta device.
@@ -83,9 +85,12 @@ class Skeleton(nn.Module, ABC):
             if name.endswith(".bias"):
                 nn.init.zeros_(parameter)
             else:
-                fixed = self.init == "fixed" or name == "pos_embed"
-                std = INIT_STD if fixed else parameter[0].numel() ** -0.5
-                nn.init.trunc_normal_(parameter, std=std, generator=generator_for(name))
+                nn.init.trunc_normal_(parameter, std=self._std(name), generator=generator_for(name))
+
+    def _std(self, name: str) -> float:
+        if self.init == "fixed":
+            return INIT_STD
+        return POSITION_STD if name == "pos_embed" else self.get_parameter(name)[0].numel() ** -0.5
 
 
 def _is_constant(model: nn.Module, parameter: str) -> bool:

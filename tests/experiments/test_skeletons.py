@@ -259,8 +259,8 @@ def test_distribution_of_the_initial_weights(skeleton, init):
             assert not value.any(), name
         else:
             assert name in calls
-            scaled = init == "fan-in" and name != "pos_embed"
-            expected = value[0].numel() ** -0.5 if scaled else 0.02
+            fan_in = 0.5 if name == "pos_embed" else value[0].numel() ** -0.5
+            expected = 0.02 if init == "fixed" else fan_in
             assert value.std().item() == pytest.approx(expected, rel=0.3), name
     assert len(calls) == len(set(calls))
 

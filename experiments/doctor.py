@@ -53,10 +53,10 @@ def _error_of_causal_conv1d() -> float:
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 8, 16), (8, 4), (8,))  # x (batch, dim, length), weight (dim, width), bias
     leaves = [torch.randn(shape, generator=generator).cuda().requires_grad_() for shape in shapes]
-    x, weight, bias = leaves
-    outputs = (
-        causal_conv1d_fn(x, weight, bias),
-        F.conv1d(F.pad(x, (3, 0)), weight[:, None], bias, groups=8),
-    )
-    ours, theirs = ([y, *torch.autograd.grad(y.square().sum(), leaves)] for y in outputs)
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    x, weight, bias = exact
+    ours = F.conv1d(F.pad(x, (3, 0)), weight[:, None], bias, groups=8)
+    theirs = causal_conv1d_fn(*leaves)
+    results = [theirs.detach(), *torch.autograd.grad(theirs.square().sum(), leaves)]
+    expected = [ours.detach(), *torch.autograd.grad(ours.square().sum(), exact)]
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(results, expected, strict=True))

@@ -18,7 +18,8 @@ What a mixer must do
     * say what it may see, exactly, in `dependency_mask`; `causal` follows from it and is what a
       causal task trusts. Tests compare the mask with the Jacobian;
     * count its work in `macs` by a closed form (1 MAC = 2 FLOPs) and, if it can run one token at a
-      time, its memory in `state_size`.
+      time, its memory in `state_size`. One that computes more than its definition needs, in tiles or
+      chunks, counts what the definition needs, and its own test proves that.
 
 What a mixer may do
     * name parameters that must not be decayed in `no_weight_decay`;

@@ -3,26 +3,30 @@
     y = W_o (conv(W_v x) * act(W_g x))
 
 Dauphin et al. (arXiv 1612.08083, equation 1) multiply a convolution by the sigmoid of another one. Here, as
-in the gated short convolutions that came after Hyena (Poli et al., arXiv 2302.10866, the multiplications of
-its equation 5), the value's convolution is depthwise, that of the `conv` or `causal-conv` mixer, and the gate
-sees its own token only. It differs from `conv` in a Gated CNN block in that the gate belongs to the mixer:
-it is there in a MetaFormer block too.
+in Hyena (Poli et al., arXiv 2302.10866) but with a short kernel, the value's convolution is depthwise, that
+of the `conv` or `causal-conv` mixer, and the gate sees its own token only. It differs from `conv` in a Gated
+CNN block in that the gate belongs to the mixer: it is there in a MetaFormer block too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from mixers.base import State, TokenMixer
 from mixers.conv import CausalConv, DepthwiseConv
 
-ACTIVATIONS = {"sigmoid": torch.sigmoid, "silu": nn.functional.silu, "gelu": nn.functional.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
 
 
 class GatedConv(TokenMixer):

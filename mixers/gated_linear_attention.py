@@ -2,7 +2,7 @@
 
     S_t = diag(a_t) S_{t-1} + k_t v_t^T,   o_t = S_t^T q_t / sqrt(K),   a_t = sigmoid(W_2 W_1 x_t + b)^(1/16)
 
-with a decay for every key channel (equation 3 and section 4.4). The output is normalised per head, as in
+with a decay for every key channel. The output is normalised per head, as in
 the paper, in place of linear attention's denominator. K is the number of key channels of a head.
 """
 

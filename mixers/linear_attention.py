@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mixers.base import State, raster_causal_mask
 from mixers.heads import MultiHeadMixer
-from mixers.linear_recurrence import linear_recurrence, linear_recurrence_step
+from mixers.linear_recurrence import full_precision, linear_recurrence, linear_recurrence_step
 from mixers.rope import rotary_angles, rotate
 
 
@@ -30,16 +30,9 @@ class LinearAttention(MultiHeadMixer):
     def forward(self, x: Tensor) -> Tensor:
         grid = x.shape[1:-1]
         q, k, v = self._features(x)
-        q_turned, k_turned = self.turn(q, grid), self.turn(k, grid)
-        with torch.autocast(x.device.type, enabled=False):
-            if self.causal:
-                numerator = linear_recurrence(q_turned, k_turned, v)
-                denominator = (q * k.cumsum(2)).sum(3, keepdim=True)
-            else:
-                numerator = q_turned @ (k_turned.mT @ v)  # (B, heads, L, head_dim)
-                denominator = q @ k.sum(2)[..., None]  # (B, heads, L, 1)
-            mixed = (numerator / denominator).to(x.dtype)
-        return self.merge_heads(mixed).view(x.shape)
+        turned = self.turn(q, grid), self.turn(k, grid)
+        mixed = linear_attention((q, k), turned, v, causal=self.causal)  # (B, heads, L, head_dim)
+        return self.merge_heads(mixed.to(x.dtype)).view(x.shape)
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, *grid, C) -> phi(q), phi(k), v (B, heads, L, head_dim), in float32 or wider for the sums."""
@@ -93,6 +86,25 @@ class CausalLinearAttention(LinearAttention):
         """
         by_one = rotary_angles((2,), self.head_dim, dtype=S.dtype, device=S.device)[1:]
         return rotate(S.mT, -by_one).mT
+
+
+def linear_attention(
+    features: tuple[Tensor, Tensor], turned: tuple[Tensor, Tensor], v: Tensor, *, causal: bool = False
+) -> Tensor:
+    """The fraction above, from phi(q), phi(k) and v (B, heads, L, head_dim) in float32 or wider.
+
+    Args:
+        features: phi(q) and phi(k), of the denominator.
+        turned: the same with their positions, of the numerator.
+        v: the values.
+        causal: sum over j <= i.
+    """
+    q, k = features
+    with full_precision(v.device):
+        if causal:
+            return linear_recurrence(*turned, v) / (q * k.cumsum(2)).sum(3, keepdim=True)
+        numerator = turned[0] @ (turned[1].mT @ v)  # (B, heads, L, head_dim)
+        return numerator / (q @ k.sum(2)[..., None])
 
 
 def elu_plus_one(x: Tensor) -> Tensor:

@@ -3,10 +3,10 @@
     S_t = diag(a_t) S_{t-1} + k_t v_t^T,   o_t = S_t^T q_t
 
 with a state S of K x V numbers per head and decays 0 < a_t <= 1 per key channel (gated linear attention,
-Yang et al., arXiv 2312.06635, equation 3; without decay linear attention, Katharopoulos et al.,
-arXiv 2006.16236, equations 16-20). K and V are the channels of a head's keys and values.
+Yang et al., arXiv 2312.06635; without decay linear attention, Katharopoulos et al., arXiv 2006.16236,
+equations 16-20). K and V are the channels of a head's keys and values.
 
-In chunks (arXiv 2312.06635, section 4.2) the state goes from chunk to chunk, and inside of a chunk the
+In chunks (section 4 of the former) the state goes from chunk to chunk, and inside of a chunk the
 tokens meet pairwise. Decays come as logarithms, and only differences of their sums that are at most 0
 are exponentiated, so that no decay is too strong and no sequence too long.
 
@@ -15,12 +15,20 @@ Everything runs in float32 or wider, under autocast too: sums over a whole seque
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 64
-DECAYED_CHUNK = 16  # smaller: every pair of tokens of a chunk has K decays of its own
+DECAYED_CHUNK = 32  # a power of two
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Suspends autocast, on devices that have it."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def linear_recurrence(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None = None) -> Tensor:
@@ -36,13 +44,11 @@ def linear_recurrence(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None 
         (B, heads, L, V), in float32 or wider.
     """
     length = q.shape[2]
-    size = min(length, CHUNK if log_decay is None else DECAYED_CHUNK)
-    with torch.autocast(q.device.type, enabled=False):
+    power_of_two = 1 << (length - 1).bit_length()
+    size = min(length, CHUNK) if log_decay is None else min(power_of_two, DECAYED_CHUNK)
+    with full_precision(q.device):
         q, k, v = (_chunks(each, size) for each in (q, k, v))
-        if log_decay is None:
-            o = _without_decay(q, k, v)
-        else:
-            o = _with_decay(q, k, v, _chunks(log_decay, size))
+        o = _without_decay(q, k, v) if log_decay is None else _with_decay(q, k, v, _chunks(log_decay, size))
         return o.flatten(2, 3)[:, :, :length]
 
 
@@ -64,13 +70,28 @@ def _with_decay(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
     last = total[..., -1:, :]
     written = ((last - total).exp() * k).mT @ v  # (B, heads, chunks, K, V), as decayed at the chunk's end
     before = _states(written, last.exp().mT)
+    return _inside(q, k, v, total) + (total.exp() * q) @ before
 
-    size = q.shape[3]
-    later = torch.ones(size, size, dtype=torch.bool, device=q.device).triu(1)
-    between = total[..., :, None, :] - total[..., None, :, :]  # (..., size, size, K): from token s to token t
-    decayed = between.masked_fill(later[..., None], -torch.inf).exp() * k[..., None, :, :]
-    scores = (decayed @ q[..., None]).squeeze(-1)  # (..., t, s)
-    return scores @ v + (total.exp() * q) @ before
+
+def _inside(q: Tensor, k: Tensor, v: Tensor, total: Tensor) -> Tensor:
+    """What the tokens of a chunk give each other: (B, heads, chunks, size, K or V), size a power of two.
+
+    Two tokens meet where they are in the two halves of a block of 2, 4, ... size tokens. The decay from one
+    to the other is the decay to the middle of the block times that from the middle on, so a matrix product
+    does it, and neither factor can overflow.
+    """
+    o = (q * k).sum(-1, keepdim=True) * v  # a token with itself
+    half = 1
+    while half < q.shape[3]:
+        (_, q2), (k1, _), (v1, _), (total1, total2) = (
+            each.unflatten(3, (-1, 2, half)).unbind(4) for each in (q, k, v, total)
+        )  # each (B, heads, chunks, blocks, half, K or V)
+        middle = total1[..., -1:, :]
+        scores = ((total2 - middle).exp() * q2) @ ((middle - total1).exp() * k1).mT
+        second = (scores @ v1)[..., None, :, :]
+        o = o + F.pad(second, (0, 0, 0, 0, 1, 0)).flatten(3, 5)  # zeros for the first halves
+        half *= 2
+    return o
 
 
 def _states(written: Tensor, decay: Tensor) -> Tensor:
@@ -89,7 +110,7 @@ def linear_recurrence_step(
     """One token: (B, heads, K or V) and S (B, heads, K, V) -> o (B, heads, V) and the next S."""
     dtype = torch.promote_types(state.dtype, torch.promote_types(q.dtype, torch.float32))
     q, k, v, state = (each.to(dtype) for each in (q, k, v, state))
-    with torch.autocast(q.device.type, enabled=False):
+    with full_precision(q.device):
         if log_decay is not None:
             state = log_decay.to(dtype).exp()[..., None] * state
         state = state + k[..., :, None] @ v[..., None, :]

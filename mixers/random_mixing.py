@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixers.base import TokenMixer, as_sequence
 
@@ -39,7 +39,9 @@ class RandomMixing(TokenMixer):
         """(L, L), rows sum to one; the last one is kept."""
         kept = self._drawn
         if kept is None or (len(kept), kept.dtype, kept.device) != (length, dtype, device):
-            kept = self._drawn = random_matrix(int(self.seed), length).to(device, dtype)
+            # what inference mode makes cannot be used in training, and this is kept for both
+            with torch.inference_mode(False):
+                kept = self._drawn = random_matrix(int(self.seed), length).to(device, dtype)
         return kept
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,6 +63,6 @@ def random_matrix(seed: int, length: int) -> Tensor:
     return torch.rand(length, length, generator=generator, device="cpu", dtype=torch.float64).softmax(-1)
 
 
-def _forget_the_matrix(module: nn.Module, incompatible_keys: Any) -> None:
+def _forget_the_matrix(module: RandomMixing, incompatible_keys: Any) -> None:
     """A loaded seed has another matrix."""
     module._drawn = None

@@ -1,5 +1,5 @@
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
-# (a kernel takes a dozen pointers: the docstrings say what they are)
+# mypy: ignore-errors
+# (kernels are Triton's language in Python's syntax: the docstrings and comments say what the arguments are)
 """Triton kernels of the selective scan, forward and hand-written backward, float32 inside.
 
 With Delta = softplus(delta + bias), decay a[t] = exp(Delta[t] A) and x[t] = Delta[t] u[t], forward is
@@ -19,8 +19,7 @@ and the gradients of D and bias are the sums of dy u and of ddelta over tokens.
 How the work is laid out, and why:
 
 * A program walks over the tokens of one (batch item, block of channels, *chunk* of tokens). Its state is a
-  tile (BLOCK_N, BLOCK_D): Triton's default layout puts channels in lanes and the states of a channel in the
-  registers of one thread, so that summing over states needs no exchange between lanes.
+  tile (BLOCK_N, BLOCK_D) in registers, 16 numbers per thread.
 * Chunks run in parallel, in three phases: what each chunk makes of a zero state (`local_states`), the states
   at the boundaries from these (`carry`, which needs nothing but the sum of Delta over each chunk, as the
   decays of a chunk multiply to exp(A sum Delta)), and the outputs (`forward`). Backward does the same with e.
@@ -96,7 +95,7 @@ def _softplus(x):
 
 @triton.jit
 def _step_size(delta, bias, row, d, mask, DIM: tl.constexpr):
-    """Delta and the derivative of softplus, (BLOCK_D,). Delta is zero outside of the mask: the state stays."""
+    """Delta and the slope of softplus, (BLOCK_D,). Outside of the mask no time passes: Delta is zero."""
     size, slope = _softplus(_read(delta, row, d, mask, DIM) + bias)
     return tl.where(mask, size, 0.0), slope
 
@@ -212,8 +211,8 @@ def carry(
     local,  # (batch, chunks - 1, D_STATE, DIM)
     elapsed,  # (batch, chunks - 1, DIM)
     entering,  # out: (batch, chunks, D_STATE, DIM)
-    ADJOINT: tl.constexpr,
     chunks,
+    ADJOINT: tl.constexpr,
     DIM: tl.constexpr,
     D_STATE: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -361,7 +360,7 @@ def backward(
             for k in tl.static_range(GROUP - 1):
                 t = t0 + k
                 h, _, _ = _advance(h, A2, u, delta, B, bias, batch, t, length, d, n, REVERSE, DIM, D_STATE)
-                before = before + (h,)
+                before = before + (h,)  # noqa: RUF005 (Triton has no starred expressions)
             for k in tl.static_range(GROUP):
                 t = t0 + GROUP - 1 - k
                 h = before[GROUP - 1 - k]
@@ -374,7 +373,9 @@ def backward(
 
                 decay = tl.exp2(dt[None, :] * A2)
                 x_t = (dt * u_t)[None, :]
-                tl.store(dC + row * D_STATE + n, tl.sum(dy_t[None, :] * (decay * h + B_t * x_t), 1), mask=states)
+                tl.store(
+                    dC + row * D_STATE + n, tl.sum(dy_t[None, :] * (decay * h + B_t * x_t), 1), mask=states
+                )
                 g = e + C_t * dy_t[None, :]
                 tl.store(dB + row * D_STATE + n, tl.sum(g * x_t, 1), mask=states)
                 q = tl.sum(g * B_t, 0)

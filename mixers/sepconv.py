@@ -1,4 +1,4 @@
-"""Separable convolution with its channels widened (ConvFormer, Yu et al., arXiv 2210.13452, equation 6).
+"""Separable convolution with its channels widened (ConvFormer, Yu et al., arXiv 2210.13452).
 
 The block of MobileNetV2 (Sandler et al., arXiv 1801.04381) as a token mixer. Other than `conv` it mixes
 channels too.
@@ -19,7 +19,7 @@ from mixers.conv import INIT_STD, depthwise_conv
 
 
 class StarReLU(nn.Module):
-    """s relu(x)^2 + b with learned numbers s and b, which start at 1 and 0 (arXiv 2210.13452, equation 5)."""
+    """s relu(x)^2 + b with learned numbers s and b, which start at 1 and 0 (arXiv 2210.13452)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,9 +31,11 @@ class StarReLU(nn.Module):
 
 
 class SepConv(TokenMixer):
-    """Linear C -> 2 C, StarReLU, depthwise convolution, Linear 2 C -> C; no biases; zeros outside of the grid.
+    """Linear C -> 2 C, StarReLU, depthwise convolution, Linear 2 C -> C; no biases; zeros around the grid.
 
-    Every weight is drawn from a normal of std 0.02 truncated at two units, as in the paper's code.
+    The kernel starts like that of `conv`, the linear maps like those of `attention`, by their number of
+    inputs. The paper's code draws all of them with a standard deviation of 0.02; squared by the activation
+    that lets the output of a few dozen channels vanish.
 
     Args:
         dim: C.
@@ -63,8 +65,7 @@ class SepConv(TokenMixer):
         self.act = StarReLU()
         self.dwconv = nn.Parameter(torch.empty(hidden, 1, *[kernel_size] * grid_rank))
         self.pwconv2 = nn.Linear(hidden, dim, bias=False)
-        for weight in (self.pwconv1.weight, self.dwconv, self.pwconv2.weight):
-            nn.init.trunc_normal_(weight, std=INIT_STD)
+        nn.init.trunc_normal_(self.dwconv, std=INIT_STD)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pwconv2(self._depthwise(self.act(self.pwconv1(x))))

@@ -83,7 +83,8 @@ class WindowAttention(MultiHeadMixer):
         k, v = self._tiles(k, 0.0, halo=True), self._tiles(v, 0.0, halo=True)
         mask = self._sees(q_place, self._tiles(place, OUTSIDE, halo=True))
         mask = mask.expand(-1, self.num_heads, -1, -1, -1).flatten(1, 2)  # (1, heads * tiles, queries, keys)
-        mixed = F.scaled_dot_product_attention(*(each.flatten(1, 2) for each in (q, k, v)), attn_mask=mask)
+        q, k, v = (each.flatten(1, 2) for each in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         mixed = self._untile(mixed.unflatten(1, (self.num_heads, -1)), grid)
         return self.merge_heads(mixed).view(x.shape)
 

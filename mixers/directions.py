@@ -1,0 +1,158 @@
+"""conv -> SiLU -> passes over the tokens: the shape that every recurrent mixer here has.
+
+A *core* is what takes the place of the SSM: a map from sequence to sequence, u (B, L, C) -> (B, L, C),
+causal by itself. `ScanMixer` puts it behind the convolution of the `conv` mixer and leads it over the
+grid. Two such mixers differ in the core alone.
+
+Where several passes visit a token, their outputs are averaged, in every pattern: so the scale of the
+output does not depend on their number. (Vision Mamba averages; VMamba and PlainMamba sum.)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from mixers.base import State, TokenMixer, as_sequence
+from mixers.conv import CausalConv, DepthwiseConv
+from mixers.identity import Identity
+from mixers.scan_orders import ScanPattern, raster
+
+Scan = Literal["forward", "bidirectional", "cross"]
+Conv = Literal["symmetric", "causal", "none"]
+KernelSize = Annotated[int, Field(ge=1)]
+
+
+class ScanCore(nn.Module, ABC):
+    """One pass over a sequence: causal, or from the last token to the first.
+
+    Attributes:
+        backend: which kernel the selective scan inside runs on; None for a core without one.
+        hidden_shape: of the state of one sequence.
+    """
+
+    backend: str | None = None
+    hidden_shape: tuple[int, ...]
+
+    @abstractmethod
+    def forward(self, u: Tensor, *, reverse: bool = False) -> Tensor:
+        """(B, L, C) -> (B, L, C)."""
+
+    @abstractmethod
+    def step(self, u: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """One token: (B, C) and (B, *hidden_shape) -> (B, C) and the next state."""
+
+    @abstractmethod
+    def macs(self, length: int) -> int:
+        """Multiply-accumulates of one sequence."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay must leave alone."""
+        return set()
+
+
+def make_conv(conv: Conv, dim: int, grid_rank: int, kernel_size: int) -> TokenMixer:
+    """The convolution before the passes: that of the `conv` mixer, that of `causal-conv`, or none."""
+    if conv == "symmetric":
+        return DepthwiseConv(dim, grid_rank, kernel_size=kernel_size)
+    if conv == "causal":
+        return CausalConv(dim, grid_rank, kernel_size=kernel_size)
+    return Identity(dim, grid_rank)
+
+
+class ScanMixer(TokenMixer):
+    """conv -> SiLU -> the mean over the passes of a pattern.
+
+    Args:
+        dim: channels.
+        grid_rank: 1 or 2.
+        pattern: the passes.
+        conv: from `make_conv`.
+        cores: one per pass: order by order, segment by segment, forward before backward.
+    """
+
+    def __init__(
+        self, dim: int, grid_rank: int, *, pattern: ScanPattern, conv: TokenMixer, cores: Iterable[ScanCore]
+    ) -> None:
+        super().__init__(dim, grid_rank)
+        self.pattern = pattern
+        self.conv = conv
+        self.scans = nn.ModuleList(cores)
+        self.causal = pattern == ScanPattern((raster,)) and conv.causal
+
+    @classmethod
+    def place_defaults(cls, grid_rank: int, causal: bool) -> dict[str, Any]:
+        if not causal:
+            return {}
+        kernel_size = CausalConv.place_defaults(grid_rank, causal)
+        return {"scan": "forward", "conv": "causal", **kernel_size}
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = as_sequence(F.silu(self.conv(x)))  # (B, L, C)
+        return self.run_passes(u, x.shape[1:-1]).view(x.shape)
+
+    def run_passes(self, u: Tensor, grid: Sequence[int]) -> Tensor:
+        """(B, L, C) -> (B, L, C)."""
+        cores = iter(self.cores())
+        total: Tensor | None = None
+        for make_order in self.pattern.orders:
+            if make_order is raster:
+                y = self._walk(u, cores)
+            else:
+                order = make_order(grid, u.device)
+                y = order.unscan([self._walk(segment, cores) for segment in order.scan(u)])
+            total = y if total is None else total + y
+        assert total is not None
+        return total / self.pattern.visits if self.pattern.visits > 1 else total
+
+    def _walk(self, u: Tensor, cores: Iterator[ScanCore]) -> Tensor:
+        """The next passes, over one segment (B, l, C), added up."""
+        passes = [(next(cores), reverse) for reverse in self.pattern.directions]
+        if u.shape[1] == 0:  # a phase of a grid smaller than the step
+            return u
+        first, *others = (core(u, reverse=reverse) for core, reverse in passes)
+        return sum(others, first)
+
+    def cores(self) -> list[ScanCore]:
+        """One per pass."""
+        return [core for core in self.scans if isinstance(core, ScanCore)]
+
+    def dependency_mask(self, grid: Sequence[int]) -> Tensor:
+        through_conv = self.conv.dependency_mask(grid)
+        return (self.pattern.visible(grid).float() @ through_conv.float()) > 0
+
+    def macs(self, grid: Sequence[int]) -> int:
+        """The convolution's and those of every pass."""
+        lengths = [length for make in self.pattern.orders for length in make(grid, "cpu").segments]
+        lengths = [length for length in lengths for _ in self.pattern.directions]
+        passes = zip(self.cores(), lengths, strict=True)
+        return self.conv.macs(grid) + sum(core.macs(length) for core, length in passes)
+
+    def state_size(self, length: int) -> int | None:
+        """The core's state and the convolution's window."""
+        if not self.causal or self.grid_rank != 1:
+            return None
+        window = self.conv.state_size(length)
+        return None if window is None else window + torch.Size(self.cores()[0].hidden_shape).numel()
+
+    def init_state(self, batch_size: int, device: torch.device | None = None) -> State:
+        if self.state_size(1) is None:
+            return super().init_state(batch_size, device)
+        hidden = torch.zeros(batch_size, *self.cores()[0].hidden_shape, device=device)
+        return hidden, *self.conv.init_state(batch_size, device)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if self.state_size(1) is None:
+            return super().step(x, state)
+        convolved, window = self.conv.step(x, state[1:])
+        y, hidden = self.cores()[0].step(F.silu(convolved), state[0])
+        return y, (hidden, *window)
+
+    def no_weight_decay(self) -> set[str]:
+        return {f"scans.{i}.{name}" for i, core in enumerate(self.cores()) for name in core.no_weight_decay()}

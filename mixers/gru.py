@@ -1,0 +1,62 @@
+"""The gated recurrent unit as a token mixer (Cho et al., arXiv 1406.1078): PyTorch's own `nn.GRU`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mixers.directions import Conv, KernelSize, Scan, ScanCore, ScanMixer, make_conv
+from mixers.scan_orders import scan_pattern
+
+
+class GRUCore(ScanCore):
+    """One pass of a GRU with as many hidden units as channels; the hidden state is the output."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.hidden_shape = (dim,)
+        self.gru = nn.GRU(dim, dim, batch_first=True)
+
+    def forward(self, u: Tensor, *, reverse: bool = False) -> Tensor:
+        """(B, L, C) -> (B, L, C)."""
+        y: Tensor = self.gru(u.flip(1) if reverse else u)[0]
+        return y.flip(1) if reverse else y
+
+    def step(self, u: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """One token: (B, C) and (B, C) -> (B, C) and the next state."""
+        hidden = torch.gru_cell(u, hidden.to(u), *self.gru.all_weights[0])
+        return hidden, hidden
+
+    def macs(self, length: int) -> int:
+        """Two matrices of 3 C x C per token."""
+        return length * 6 * self.dim**2
+
+
+class GRU(ScanMixer):
+    """conv -> SiLU -> GRU: what `ssm` is, with a nonlinear recurrence in the place of the SSM.
+
+    Args:
+        dim: channels.
+        grid_rank: 1 or 2.
+        scan: "forward", "bidirectional", or on images "cross" (`mixers.scan_orders`).
+        conv: "symmetric" (that of the `conv` mixer), "causal" (that of `causal-conv`) or "none".
+        kernel_size: of the convolution.
+
+    Raises:
+        ValueError: `scan` does not fit the grid.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        grid_rank: int,
+        *,
+        scan: Scan = "bidirectional",
+        conv: Conv = "symmetric",
+        kernel_size: KernelSize = 7,
+    ) -> None:
+        pattern = scan_pattern(scan, grid_rank)
+        convolution = make_conv(conv, dim, grid_rank, kernel_size)
+        cores = [GRUCore(dim) for _ in range(pattern.passes)]
+        super().__init__(dim, grid_rank, pattern=pattern, conv=convolution, cores=cores)

@@ -1,0 +1,242 @@
+"""In which orders a scan visits the tokens of a grid.
+
+An order is a permutation of the L tokens: `tokens[t]` is the token, counted in raster order, that is
+visited at step t. It may be cut into segments, at whose starts the state begins anew. A pattern is a
+set of orders, each walked forward or both ways; every walk over a segment is a pass with its own state.
+
+    forward, bidirectional   row by row; both ways as in Vision Mamba (arXiv 2401.09417)
+    cross                    row by row and column by column, both ways: VMamba's SS2D (arXiv 2401.10166)
+    local                    window by window, both ways: LocalMamba (arXiv 2403.09338)
+    continuous               rows and columns as a snake, both ways: PlainMamba (arXiv 2403.17695)
+    atrous                   every other row and column, forward: EfficientVMamba (arXiv 2403.09977)
+
+Grids of any size work: where the papers pad (LocalMamba, EfficientVMamba), windows at the border and
+phases are simply smaller here, so that no invented token ever touches a state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Device = torch.device | str | None
+
+
+class Order(NamedTuple):
+    """A permutation of the tokens (L,) and the lengths of its segments, which may be 0."""
+
+    tokens: Tensor
+    segments: tuple[int, ...]
+
+    def scan(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, L, C) in raster order -> each segment (B, l, C) in the order of its visits."""
+        parts: tuple[Tensor, ...] = _Take.apply(x, *self.tokens.split(self.segments))
+        return parts
+
+    def unscan(self, parts: Sequence[Tensor]) -> Tensor:
+        """The inverse of `scan`."""
+        x: Tensor = _Place.apply(*parts, *self.tokens.split(self.segments))
+        return x
+
+    def steps(self) -> Tensor:
+        """(L,): at which step each token is visited."""
+        return torch.argsort(self.tokens)
+
+
+OrderOfGrid = Callable[[Sequence[int], Device], Order]
+
+
+@dataclass(frozen=True)
+class ScanPattern:
+    """A set of orders.
+
+    Attributes:
+        orders: make an order for a grid, on a device. `raster` moves nothing.
+        both_ways: each order is walked from its end to its start as well.
+        segments: how many each order has.
+    """
+
+    orders: tuple[OrderOfGrid, ...]
+    both_ways: bool = False
+    segments: int = 1
+
+    @property
+    def directions(self) -> tuple[bool, ...]:
+        """Of each order, as values of `reverse`."""
+        return (False, True) if self.both_ways else (False,)
+
+    @property
+    def visits(self) -> int:
+        """How many passes visit each token."""
+        return len(self.orders) * len(self.directions)
+
+    @property
+    def passes(self) -> int:
+        return self.visits * self.segments
+
+    def visible(self, grid: Sequence[int]) -> Tensor:
+        """(L, L) bool: entry [i, j] says whether some pass brings token j to token i."""
+        length = math.prod(grid)
+        visible = torch.zeros(length, length, dtype=torch.bool)
+        for make_order in self.orders:
+            order = make_order(grid, "cpu")
+            steps = order.steps()
+            lengths = torch.tensor(order.segments)
+            segments = torch.arange(len(lengths)).repeat_interleave(lengths)[steps]
+            seen = (segments[:, None] == segments) & (steps[:, None] >= steps)
+            visible |= seen | seen.T if self.both_ways else seen
+        return visible
+
+
+def scan_pattern(
+    name: str, grid_rank: int, *, window: int | None = None, atrous_step: int | None = None
+) -> ScanPattern:
+    """The pattern of a name in the module docstring.
+
+    Args:
+        name: of the pattern.
+        grid_rank: of the grid; a sequence has no columns.
+        window: side of the windows of "local", 7 unless given.
+        atrous_step: distance of the rows and columns of "atrous", 2 unless given.
+
+    Raises:
+        ValueError: unknown name, a pattern for images on a sequence, or a number that the pattern lacks.
+    """
+    if window is not None and name != "local":
+        raise ValueError(f"window belongs to scan=local, not to scan={name}")
+    if atrous_step is not None and name != "atrous":
+        raise ValueError(f"atrous_step belongs to scan=atrous, not to scan={name}")
+    step = atrous_step or 2
+    patterns = {
+        "forward": ScanPattern((raster,)),
+        "bidirectional": ScanPattern((raster,), both_ways=True),
+        "cross": ScanPattern((raster, columns), both_ways=True),
+        "local": ScanPattern((partial(windows, window=window or 7),), both_ways=True),
+        "continuous": ScanPattern((snake_rows, snake_columns), both_ways=True),
+        "atrous": ScanPattern((partial(phases, step=step),), segments=step**2),
+    }
+    if name not in patterns:
+        raise ValueError(f"unknown scan {name!r}; known: {', '.join(patterns)}")
+    if grid_rank == 1 and name not in ("forward", "bidirectional"):
+        raise ValueError(f"scan={name} is for images; a sequence is scanned forward or bidirectional")
+    return patterns[name]
+
+
+def raster(grid: Sequence[int], device: Device = None) -> Order:
+    """Row by row."""
+    length = math.prod(grid)
+    return Order(torch.arange(length, device=device), (length,))
+
+
+def columns(grid: Sequence[int], device: Device = None) -> Order:
+    """Column by column."""
+    return _whole(_image(grid, device).T)
+
+
+def windows(grid: Sequence[int], device: Device = None, *, window: int) -> Order:
+    """Window after window in raster order, row by row inside of each; those at the border may be smaller."""
+    rows, cols = (torch.arange(size, device=device) // window for size in grid)
+    window_of_token = rows[:, None] * math.ceil(grid[1] / window) + cols  # (H, W)
+    return _whole(torch.argsort(window_of_token.flatten(), stable=True))
+
+
+def snake_rows(grid: Sequence[int], device: Device = None) -> Order:
+    """Row by row, every second one from right to left: each step goes to a neighbour."""
+    return _whole(_turned(_image(grid, device)))
+
+
+def snake_columns(grid: Sequence[int], device: Device = None) -> Order:
+    """Column by column, every second one from bottom to top."""
+    return _whole(_turned(_image(grid, device).T))
+
+
+def phases(grid: Sequence[int], device: Device = None, *, step: int) -> Order:
+    """The step^2 sub-grids of every step-th row and column, one after the other, each a segment.
+
+    Those of even rows are read row by row, those of odd rows column by column, as in EfficientVMamba,
+    which has step 2; that other steps alternate in the same way is this project's extension.
+    """
+    image = _image(grid, device)
+    offsets = [(row, column) for column in range(step) for row in range(step)]
+    parts = [image[row::step, column::step] for row, column in offsets]
+    walked = [part.T if row % 2 else part for (row, _), part in zip(offsets, parts, strict=True)]
+    return Order(torch.cat([part.flatten() for part in walked]), tuple(part.numel() for part in parts))
+
+
+def moves(tokens: Tensor, width: int) -> Tensor:
+    """(L,): the move that led to each visited token: 0 start, 1 right, 2 left, 3 up, 4 down.
+
+    The steps of `tokens` go to neighbours in an image of that width.
+    """
+    rows, cols = (part.diff(prepend=part[:1]) for part in (tokens // width, tokens % width))
+    return (cols == 1) + 2 * (cols == -1) + 3 * (rows == -1) + 4 * (rows == 1)
+
+
+def _image(grid: Sequence[int], device: Device) -> Tensor:
+    """(H, W): each token's place in raster order."""
+    return torch.arange(math.prod(grid), device=device).view(*grid)
+
+
+def _turned(image: Tensor) -> Tensor:
+    image = image.clone()
+    image[1::2] = image[1::2].flip(1)
+    return image
+
+
+def _whole(tokens: Tensor) -> Order:
+    return Order(tokens.flatten(), (tokens.numel(),))
+
+
+def _rows(x: Tensor, tokens: Tensor) -> Tensor:
+    """Where the tokens (l,) of all images are among the B L rows of x (B, L, C)."""
+    return (torch.arange(len(x), device=x.device)[:, None] * x.shape[1] + tokens).flatten()
+
+
+class _Take(torch.autograd.Function):
+    """x (B, L, C) -> x[:, tokens] for each of several sets of tokens that share none.
+
+    Whole rows of C numbers are moved, in both directions: on CPU that is as fast as a copy, where indexing
+    an inner axis is not, and its gradient adds up one number at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *sets: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*sets)
+        rows = x.flatten(0, 1)
+        return tuple(
+            rows.index_select(0, _rows(x, tokens)).view(len(x), len(tokens), x.shape[2]) for tokens in sets
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        sets = ctx.saved_tensors
+        return _Place.apply(*grads, *sets), *(None for _ in sets)
+
+
+class _Place(torch.autograd.Function):
+    """The inverse of `_Take`: parts, then the sets of tokens where they belong."""
+
+    @staticmethod
+    def forward(ctx: Any, *parts_and_sets: Tensor) -> Tensor:
+        parts, sets = _halves(parts_and_sets)
+        ctx.save_for_backward(*sets)
+        x = parts[0].new_empty(len(parts[0]), sum(len(tokens) for tokens in sets), parts[0].shape[2])
+        for part, tokens in zip(parts, sets, strict=True):
+            x.view(-1, x.shape[2]).index_copy_(0, _rows(x, tokens), part.flatten(0, 1))
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        sets = ctx.saved_tensors
+        return *_Take.apply(grad.contiguous(), *sets), *(None for _ in sets)
+
+
+def _halves(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    middle = len(tensors) // 2
+    return tensors[:middle], tensors[middle:]

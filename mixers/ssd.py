@@ -1,0 +1,119 @@
+"""Mamba-2's state space model as a token mixer (SSD; Dao & Gu, arXiv 2405.21060)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from mixers.delta_init import initial_delta, inverse_softplus
+from mixers.directions import Conv, KernelSize, Scan, ScanCore, ScanMixer, make_conv
+from mixers.scan_orders import scan_pattern
+from mixers.ssd_scan import ssd_macs, ssd_scan
+
+
+class SSDCore(ScanCore):
+    """One pass: u -> (B, C, Delta) -> scan with one decay per head -> + D u.
+
+    The number of heads is `dim / head_dim` rounded up: the last head has what remains. As in Mamba-2, A and
+    D are one number per head, A_log starts as the logarithm of a uniform in [1, 16], D at 1, and
+    softplus(dt_bias) log-uniform in [0.001, 0.1].
+
+    Args:
+        dim: channels.
+        d_state: N.
+        head_dim: P.
+        chunk_size: Q; changes the cost, not the result.
+    """
+
+    def __init__(self, dim: int, d_state: int, *, head_dim: int, chunk_size: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.head_dim = min(head_dim, dim)
+        self.heads = -(-dim // self.head_dim)
+        self.chunk_size = chunk_size
+        self.hidden_shape = (dim, d_state)
+        self.sizes = (d_state, d_state, self.heads)
+        self.x_proj = nn.Linear(dim, sum(self.sizes), bias=False)
+        self.dt_bias = nn.Parameter(inverse_softplus(initial_delta(self.heads)))
+        self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
+        self.D = nn.Parameter(torch.ones(self.heads))
+
+    def _select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., C) -> Delta (..., H), B (..., N), C (..., N)."""
+        B, C, delta = self.x_proj(u).split(self.sizes, dim=-1)
+        return F.softplus(delta.to(self.dt_bias.dtype) + self.dt_bias), B, C
+
+    def forward(self, u: Tensor, *, reverse: bool = False) -> Tensor:
+        """(B, L, C) -> (B, L, C)."""
+        if reverse:
+            u = u.flip(1)
+        delta, B, C = self._select(u)
+        missing = self.heads * self.head_dim - self.dim
+        x = F.pad(u, (0, missing)).unflatten(2, (self.heads, self.head_dim))
+        y = ssd_scan(x, delta, -self.A_log.exp(), B, C, self.D, chunk_size=self.chunk_size)
+        y = y.flatten(2)[..., : self.dim].to(u.dtype)
+        return y.flip(1) if reverse else y
+
+    def step(self, u: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """One token: (B, C) and (B, C, N) -> (B, C) and the next state."""
+        delta, B, C = self._select(u)
+        decay = self._per_channel(torch.exp(-delta * self.A_log.exp()))  # (B, C)
+        hidden = decay[..., None] * hidden + (self._per_channel(delta) * u)[..., None] * B[:, None]
+        y = (hidden * C[:, None]).sum(-1) + self._per_channel(self.D) * u
+        return y.to(u.dtype), hidden
+
+    def _per_channel(self, per_head: Tensor) -> Tensor:
+        """(..., H) -> (..., C)."""
+        return per_head.repeat_interleave(self.head_dim, dim=-1)[..., : self.dim]
+
+    def macs(self, length: int) -> int:
+        d_state = self.hidden_shape[1]
+        projection = length * self.dim * sum(self.sizes)
+        return projection + ssd_macs(length, self.heads, self.head_dim, d_state, self.chunk_size)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"A_log", "D", "dt_bias"}
+
+
+class SSD(ScanMixer):
+    """conv -> SiLU -> SSD: what `ssm` is, with the SSM of Mamba-2.
+
+    B, C and Delta come from the convolved input as in `ssm`, so that the two differ in the SSM alone;
+    Mamba-2's block projects them beside it and convolves B and C too.
+
+    Args:
+        dim: channels.
+        grid_rank: 1 or 2.
+        d_state: N, state size per channel.
+        head_dim: P, channels that share a decay; at most `dim`.
+        chunk_size: Q; changes the cost, not the result.
+        scan: "forward", "bidirectional", or on images "cross" (`mixers.scan_orders`).
+        conv: "symmetric" (that of the `conv` mixer), "causal" (that of `causal-conv`) or "none".
+        kernel_size: of the convolution.
+
+    Raises:
+        ValueError: `scan` does not fit the grid.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        grid_rank: int,
+        *,
+        d_state: Annotated[int, Field(ge=1, le=1024)] = 64,
+        head_dim: Annotated[int, Field(ge=1)] = 64,
+        chunk_size: Annotated[int, Field(ge=1)] = 64,
+        scan: Scan = "bidirectional",
+        conv: Conv = "symmetric",
+        kernel_size: KernelSize = 7,
+    ) -> None:
+        pattern = scan_pattern(scan, grid_rank)
+        convolution = make_conv(conv, dim, grid_rank, kernel_size)
+        cores = [
+            SSDCore(dim, d_state, head_dim=head_dim, chunk_size=chunk_size) for _ in range(pattern.passes)
+        ]
+        super().__init__(dim, grid_rank, pattern=pattern, conv=convolution, cores=cores)

@@ -1,0 +1,361 @@
+"""`ssm`, `ssd`, `s4d`, `gru` and `mingru`: each is what its name says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.skeletons.blocks import PRESETS, GatedBlock
+from mixers import MIXERS
+from mixers.gru import GRUCore
+from mixers.long_conv import DIRECT_LENGTH, fft_conv, long_conv, long_conv_macs, toeplitz_conv
+from mixers.mingru import MinGRUCore
+from mixers.s4d import S4DCore
+from mixers.s6 import SelectiveScan
+from mixers.scan import selective_scan
+from mixers.ssd import SSDCore
+from mixers.ssd_scan import ssd_scan
+
+FAMILY = ["ssm", "ssd", "s4d", "gru", "mingru"]
+SELECTIONS = ["all", "none", "delta", "B", "C", "delta+B", "delta+C", "B+C"]
+
+
+def noise(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
+    """Relative to the largest value."""
+    torch.testing.assert_close(a, b, rtol=0, atol=tolerance * max(1.0, b.abs().max().item()))
+
+
+def same_gradients(ours: Tensor, theirs: Tensor, inputs: list[Tensor], tolerance: float = 1e-10) -> None:
+    close(ours, theirs, tolerance)
+    weights = noise(*ours.shape, seed=9).to(ours)
+    pairs = (torch.autograd.grad((y * weights).sum(), inputs, allow_unused=True) for y in (ours, theirs))
+    for a, b in zip(*pairs, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            close(a, b, tolerance)
+
+
+# ---- ssm ---------------------------------------------------------------------------------------------------
+
+
+def mamba(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """The Mamba mixer of arXiv 2312.00752, figure 3 and algorithm 2, one line per operation."""
+    z, u = (x @ weights["in_proj"].T).chunk(2, dim=-1)  # gate and value, (B, L, E)
+    channels, width = weights["conv"].shape
+    u = F.conv1d(F.pad(u.mT, (width - 1, 0)), weights["conv"][:, None], weights["conv_bias"], groups=channels)
+    u = F.silu(u).mT
+    dt_rank, d_state = weights["dt_proj"].shape[1], weights["A_log"].shape[1]
+    dt, B, C = (u @ weights["x_proj"].T).split((dt_rank, d_state, d_state), dim=-1)
+    delta = F.softplus(dt @ weights["dt_proj"].T + weights["dt_bias"])
+    A = -torch.exp(weights["A_log"])
+    h = torch.zeros(x.shape[0], channels, d_state, dtype=x.dtype)
+    ys = []
+    for t in range(x.shape[1]):
+        A_bar = torch.exp(torch.einsum("be,en->ben", delta[:, t], A))
+        B_bar_u = torch.einsum("be,bn,be->ben", delta[:, t], B[:, t], u[:, t])
+        h = A_bar * h + B_bar_u
+        ys.append(torch.einsum("ben,bn->be", h, C[:, t]) + weights["D"] * u[:, t])
+    return (torch.stack(ys, dim=1) * F.silu(z)) @ weights["out_proj"].T
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_ssm_in_the_mamba_block_is_mamba(dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    options = MIXERS.parse("ssm(scan=forward, conv=causal, kernel_size=4, d_state=5)")
+    block = GatedBlock(12, lambda dim: MIXERS.create(options, dim, 1), **PRESETS["mamba"]).to(dtype)
+    core = block.mixer.scans[0]
+    named = {
+        "in_proj": block.fc1.weight,
+        "conv": block.mixer.conv.weight,
+        "conv_bias": block.mixer.conv.bias,
+        "x_proj": core.x_proj.weight,
+        "dt_proj": core.dt_proj.weight,
+        "dt_bias": core.dt_proj.bias,
+        "A_log": core.A_log,
+        "D": core.D,
+        "out_proj": block.fc2.weight,
+    }
+    x = noise(2, 37, 12, dtype=dtype).requires_grad_()
+    expected = x + mamba(block.norm(x), named)
+    same_gradients(block(x), expected, [x, *named.values()], tolerance)
+
+
+@pytest.mark.parametrize("selective", SELECTIONS)
+def test_what_is_not_selective_is_constant(selective: str) -> None:
+    core = SelectiveScan(20, 3, selective=selective).double()
+    selected = core.select(noise(2, 7, 20))
+    chosen = ["delta", "B", "C"] if selective == "all" else selective.split("+")
+    for name, value in zip(("delta", "B", "C"), selected, strict=True):
+        changes = (value - value[:1, :1]).abs().max().item() > 0
+        assert changes == (name in chosen)
+    expected = (
+        20 * 3 + 20 + 20 + 20 * (2 * 2 * ("delta" in chosen) + 3 * ("B" in chosen) + 3 * ("C" in chosen))
+    )
+    expected += 3 * ("B" not in chosen) + 3 * ("C" not in chosen)
+    assert sum(parameter.numel() for parameter in core.parameters()) == expected
+
+
+@pytest.mark.parametrize("selective", SELECTIONS)
+def test_the_selections_start_from_the_same_draws(selective: str) -> None:
+    torch.manual_seed(3)
+    everything = SelectiveScan(20, 3)
+    torch.manual_seed(3)
+    core = SelectiveScan(20, 3, selective=selective)
+    assert torch.equal(core.delta_bias, everything.delta_bias)
+    parts = everything.x_proj.weight.split((2, 3, 3))
+    kept = [part for name, part in zip(("delta", "B", "C"), parts, strict=True) if name in core.sizes]
+    if kept:
+        assert torch.equal(core.x_proj.weight, torch.cat(kept))
+    if "delta" in core.sizes:
+        assert torch.equal(core.dt_proj.weight, everything.dt_proj.weight)
+
+
+def test_without_selection_the_ssm_is_a_convolution() -> None:
+    core = SelectiveScan(4, 5, selective="none").double()
+    u = noise(2, 70, 4)
+    delta = F.softplus(core.dt_bias)[:, None]
+    powers = torch.exp(-delta * core.A_log.exp())[..., None] ** torch.arange(70)  # (C, N, L)
+    kernel = ((core.B * core.C * delta)[..., None] * powers).sum(1)
+    close(core(u), fft_conv(u, kernel) + core.D * u)
+    close(core(u, reverse=True), fft_conv(u.flip(1), kernel).flip(1) + core.D * u)
+
+
+@pytest.mark.parametrize("selective", ["all", "delta", "B", "C"])
+def test_with_selection_it_is_not_linear(selective: str) -> None:
+    core = SelectiveScan(4, 5, selective=selective).double()
+    u = noise(1, 9, 4)
+    assert (core(2 * u) - 2 * core(u)).abs().max() > 1e-6
+
+
+def test_stored_ssm_trials_keep_their_text() -> None:
+    """The options added since appear in the resolved mixer only where they are used."""
+    text = "ssm(d_state=16, scan=bidirectional, conv=symmetric, kernel_size=7)"
+    assert str(MIXERS.resolve(MIXERS.parse("ssm"))) == text
+    for added in ("selective=B+C", "scan=local, window=3", "scan=atrous, atrous_step=3"):
+        resolved = MIXERS.resolve(MIXERS.parse(f"ssm({added})"))
+        assert MIXERS.resolve(MIXERS.parse(str(resolved))) == resolved
+        assert added.split(", ")[-1] in str(resolved)
+
+
+# ---- ssd ---------------------------------------------------------------------------------------------------
+
+
+def ssd_inputs(length: int, scale: float = 1.0) -> list[Tensor]:
+    """x, delta, A, B, C, D with 3 heads of 2 channels and 4 states."""
+    x, delta = noise(2, length, 3, 2, seed=1), scale * F.softplus(noise(2, length, 3, seed=2))
+    A, D = -noise(3, seed=3).exp(), noise(3, seed=4)
+    B, C = noise(2, length, 4, seed=5), noise(2, length, 4, seed=6)
+    return [each.requires_grad_() for each in (x, delta, A, B, C, D)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 63, 64, 65])
+@pytest.mark.parametrize("chunk_size", [1, 4, 16, 256])
+def test_ssd_in_chunks_is_the_quadratic_form(length: int, chunk_size: int) -> None:
+    """y = (L o C B^T)(delta x) + D x, with L the products of decays (arXiv 2405.21060)."""
+    inputs = x, delta, A, B, C, D = ssd_inputs(length)
+    log_decay = delta * A  # (B, L, H)
+    t, s, r = (torch.arange(length).view(shape) for shape in ((-1, 1, 1), (1, -1, 1), (1, 1, -1)))
+    between = ((s < r) & (r <= t)).double()  # the decays from token s to token t
+    mask = torch.einsum("tsr,brh->bhts", between, log_decay).exp().tril()
+    expected = torch.einsum("bhts,btn,bsn,bsh,bshp->bthp", mask, C, B, delta, x) + D[:, None] * x
+    same_gradients(ssd_scan(*inputs, chunk_size=chunk_size), expected, inputs)
+
+
+@pytest.mark.parametrize("length", [1, 50, 196])
+def test_ssd_is_s6_with_one_decay_per_head(length: int) -> None:
+    inputs = x, delta, A, B, C, D = ssd_inputs(length)
+    inverse = delta + torch.log(-torch.expm1(-delta))  # softplus(inverse) = delta
+    expected = selective_scan(
+        x.flatten(2), inverse.repeat_interleave(2, 2), A.repeat_interleave(2)[:, None].expand(6, 4), B, C
+    )
+    expected = expected.unflatten(2, (3, 2)) + D[:, None] * x
+    same_gradients(ssd_scan(*inputs, chunk_size=16), expected, inputs, 1e-9)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e4])
+def test_ssd_survives_any_step_size(scale: float) -> None:
+    inputs = [each.detach().float().requires_grad_() for each in ssd_inputs(40, scale)]
+    y = ssd_scan(*inputs, chunk_size=16)
+    assert torch.isfinite(y).all()
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(y.square().sum(), inputs))
+
+
+def test_ssd_heads_need_not_divide_the_channels() -> None:
+    """A last head of 1 channel, against the same head among channels that are thrown away."""
+    torch.manual_seed(0)
+    core = SSDCore(7, 4, head_dim=3, chunk_size=5).double()
+    u = noise(2, 12, 7)
+    hidden, ys = torch.zeros(2, 7, 4, dtype=torch.float64), []
+    for token in u.unbind(1):
+        y, hidden = core.step(token, hidden)
+        ys.append(y)
+    assert core.heads == 3
+    close(core(u), torch.stack(ys, dim=1))
+
+
+def test_ssd_starts_as_in_mamba_2() -> None:
+    torch.manual_seed(0)
+    core = SSDCore(64 * 50, 4, head_dim=64, chunk_size=64)
+    delta, A = F.softplus(core.dt_bias), core.A_log.exp()
+    assert 1e-3 <= delta.min() < delta.max() <= 1e-1
+    assert 1 <= A.min() < 3 < 14 < A.max() <= 16
+
+
+# ---- s4d ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 196])
+@pytest.mark.parametrize("A_init", ["lin", "inv"])
+def test_s4d_kernel_is_the_sum_over_states(length: int, A_init: str) -> None:
+    torch.manual_seed(0)
+    core = S4DCore(3, 6, A_init=A_init).double()
+    A = torch.complex(-core.log_A_real.exp(), core.A_imag)
+    delta_A = core.log_dt.exp()[:, None] * A
+    C = torch.complex(*core.C.unbind(-1))
+    rows = [
+        2 * (C * (delta_A.exp() - 1) / A * torch.exp(delta_A * step)).sum(1).real for step in range(length)
+    ]
+    close(core.kernel(length), torch.stack(rows, dim=1))
+
+
+@pytest.mark.parametrize("convolve", [long_conv, toeplitz_conv, fft_conv])
+@pytest.mark.parametrize("length", [1, 2, 5, DIRECT_LENGTH, DIRECT_LENGTH + 1, 196])
+def test_long_convolution_against_the_sum_of_its_definition(convolve: object, length: int) -> None:
+    u, kernel = noise(2, length, 3).requires_grad_(), noise(3, length, seed=2).requires_grad_()
+    rows = [(kernel[:, : t + 1].flip(1).mT * u[:, : t + 1]).sum(1) for t in range(length)]
+    same_gradients(convolve(u, kernel), torch.stack(rows, dim=1), [u, kernel])
+
+
+@pytest.mark.parametrize("length", [9, 100])
+def test_s4d_is_its_recurrence(length: int) -> None:
+    torch.manual_seed(0)
+    core = S4DCore(3, 6).double()
+    u = noise(2, length, 3)
+    for reverse in (False, True):
+        hidden, ys = torch.zeros(2, *core.hidden_shape, dtype=torch.float64), []
+        for token in (u.flip(1) if reverse else u).unbind(1):
+            y, hidden = core.step(token, hidden)
+            ys.append(y)
+        expected = torch.stack(ys[::-1] if reverse else ys, dim=1)
+        close(core(u, reverse=reverse), expected)
+
+
+def test_s4d_selects_nothing() -> None:
+    """Superposition, which no selective scan has."""
+    core = S4DCore(3, 6).double()
+    a, b = noise(1, 80, 3), noise(1, 80, 3, seed=2)
+    close(core(a + 2 * b), core(a) + 2 * core(b))
+
+
+def test_s4d_starts_as_in_the_paper() -> None:
+    core = S4DCore(2, 8)
+    torch.testing.assert_close(core.A_imag[1], torch.tensor([0, 1, 2, 3]) * math.pi)
+    torch.testing.assert_close(core.log_A_real.exp(), torch.full((2, 4), 0.5))
+    inverse = S4DCore(2, 8, A_init="inv").A_imag[0]
+    torch.testing.assert_close(inverse, 8 / math.pi * (torch.tensor([8, 8 / 3, 8 / 5, 8 / 7]) - 1))
+    with pytest.raises(ValueError, match="d_state must be even"):
+        S4DCore(2, 7)
+
+
+def test_macs_of_a_long_convolution() -> None:
+    assert long_conv_macs(64, 3) == 3 * 64**2
+    assert long_conv_macs(100, 3) == 3 * 3 * 5 * 256 * 8 // 4  # three transforms of 256 numbers
+    assert long_conv_macs(1024, 1) == 3 * 5 * 2048 * 11 // 4
+
+
+# ---- gru, mingru -------------------------------------------------------------------------------------------
+
+
+def test_gru_both_ways_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    mixer = MIXERS.create(MIXERS.parse("gru(conv=none)"), 5, 1).double()
+    theirs = nn.GRU(5, 5, batch_first=True, bidirectional=True).double()
+    for core, ending in zip(mixer.scans, ("", "_reverse"), strict=True):
+        for name, parameter in core.gru.named_parameters():
+            getattr(theirs, name + ending).data.copy_(parameter)
+    x = noise(2, 13, 5)
+    forward, backward = theirs(F.silu(x))[0].chunk(2, dim=-1)
+    close(mixer(x), (forward + backward) / 2)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("bias", [0.0, -30.0, -200.0, 60.0])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_mingru_is_its_recurrence(dtype: torch.dtype, tolerance: float, bias: float, reverse: bool) -> None:
+    """With gates half open, shut, shut beyond underflow, and open."""
+    torch.manual_seed(0)
+    core = MinGRUCore(4).to(dtype)
+    core.to_z.bias.data += bias
+    u = noise(2, 33, 4, dtype=dtype).requires_grad_()
+    z, candidate = core.to_z(u).sigmoid(), core.to_h(u)
+    h, hs = torch.zeros(2, 4, dtype=dtype), []
+    for t in reversed(range(33)) if reverse else range(33):
+        h = (1 - z[:, t]) * h + z[:, t] * candidate[:, t]
+        hs.append(h)
+    expected = torch.stack(hs[::-1] if reverse else hs, dim=1)
+    same_gradients(core(u, reverse=reverse), expected, [u, *core.parameters()], tolerance)
+
+
+def test_mingru_with_positive_candidates_is_the_papers_scan_in_log_space() -> None:
+    """h_t = exp(a_t + logcumsumexp(log(z c) - a)_t), where a sums log(1 - z)."""
+    torch.manual_seed(0)
+    core = MinGRUCore(4, candidate="positive").double()
+    u = noise(2, 50, 4).requires_grad_()
+    k, v = core.to_z(u), core.to_h(u)
+    log_candidate = torch.where(v >= 0, (v.relu() + 0.5).log(), F.logsigmoid(v))
+    a = F.logsigmoid(-k).cumsum(1)
+    expected = (a + torch.logcumsumexp(F.logsigmoid(k) + log_candidate - a, dim=1)).exp()
+    same_gradients(core(u), expected, [u, *core.parameters()], 1e-9)
+
+
+# ---- what they share ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_place_of_the_ssm_is_the_same(name: str) -> None:
+    """From one seed all have the convolution of `conv`, and on a causal task that of `causal-conv`."""
+    for other, causal in (("conv", False), ("causal-conv", True)):
+        convolutions = []
+        for each in (name, other):
+            torch.manual_seed(5)
+            defaults = MIXERS.load(each).place_defaults(1, causal)
+            mixer = MIXERS.create(MIXERS.resolve(MIXERS.parse(each), defaults), 8, 1)
+            convolutions.append(getattr(mixer, "conv", mixer))
+            assert mixer.causal == causal
+        assert type(convolutions[0]) is type(convolutions[1])
+        for a, b in zip(*(each.parameters() for each in convolutions), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_mean_over_passes_keeps_the_scale(name: str) -> None:
+    """Passes with the same parameters over one token give what a single pass gives."""
+    forward, cross = (
+        MIXERS.create(MIXERS.parse(f"{name}(scan={scan}, conv=none)"), 6, 2) for scan in ("forward", "cross")
+    )
+    for core in cross.scans:
+        core.load_state_dict(forward.scans[0].state_dict())
+    x = noise(2, 1, 1, 6, dtype=torch.float32)
+    torch.testing.assert_close(cross(x), forward(x))
+
+
+def test_states_have_the_declared_sizes() -> None:
+    """At 8 channels; the causal convolution's window adds 3 tokens to each."""
+    sizes = {"ssm": 8 * 16, "ssd": 8 * 64, "s4d": 8 * 16, "gru": 8, "mingru": 8}
+    for name, size in sizes.items():
+        defaults = MIXERS.load(name).place_defaults(1, True)
+        mixer = MIXERS.create(MIXERS.resolve(MIXERS.parse(name), defaults), 8, 1)
+        assert mixer.state_size(1000) == size + 3 * 8
+
+
+def test_which_cores_run_on_the_kernels_of_the_scan() -> None:
+    cores = [SelectiveScan(4, 2), MinGRUCore(4), GRUCore(4), S4DCore(4, 2)]
+    assert [core.backend for core in cores] == ["auto", "auto", None, None]

@@ -9,23 +9,26 @@ through `run_trial`, alternating; medians, one thread. Also the answer time of `
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
 
 from experiments import plan, study
 from experiments.build import build_model, create_task
 from experiments.runtime import Runtime
 from experiments.store import Store
+from experiments.tasks.base import Split
 from experiments.train import make_optimizer, make_scheduler, processor_name, run_trial
 from experiments.trial import Trial
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def bare_loop(trial: Trial) -> float:
@@ -39,7 +42,7 @@ def bare_loop(trial: Trial) -> float:
     optimizer = make_optimizer(model, recipe)
     scheduler = make_scheduler(optimizer, recipe, steps)
 
-    def accuracy(split: str) -> float:
+    def accuracy(split: Split) -> float:
         model.eval()
         with torch.inference_mode():
             batches = list(data.batches(split, 256))
@@ -69,9 +72,9 @@ def through_the_runner(trial: Trial) -> float:
     return result["metrics"]["test"]["accuracy"]
 
 
-def seconds(function, *arguments) -> tuple[float, float]:
+def seconds(function: Callable[[Trial], float], trial: Trial) -> tuple[float, float]:
     start = time.process_time()
-    value = function(*arguments)
+    value = function(trial)
     return time.process_time() - start, value
 
 
@@ -88,18 +91,24 @@ def main() -> None:
     parser.add_argument("--mixer", default="conv")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    asked = study.changed_recipe(study.load(study.find(study.DEFAULT)).train, {"epochs": options.epochs}, "")
     default = study.load(study.find(study.DEFAULT))
-    chosen = {**vars(default), "train": asked, "mixers": (options.mixer,), "arms": (), "baseline": options.mixer}
-    trial = plan.make("benchmark", study.Study(**chosen), Path("nowhere")).arms[0].template
+    chosen = dataclasses.replace(
+        default,
+        train=study.changed_recipe(default.train, {"epochs": options.epochs}, "--"),
+        mixers=(options.mixer,),
+        arms=(),
+        baseline=options.mixer,
+    )
+    trial = plan.make("benchmark", chosen, Path("nowhere")).arms[0].template
 
     seconds(bare_loop, trial)  # warm-up
     bare, run = [], []
     for _ in range(options.rounds):
         bare.append(seconds(bare_loop, trial))
         run.append(seconds(through_the_runner, trial))
-    print(f"{processor_name()}, torch {torch.__version__}, 1 thread, processor time, medians of {options.rounds}")
-    print(f"{options.mixer}, {options.epochs} epochs: test accuracy bare {bare[0][1]:.2f}, runner {run[0][1]:.2f}")
+    print(f"{processor_name()}, torch {torch.__version__}, 1 thread")
+    print(f"{options.mixer}, {options.epochs} epochs, processor time, medians of {options.rounds}")
+    print(f"test accuracy: bare loop {bare[0][1]:.2f}, run_trial {run[0][1]:.2f}")
     plain, whole = (statistics.median(value for value, _ in each) for each in (bare, run))
     print(f"bare loop {plain:.2f} s, run_trial {whole:.2f} s, ratio {whole / plain:.3f} (target <= 1.05)")
     print(f"--help {statistics.median(help_seconds() for _ in range(5)):.2f} s of wall time (target < 0.6)")

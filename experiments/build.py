@@ -16,7 +16,7 @@ from experiments.tasks.base import Task, generator
 from experiments.trial import Recipe, Trial, stream
 from mixers import MIXERS, Component, InputError, backends
 from mixers.base import TokenMixer
-from mixers.ssm import SelectiveScan
+from mixers.directions import ScanCore
 
 
 def resolve(
@@ -87,7 +87,7 @@ def choose_backend(model: nn.Module, requested: str, device: torch.device) -> di
     Raises:
         InputError: an unknown backend, or one that cannot run here (with the fix).
     """
-    scans = [module for module in model.modules() if isinstance(module, SelectiveScan)]
+    scans = [each for each in model.modules() if isinstance(each, ScanCore) and each.backend is not None]
     if not scans:
         return {}
     try:

@@ -7,7 +7,6 @@ follows from the width.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -19,9 +18,6 @@ from mixers.base import TokenMixer, as_sequence
 from mixers.rope import check_rope, rotary_angles, rotate
 
 HeadDim = Annotated[int, Field(ge=1)]
-# Attention is older than its option `rope`. Left out of the resolved options while it is off, the option
-# leaves trials that were stored before it with their ids.
-Rope = Annotated[bool, Field(exclude_if=operator.not_)]
 
 
 class MultiHeadMixer(TokenMixer):
@@ -48,7 +44,7 @@ class MultiHeadMixer(TokenMixer):
         *,
         head_dim: HeadDim = 32,
         qkv_bias: bool = True,
-        rope: Rope = False,
+        rope: bool = False,
     ) -> None:
         super().__init__(dim, grid_rank)
         self.head_dim = min(head_dim, dim)

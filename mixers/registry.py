@@ -86,7 +86,7 @@ class Registry:
                 raise InputError(f"{self.kind} {name}: {item!r} is not of the form option=value")
             if key in options:
                 raise InputError(f"{self.kind} {name}: option {key!r} is given twice")
-            options[key] = value
+            options[key] = None if value == "None" else value
         return Component(name, options)
 
     def load(self, name: str) -> Any:

@@ -3,7 +3,7 @@
 Triton comes with torch: there is no CUDA toolkit to install and nothing to build beforehand, though on first
 use it wants an ordinary C compiler. The kernels do what mamba-ssm's lacks: they scan from the last token to
 the first, take an initial state, differentiate the last state, have no limit on d_state, and give the same
-bits in every run. Triton is imported on the first call.
+bits in every run. The kernels are imported on the first call.
 """
 
 from contextlib import nullcontext

@@ -8,7 +8,6 @@ projections in and out, and the norm belong to the block.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -24,10 +23,6 @@ __all__ = ["SelectiveSSM", "SelectiveScan"]
 
 DState = Annotated[int, Field(ge=1, le=256)]
 Scan = Literal["forward", "bidirectional", "cross", "local", "continuous", "atrous"]
-
-
-def _is_all(selective: object) -> bool:
-    return selective == "all"
 
 
 class SelectiveSSM(ScanMixer):
@@ -64,12 +59,10 @@ class SelectiveSSM(ScanMixer):
         scan: Scan = "bidirectional",
         conv: Conv = "symmetric",
         kernel_size: KernelSize = 7,
-        # Left out of the resolved options while they are off, the younger options leave the trials that
-        # were stored before them with their ids.
-        selective: Annotated[Selective, Field(exclude_if=_is_all)] = "all",
-        window: Annotated[int | None, Field(ge=1, exclude_if=operator.not_)] = None,
-        atrous_step: Annotated[int | None, Field(ge=2, le=8, exclude_if=operator.not_)] = None,
-        raster_params: Annotated[bool, Field(exclude_if=operator.not_)] = False,
+        selective: Selective = "all",
+        window: Annotated[int, Field(ge=1)] | None = None,
+        atrous_step: Annotated[int, Field(ge=2, le=8)] | None = None,
+        raster_params: bool = False,
     ) -> None:
         if raster_params and scan != "continuous":
             raise ValueError(f"raster_params belongs to scan=continuous, not to scan={scan}")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mixers.attention import attend_last
 from mixers.base import State, raster_causal_mask, window_mask
-from mixers.heads import HeadDim, MultiHeadMixer, Rope
+from mixers.heads import HeadDim, MultiHeadMixer
 
 TILES = {1: 64, 2: 8}  # queries that are computed together along an axis, by the rank of the grid
 OUTSIDE = -(2**30)  # coordinate of what lies around the grid, out of everybody's reach but its own
@@ -59,7 +59,7 @@ class WindowAttention(MultiHeadMixer):
         causal: bool = False,
         head_dim: HeadDim = 32,
         qkv_bias: bool = True,
-        rope: Rope = False,
+        rope: bool = False,
     ) -> None:
         super().__init__(dim, grid_rank, head_dim=head_dim, qkv_bias=qkv_bias, rope=rope)
         self.window = window

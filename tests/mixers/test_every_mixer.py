@@ -299,7 +299,7 @@ def test_delta_starts_where_the_paper_says() -> None:
         delta = nn.functional.softplus(scan.dt_proj.bias)
         assert 1e-3 <= delta.min() < 2e-3
         assert 5e-2 < delta.max() <= 1e-1
-        assert scan.dt_proj.weight.abs().max() <= scan.dt_rank**-0.5
+        assert scan.dt_proj.weight.abs().max() <= scan.dt_proj.in_features**-0.5
         torch.testing.assert_close(scan.A_log.exp(), torch.arange(1.0, 17.0).expand(64, 16))
         assert torch.equal(scan.D, torch.ones(64))
 

@@ -69,12 +69,12 @@ def match(trial: Trial, what: Literal["params", "macs"], target: int) -> tuple[T
             guess = min(max(round(guess + (target - size(guess)) / slope), 1), STEPS_MAX)
             size(guess)
     except InputError as error:
-        raise InputError(f"mixer {trial.mixer} cannot be matched in {what}: {error}") from None
+        raise InputError(f"mixer {trial.mixer_text} cannot be matched in {what}: {error}") from None
     best = min(sizes, key=lambda step: (abs(sizes[step] - target), step))
     matching = Matching(what, target, sizes[best])
     if abs(matching.mismatch) > TOLERANCE:
         raise InputError(
-            f"mixer {trial.mixer} cannot be matched in {what}: nearest {matching.achieved:,} against "
+            f"mixer {trial.mixer_text} cannot be matched in {what}: nearest {matching.achieved:,} against "
             f"{target:,} ({matching.mismatch:+.1%}, more than {TOLERANCE:.0%}); --match none compares anyway"
         )
     return _at_ratio(trial, best), matching

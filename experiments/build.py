@@ -20,7 +20,7 @@ from mixers.directions import ScanCore
 
 
 def resolve(
-    mixer: Component,
+    mixer: tuple[Component, ...],
     skeleton: Component,
     task: Component,
     train: Recipe,
@@ -34,8 +34,11 @@ def resolve(
     task = TASKS.resolve(task)
     spec = create_task(task).spec
     skeleton = SKELETONS.resolve(skeleton, option_defaults(skeleton))
-    defaults = MIXERS.load(mixer.name).place_defaults(len(spec.grid), spec.causal)
-    return Trial(MIXERS.resolve(mixer, defaults), skeleton, task, train, seed)
+    mixers = tuple(
+        MIXERS.resolve(each, MIXERS.load(each.name).place_defaults(len(spec.grid), spec.causal))
+        for each in mixer
+    )
+    return Trial(mixers, skeleton, task, train, seed)
 
 
 def with_options(component: Component, options: Mapping[str, Any]) -> Component:
@@ -59,26 +62,45 @@ def build_model(trial: Trial) -> Skeleton:
         InputError: the mixer does not fit the skeleton, or sees the future of a causal task.
     """
     task = create_task(trial.task)
-    name, options = trial.mixer.name, trial.mixer.options
-    mixer_class = MIXERS.load(name)
+    skeleton = SKELETONS.load(trial.skeleton.name)
+    places: set[int] = set()
 
     def mixer(dim: int, *, grid_rank: int, stage: int, layer: int) -> TokenMixer:
+        place = stage if skeleton.pattern_over == "stage" else layer
+        places.add(place)
+        chosen = trial.mixer[place % len(trial.mixer)]
         torch.manual_seed(stream(trial.seed, "init", "mixer", layer))
         try:
-            built: TokenMixer = mixer_class(dim, grid_rank, **options)
+            built: TokenMixer = MIXERS.load(chosen.name)(dim, grid_rank, **chosen.options)
         except ValueError as error:
-            raise InputError(f"mixer {name}: {error}") from None
+            raise InputError(f"mixer {chosen.name}: {error}") from None
         if task.spec.causal and not built.causal:
             raise InputError(
-                f"task {trial.task.name} is causal, but mixer {trial.mixer} sees later tokens; "
+                f"task {trial.task.name} is causal, but mixer {chosen} sees later tokens; "
                 "choose a causal mixer such as causal-conv, causal-attention or ssm"
             )
         return built
 
     with torch.random.fork_rng(devices=[]):
-        model: Skeleton = SKELETONS.load(trial.skeleton.name)(mixer, task.spec, **trial.skeleton.options)
+        model: Skeleton = skeleton(mixer, task.spec, **trial.skeleton.options)
+    _check_pattern(trial, skeleton.pattern_over, len(places))
     model.init_weights(lambda parameter: generator(stream(trial.seed, "init", parameter)))
     return model
+
+
+def _check_pattern(trial: Trial, over: str, places: int) -> None:
+    """Several mixers fit if each has its place: one per stage, or a pattern that repeats over the layers.
+
+    Raises:
+        InputError: they do not.
+    """
+    count = len(trial.mixer)
+    if count == 1 or (over == "stage" and count == places) or (over == "layer" and count <= places):
+        return
+    wanted = (
+        f"one mixer or {places}, one per stage" if over == "stage" else f"at most {places}, one per layer"
+    )
+    raise InputError(f"{trial.skeleton.name} takes {wanted}; {trial.mixer_text} are {count}")
 
 
 def choose_backend(model: nn.Module, requested: str, device: torch.device) -> dict[str, str]:

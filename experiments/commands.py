@@ -70,7 +70,7 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     print(f"  task {wanted.task}, skeleton {wanted.skeleton}, {planned.details['budget']}")
     print(f"  seeds 0..{wanted.seeds - 1}, matched in {wanted.match}, margin {wanted.margin:g}")
     for arm in planned.arms:
-        print(f"  {arm.name}: {arm.template.mixer}")
+        print(f"  {arm.name}: {arm.template.mixer_text}")
     print("What differs from one arm to the next:")
     for before, after in zip(planned.arms, planned.arms[1:], strict=False):
         changed = plan.differences(before.template, after.template)

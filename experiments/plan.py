@@ -83,7 +83,7 @@ class Plan:
             "arms": [
                 {
                     "name": arm.name,
-                    "mixer": str(arm.template.mixer),
+                    "mixer": arm.template.mixer_text,
                     "switches": differences(baseline.template, arm.template),
                     "matching": arm.matching,
                     "template": arm.template.to_dict(),
@@ -99,9 +99,10 @@ def differences(one: Trial, other: Trial) -> dict[str, Any]:
     changed = {
         key: value for key, value in _flat(other).items() if key != "seed" and _flat(one).get(key) != value
     }
-    if one.mixer.name != other.mixer.name:
+    names, other_names = ([mixer.name for mixer in trial.mixer] for trial in (one, other))
+    if names != other_names:
         changed = {key: value for key, value in changed.items() if not key.startswith("mixer.")}
-        return {"mixer": other.mixer.name, **changed}
+        return {"mixer": ",".join(other_names), **changed}
     return changed
 
 
@@ -110,6 +111,9 @@ def _flat(trial: Trial) -> dict[str, Any]:
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 yield from walk(f"{prefix}.{key}" if prefix else str(key), inner)
+        elif isinstance(value, list):
+            for position, inner in enumerate(value):
+                yield from walk(f"{prefix}.{position}" if len(value) > 1 else prefix, inner)
         else:
             yield prefix.replace(".options.", "."), value
 
@@ -159,7 +163,7 @@ def _resolve(name: str, study: Study) -> Plan:
 
     def template(arm: Arm) -> Trial:
         return build.resolve(
-            MIXERS.parse(arm.mixer),
+            MIXERS.parse_pattern(arm.mixer),
             build.with_options(skeleton, arm.skeleton),
             build.with_options(task, arm.task),
             changed_recipe(study.train, arm.train, f"arm {arm.name}: train."),

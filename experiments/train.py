@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,7 +99,7 @@ class _Run:
         self.mixup = make_mixup(self.recipe, self.task.spec.classes)
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] | None = None
-        self.memory: int | None = None
+        self.cause = ""  # of divergence
         self.started = self.saved = self.reported = time.monotonic()
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -119,10 +120,12 @@ class _Run:
         at = self.progress
         for batch in self.data.train_batches(at.epoch, self.recipe.batch_size, start=at.step):
             seed_global_generators(stream(self.trial.seed, "noise", at.epoch, at.step), self.device)
-            loss = self._step(batch.inputs.to(self.device), batch.targets.to(self.device))
+            inputs = batch.inputs.to(self.device)
+            loss = self._step(inputs, batch.targets.to(self.device))
             at.step += 1
             at.loss_sum += loss
             if not math.isfinite(loss):
+                self.cause = f"loss not finite, {first_non_finite(self.model, inputs)}"
                 return False
             self._report()
             if stop_requested():
@@ -139,12 +142,15 @@ class _Run:
             inputs, targets = self.mixup(inputs, targets)
             smoothing = 0.0  # the mixed targets are smoothed already
         loss = self.task.loss(self.model(inputs), targets, smoothing)
+        value = loss.item()
+        if not math.isfinite(value):
+            return value  # before it reaches the weights, so that its origin can still be found
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.recipe.clip_grad is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
         self.optimizer.step()
-        return loss.item()
+        return value
 
     def _end_epoch(self) -> bool:
         """Validate; False if that is not finite."""
@@ -163,6 +169,7 @@ class _Run:
             at.best_epoch = at.epoch + 1
             self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
+        self.cause = "validation not finite"
         return all(math.isfinite(value) for value in validation.values())
 
     def _is_best(self) -> bool:
@@ -258,7 +265,7 @@ class _Run:
             write_bytes(self.folder.predictions, buffer.getvalue())
         else:
             selected_epoch = self.progress.epoch
-            error = f"loss not finite in epoch {self.progress.epoch + 1}, step {self.progress.step}"
+            error = f"{self.cause}, in epoch {self.progress.epoch + 1}, step {self.progress.step}"
         result: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "trial_id": self.trial.id,
@@ -341,6 +348,24 @@ def seed_global_generators(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+@torch.no_grad()
+def first_non_finite(model: nn.Module, inputs: Tensor) -> str:
+    """The first module whose output is not finite, in the order in which they finish."""
+    found: list[str] = []
+
+    def look(name: str, module: nn.Module, arguments: Any, output: Any) -> None:
+        if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
+            found.append(f"first in the output of {name} ({type(module).__name__})")
+
+    hooks = [
+        module.register_forward_hook(partial(look, name)) for name, module in model.named_modules() if name
+    ]
+    model(inputs)
+    for hook in hooks:
+        hook.remove()
+    return found[0] if found else "though every layer's output is"
 
 
 def training_memory(model: nn.Module, inputs: Tensor, optimizer: torch.optim.Optimizer) -> int:

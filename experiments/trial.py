@@ -65,7 +65,8 @@ class Recipe:
 class Trial:
     """One mixer, skeleton, task, recipe and seed -> one result. Every option is filled in."""
 
-    mixer: Component
+    mixer: tuple[Component, ...]
+    """One for the whole backbone; or several, one per stage or repeated over the layers."""
     skeleton: Component
     task: Component
     train: Recipe
@@ -76,9 +77,18 @@ class Trial:
         """16 hexadecimal digits of the SHA-256 of the canonical JSON."""
         return digest(self.to_dict())
 
+    @property
+    def mixer_text(self) -> str:
+        """The mixer, or mixers, as `Registry.parse_pattern` reads them back."""
+        return ",".join(str(mixer) for mixer in self.mixer)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers, as stored in `trial.json`."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            **asdict(self),
+            "mixer": [asdict(each) for each in self.mixer],
+        }
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Trial:

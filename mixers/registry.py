@@ -89,6 +89,22 @@ class Registry:
             options[key] = None if value == "None" else value
         return Component(name, options)
 
+    def parse_pattern(self, text: str) -> tuple[Component, ...]:
+        """Read one component or several: `conv,conv,ssm(d_state=8),attention`, `ssm*7,attention`.
+
+        Raises:
+            InputError: malformed text, an unknown name, or a repetition that is not a small number.
+        """
+        parts = re.split(r",(?![^(]*\))", text)  # at commas outside of parentheses
+        components: list[Component] = []
+        for part in parts:
+            match = re.fullmatch(r"(.*?)(?:\*\s*(\d{1,3}))?\s*", part, flags=re.DOTALL)
+            times = int(match.group(2)) if match and match.group(2) else 1
+            if match is None or times == 0 or not match.group(1).strip():
+                raise InputError(f"{self.kind} pattern {text!r} has an empty or zero-times entry")
+            components += [self.parse(match.group(1))] * times
+        return tuple(components)
+
     def load(self, name: str) -> Any:
         """Import the entry.
 

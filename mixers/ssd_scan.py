@@ -34,7 +34,7 @@ def ssd_scan(
     length = x.shape[1]
     _, size = _equal_chunks(length, chunk_size)
     dtype = torch.promote_types(delta.dtype, torch.float32)
-    x, delta, B, C = (_chunks(each, size) for each in (x, delta.to(dtype), B, C))
+    x, delta, B, C = (_chunks(each.to(dtype), size) for each in (x, delta, B, C))
     x = x.transpose(2, 3).contiguous()  # (B, K, H, Q, P)
     delta = delta.transpose(2, 3)  # (B, K, H, Q)
     total = (delta * A.to(dtype)[:, None]).cumsum(-1)  # log of the decay since before the chunk

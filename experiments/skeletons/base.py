@@ -18,6 +18,7 @@ from mixers.registry import InputError
 Readout = Literal["mean", "last", "middle"]
 HeadName = Literal["mlp", "linear"]
 Init = Literal["fixed", "fan-in"]
+PatternOver = Literal["stage", "layer"]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 
 INIT_STD = 0.02  # MambaOut's and ViT's, meant for hundreds of channels
@@ -34,6 +35,7 @@ class Skeleton(nn.Module, ABC):
     drop_path_rate: ClassVar[float]
     head_name: ClassVar[HeadName]
     init_name: ClassVar[Init] = "fixed"
+    pattern_over: ClassVar[PatternOver] = "layer"  # what several mixers alternate over
 
     head: Head
     init: Init

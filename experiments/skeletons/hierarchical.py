@@ -19,6 +19,7 @@ from experiments.skeletons.base import (
     Head,
     HeadName,
     Init,
+    PatternOver,
     Readout,
     Skeleton,
     require_image_classification,
@@ -59,6 +60,7 @@ class MambaOut(Skeleton):
     dims: ClassVar[tuple[int, ...]]
     stem_strides: ClassVar[tuple[int, int]] = (2, 2)
     head_name: ClassVar[HeadName] = "mlp"
+    pattern_over: ClassVar[PatternOver] = "stage"
 
     def __init__(
         self,

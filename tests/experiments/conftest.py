@@ -34,7 +34,7 @@ def tiny_trial() -> Callable[..., Trial]:
 
     def make(mixer: str = "conv", seed: int = 0, skeleton: str = "isotropic-nano", **recipe: object) -> Trial:
         return build.resolve(
-            MIXERS.parse(mixer),
+            MIXERS.parse_pattern(mixer),
             SKELETONS.parse(skeleton),
             TASKS.parse("digits(canvas=8, validation=200, test=1200)"),
             Recipe(**{**TINY, **recipe}),

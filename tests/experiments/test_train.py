@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from experiments.build import build_model, create_task
+from experiments.cost import token_mixers
 from experiments.runtime import Runtime
 from experiments.store import Store, TrialFolder
 from experiments.train import Interrupted, make_optimizer, run_trial
 from experiments.trial import Trial
-from mixers import backends
+from mixers import InputError, backends
+from mixers.s6 import SelectiveScan
 
 MakeTrial = Callable[..., Trial]
 
@@ -90,6 +92,25 @@ def test_divergence_is_a_result(tiny_trial: MakeTrial, store: Store) -> None:
     assert "not finite" in result["error"]
 
 
+def test_a_non_finite_kernel_output_names_its_layer(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    original = SelectiveScan.forward
+
+    def breaks_once(self: SelectiveScan, u: torch.Tensor, *, reverse: bool = False) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        y = original(self, u, reverse=reverse)
+        return y * float("nan") if calls > 12 and reverse else y
+
+    monkeypatch.setattr(SelectiveScan, "forward", breaks_once)
+    result = run(tiny_trial("ssm"), store).result()
+    assert result is not None
+    assert result["status"] == "diverged"
+    assert "first in the output of blocks.0.mixer.scans.1 (SelectiveScan)" in result["error"]
+
+
 def test_the_record_says_what_made_it(tiny_trial: MakeTrial, store: Store) -> None:
     backends.calls.clear()
     folder = run(tiny_trial("ssm", epochs=1), store, backend="reference")
@@ -152,3 +173,18 @@ def test_what_a_mixer_exempts_is_not_decayed(tiny_trial: MakeTrial) -> None:
     assert decayed
     assert not [name for name in decayed if name.endswith(("A_log", ".D", "bias", "pos_embed"))]
     assert [name for name in decayed if name.endswith("fc1.weight")]
+
+
+def test_mixers_by_stage_and_by_layer(tiny_trial: MakeTrial) -> None:
+    def mixers(trial: Trial) -> list[str]:
+        return [type(mixer).__name__ for _, mixer in token_mixers(build_model(trial))]
+
+    by_layer = tiny_trial("conv,ssm(d_state=4)")
+    assert mixers(by_layer) == ["DepthwiseConv", "SelectiveSSM"] * 2
+    assert mixers(tiny_trial("ssm*3,attention")) == ["SelectiveSSM"] * 3 + ["Attention"]
+    by_stage = tiny_trial("conv,attention", skeleton="mambaout-nano")
+    assert mixers(by_stage) == ["DepthwiseConv"] * 2 + ["Attention"] * 4
+    assert Trial.from_dict(json.loads(json.dumps(by_stage.to_dict()))) == by_stage
+    for text, skeleton in (("conv,ssm,conv", "mambaout-nano"), ("conv*5", "isotropic-nano")):
+        with pytest.raises(InputError, match="takes"):
+            build_model(tiny_trial(text, skeleton=skeleton))

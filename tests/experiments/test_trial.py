@@ -15,7 +15,7 @@ from mixers.registry import Component
 
 def a_trial(**changes: object) -> Trial:
     fields = {
-        "mixer": Component("ssm", {"d_state": 16, "scan": "forward"}),
+        "mixer": (Component("ssm", {"d_state": 16, "scan": "forward"}),),
         "skeleton": Component("isotropic-nano", {"expansion_ratio": 2.667}),
         "task": Component("digits", {"canvas": 16}),
         "train": Recipe(),
@@ -28,14 +28,14 @@ def test_the_id_is_that_of_the_content() -> None:
     assert a_trial().id == a_trial().id
     assert len(a_trial().id) == 16
     reordered = Component("ssm", {"scan": "forward", "d_state": 16})
-    assert a_trial(mixer=reordered).id == a_trial().id
+    assert a_trial(mixer=(reordered,)).id == a_trial().id
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"mixer": Component("ssm", {"d_state": 8, "scan": "forward"})},
-        {"mixer": Component("conv", {"d_state": 16, "scan": "forward"})},
+        {"mixer": (Component("ssm", {"d_state": 8, "scan": "forward"}),)},
+        {"mixer": (Component("conv", {"d_state": 16, "scan": "forward"}),)},
         {"skeleton": Component("isotropic-nano", {"expansion_ratio": 2.668})},
         {"task": Component("digits", {"canvas": 20})},
         {"seed": 1},

@@ -96,11 +96,11 @@ def test_what_is_not_selective_is_constant(selective: str) -> None:
     for name, value in zip(("delta", "B", "C"), selected, strict=True):
         changes = (value - value[:1, :1]).abs().max().item() > 0
         assert changes == (name in chosen)
-    expected = (
-        20 * 3 + 20 + 20 + 20 * (2 * 2 * ("delta" in chosen) + 3 * ("B" in chosen) + 3 * ("C" in chosen))
-    )
-    expected += 3 * ("B" not in chosen) + 3 * ("C" not in chosen)
-    assert sum(parameter.numel() for parameter in core.parameters()) == expected
+    A_log, D, delta_bias = 20 * 3, 20, 20
+    B_and_C = sum(20 * 3 if name in chosen else 3 for name in ("B", "C"))
+    to_delta = 20 * 2 * 2 if "delta" in chosen else 0  # down to rank 2 and up again
+    count = sum(parameter.numel() for parameter in core.parameters())
+    assert count == A_log + D + delta_bias + B_and_C + to_delta
 
 
 @pytest.mark.parametrize("selective", SELECTIONS)
@@ -114,6 +114,9 @@ def test_the_selections_start_from_the_same_draws(selective: str) -> None:
     kept = [part for name, part in zip(("delta", "B", "C"), parts, strict=True) if name in core.sizes]
     if kept:
         assert torch.equal(core.x_proj.weight, torch.cat(kept))
+        assert core.x_proj.out_features == len(core.x_proj.weight)
+    if "B" not in core.sizes:
+        assert torch.equal(core.B, torch.ones(1, 3))
     if "delta" in core.sizes:
         assert torch.equal(core.dt_proj.weight, everything.dt_proj.weight)
 
@@ -217,10 +220,9 @@ def test_s4d_kernel_is_the_sum_over_states(length: int, A_init: str) -> None:
     A = torch.complex(-core.log_A_real.exp(), core.A_imag)
     delta_A = core.log_dt.exp()[:, None] * A
     C = torch.complex(*core.C.unbind(-1))
-    rows = [
-        2 * (C * (delta_A.exp() - 1) / A * torch.exp(delta_A * step)).sum(1).real for step in range(length)
-    ]
-    close(core.kernel(length), torch.stack(rows, dim=1))
+    weight = C * (delta_A.exp() - 1) / A
+    taps = [2 * (weight * torch.exp(delta_A * step)).sum(1).real for step in range(length)]
+    close(core.kernel(length), torch.stack(taps, dim=1))
 
 
 @pytest.mark.parametrize("convolve", [long_conv, toeplitz_conv, fft_conv])

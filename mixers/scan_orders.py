@@ -206,12 +206,15 @@ class _Take(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *sets: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*sets)
+    def forward(x: Tensor, *sets: Tensor) -> tuple[Tensor, ...]:
         rows = x.flatten(0, 1)
         return tuple(
             rows.index_select(0, _rows(x, tokens)).view(len(x), len(tokens), x.shape[2]) for tokens in sets
         )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -223,13 +226,16 @@ class _Place(torch.autograd.Function):
     """The inverse of `_Take`: parts, then the sets of tokens where they belong."""
 
     @staticmethod
-    def forward(ctx: Any, *parts_and_sets: Tensor) -> Tensor:
+    def forward(*parts_and_sets: Tensor) -> Tensor:
         parts, sets = _halves(parts_and_sets)
-        ctx.save_for_backward(*sets)
         x = parts[0].new_empty(len(parts[0]), sum(len(tokens) for tokens in sets), parts[0].shape[2])
         for part, tokens in zip(parts, sets, strict=True):
             x.view(-1, x.shape[2]).index_copy_(0, _rows(x, tokens), part.flatten(0, 1))
         return x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*_halves(inputs)[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

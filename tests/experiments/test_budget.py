@@ -1,0 +1,69 @@
+"""Matching sizes, and what things cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+
+from experiments import budget, build
+from experiments.build import count_costs, with_options
+from experiments.trial import Trial
+from mixers import MIXERS, InputError
+
+MakeTrial = Callable[..., Trial]
+
+GMACS = {"femto": 1.148, "kobe": 1.506, "tiny": 4.470, "small": 8.936, "base": 15.794}
+
+
+@pytest.mark.parametrize(("size", "published"), GMACS.items())
+def test_macs_of_the_released_models(
+    tiny_trial: MakeTrial, size: str, published: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MambaOut at 224 x 224, convolutions and linear layers alone."""
+    from experiments.interface import TaskSpec
+    from experiments.tasks.digits import Digits
+
+    imagenet = TaskSpec(input="image", channels=3, grid=(224, 224), classes=1000)
+    monkeypatch.setattr(Digits, "spec", property(lambda self: imagenet))
+    costs = count_costs(tiny_trial(skeleton=f"mambaout-{size}"))
+    assert costs.macs / 1e9 == pytest.approx(published, abs=6e-4)
+
+
+@pytest.mark.parametrize("what", ["params", "macs"])
+@pytest.mark.parametrize("skeleton", ["isotropic-nano", "mambaout-nano"])
+@pytest.mark.parametrize("mixer", [name for name in MIXERS if name not in ("mila-attention",)])
+def test_every_mixer_can_be_matched(tiny_trial: MakeTrial, mixer: str, skeleton: str, what: str) -> None:
+    target = getattr(count_costs(tiny_trial(skeleton=skeleton)), what)
+    try:
+        matched, matching = budget.match(tiny_trial(mixer, skeleton=skeleton), what, target)
+    except InputError as error:
+        assert "cannot be matched" in str(error)
+        assert getattr(count_costs(tiny_trial(mixer, skeleton=skeleton)), what) > target
+        return
+    assert abs(matching.mismatch) <= budget.TOLERANCE
+    assert getattr(count_costs(matched), what) == matching.achieved
+    only_the_width = with_options(matched.skeleton, {"expansion_ratio": 1.0})
+    assert only_the_width == with_options(tiny_trial(skeleton=skeleton).skeleton, {"expansion_ratio": 1.0})
+
+
+def test_what_matches_already_is_left_alone(tiny_trial: MakeTrial) -> None:
+    trial = tiny_trial(skeleton="isotropic-nano(readout=last)")
+    assert budget.match(trial, "params", count_costs(tiny_trial()).params)[0] == trial
+
+
+def test_an_unreachable_size_is_refused(tiny_trial: MakeTrial) -> None:
+    with pytest.raises(InputError, match="cannot be matched in params"):
+        budget.match(tiny_trial("attention"), "params", 10_000)
+
+
+def test_parameters_are_split_between_mixer_and_rest(tiny_trial: MakeTrial) -> None:
+    trial = tiny_trial("ssm")
+    costs = count_costs(trial)
+    built = build.build_model(trial)
+    assert costs.params == sum(p.numel() for p in built.parameters())
+    without = count_costs(dataclasses.replace(trial, mixer=tiny_trial("identity").mixer))
+    assert costs.params - costs.params_mixer == without.params
+    assert costs.macs - costs.macs_mixer == without.macs
+    assert without.params_mixer == without.macs_mixer == 0

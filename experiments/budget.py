@@ -61,12 +61,14 @@ def match(trial: Trial, what: Literal["params", "macs"], target: int) -> tuple[T
 
     if getattr(count_costs(trial), what) == target:
         return trial, Matching(what, target, target)
+    handed_over = trial.skeleton.options.get("conv_ratio")  # a block is no narrower than that
+    narrowest = round(handed_over / STEP) if isinstance(handed_over, float) else 1
     guess = round(float(trial.skeleton.options["expansion_ratio"]) / STEP)
     unit = round(1 / STEP)
     try:
         slope = (size(guess + unit) - size(guess)) / unit
         for _ in range(CHORD_STEPS):
-            guess = min(max(round(guess + (target - size(guess)) / slope), 1), STEPS_MAX)
+            guess = min(max(round(guess + (target - size(guess)) / slope), narrowest), STEPS_MAX)
             size(guess)
     except InputError as error:
         raise InputError(f"mixer {trial.mixer_text} cannot be matched in {what}: {error}") from None

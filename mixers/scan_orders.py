@@ -34,19 +34,29 @@ class Order(NamedTuple):
     tokens: Tensor
     segments: tuple[int, ...]
 
-    def scan(self, x: Tensor) -> tuple[Tensor, ...]:
+    def scan(self, x: Tensor) -> list[Tensor]:
         """(B, L, C) in raster order -> each segment (B, l, C) in the order of its visits."""
-        parts: tuple[Tensor, ...] = _Take.apply(x, *self.tokens.split(self.segments))
-        return parts
+        batch, _, dim = x.shape
+        rows = _move_rows(x.flatten(0, 1), *self._rows(batch))
+        parts = rows.split([batch * length for length in self.segments])
+        return [part.view(batch, length, dim) for part, length in zip(parts, self.segments, strict=True)]
 
     def unscan(self, parts: Sequence[Tensor]) -> Tensor:
         """The inverse of `scan`."""
-        x: Tensor = _Place.apply(*parts, *self.tokens.split(self.segments))
-        return x
+        batch, _, dim = parts[0].shape
+        rows = torch.cat([part.flatten(0, 1) for part in parts])
+        there, back = self._rows(batch)
+        return _move_rows(rows, back, there).view(batch, -1, dim)
 
     def steps(self) -> Tensor:
         """(L,): at which step each token is visited."""
-        return torch.argsort(self.tokens)
+        return _inverse(self.tokens)
+
+    def _rows(self, batch: int) -> tuple[Tensor, Tensor]:
+        """(B L,): where each row of the segments is among the rows of x, and the inverse."""
+        images = torch.arange(batch, device=self.tokens.device)[:, None] * len(self.tokens)
+        rows = torch.cat([(images + part).flatten() for part in self.tokens.split(self.segments)])
+        return rows, _inverse(rows)
 
 
 OrderOfGrid = Callable[[Sequence[int], Device], Order]
@@ -193,56 +203,34 @@ def _whole(tokens: Tensor) -> Order:
     return Order(tokens.flatten(), (tokens.numel(),))
 
 
-def _rows(x: Tensor, tokens: Tensor) -> Tensor:
-    """Where the tokens (l,) of all images are among the B L rows of x (B, L, C)."""
-    return (torch.arange(len(x), device=x.device)[:, None] * x.shape[1] + tokens).flatten()
+def _inverse(permutation: Tensor) -> Tensor:
+    inverse = torch.empty_like(permutation)
+    inverse[permutation] = torch.arange(len(permutation), device=permutation.device)
+    return inverse
 
 
-class _Take(torch.autograd.Function):
-    """x (B, L, C) -> x[:, tokens] for each of several sets of tokens that share none.
+def _move_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    moved: Tensor = _MoveRows.apply(x, order, inverse)
+    return moved
 
-    Whole rows of C numbers are moved, in both directions: on CPU that is as fast as a copy, where indexing
-    an inner axis is not, and its gradient adds up one number at a time.
+
+class _MoveRows(torch.autograd.Function):
+    """x[order] for whole rows of C numbers: on CPU as fast as a copy, where indexing an inner axis is not.
+
+    The gradient moves back by the inverse, where that of indexing would be added up row by row.
     """
 
-    @staticmethod
-    def forward(x: Tensor, *sets: Tensor) -> tuple[Tensor, ...]:
-        rows = x.flatten(0, 1)
-        return tuple(
-            rows.index_select(0, _rows(x, tokens)).view(len(x), len(tokens), x.shape[2]) for tokens in sets
-        )
+    generate_vmap_rule = True
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    def forward(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        return x.index_select(0, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        sets = ctx.saved_tensors
-        return _Place.apply(*grads, *sets), *(None for _ in sets)
-
-
-class _Place(torch.autograd.Function):
-    """The inverse of `_Take`: parts, then the sets of tokens where they belong."""
-
-    @staticmethod
-    def forward(*parts_and_sets: Tensor) -> Tensor:
-        parts, sets = _halves(parts_and_sets)
-        x = parts[0].new_empty(len(parts[0]), sum(len(tokens) for tokens in sets), parts[0].shape[2])
-        for part, tokens in zip(parts, sets, strict=True):
-            x.view(-1, x.shape[2]).index_copy_(0, _rows(x, tokens), part.flatten(0, 1))
-        return x
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*_halves(inputs)[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        sets = ctx.saved_tensors
-        return *_Take.apply(grad.contiguous(), *sets), *(None for _ in sets)
-
-
-def _halves(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    middle = len(tensors) // 2
-    return tensors[:middle], tensors[middle:]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        order, inverse = ctx.saved_tensors
+        return _move_rows(grad, inverse, order), None, None

@@ -141,7 +141,7 @@ class _Run:
         if self.mixup is not None:
             inputs, targets = self.mixup(inputs, targets)
             smoothing = 0.0  # the mixed targets are smoothed already
-        loss = self.task.loss(self.model(inputs), targets, smoothing)
+        loss = self.task.loss(self.model(inputs), targets, smoothing) + self.model.auxiliary_loss()
         value = loss.item()
         if not math.isfinite(value):
             return value  # before it reaches the weights, so that its origin can still be found

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from experiments.interface import TaskSpec
 from experiments.skeletons.blocks import NORM_EPS, PRESETS, mixer_slots
+from experiments.skeletons.moe import MixtureOfExperts
 from mixers.registry import InputError
 
 Readout = Literal["mean", "last", "middle"]
@@ -62,6 +63,14 @@ class Skeleton(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) -> logits (B, classes)."""
         return self.forward_head(self.forward_features(x))
+
+    def auxiliary_loss(self) -> Tensor | float:
+        """What training adds to the task's loss: the balance of all mixtures of experts, summed.
+
+        It belongs to the last forward pass: 0.0 if that was not in training, or if there are no mixtures.
+        """
+        mixtures = (module for module in self.modules() if isinstance(module, MixtureOfExperts))
+        return sum((mixture.balance_loss for mixture in mixtures), start=0.0)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that weight decay must leave alone, by their full names: what the mixers name."""

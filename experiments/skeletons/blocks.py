@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from timm.layers.layer_scale import LayerScale
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
+from experiments.skeletons.moe import PLAIN, ExpertOptions, MixtureOfExperts
 from mixers.registry import InputError
 
 BlockName = Literal["gated", "mamba", "metaformer"]
@@ -118,7 +120,7 @@ class GatedBlock(Block):
 
 
 class MetaFormerBlock(Block):
-    """x + mixer(norm(x)), then x + mlp(norm(x)).
+    """x + mixer(norm(x)), then x + mlp(norm(x)), where the mlp may be a mixture of several.
 
     Args:
         dim: C, all of which the mixer gets.
@@ -128,6 +130,7 @@ class MetaFormerBlock(Block):
         bias: in the MLP.
         layer_scale: initial LayerScale of both branches; None for none.
         drop_path: rate of stochastic depth, drawn for each branch.
+        experts: of the mixture; None for a plain MLP.
 
     Raises:
         InputError: no hidden channels.
@@ -143,6 +146,7 @@ class MetaFormerBlock(Block):
         bias: bool = True,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
+        experts: ExpertOptions | None = None,
     ) -> None:
         super().__init__()
         hidden = int(expansion_ratio * dim)
@@ -152,7 +156,8 @@ class MetaFormerBlock(Block):
         self.mixer = make_mixer(dim)
         self.residual1 = residual_branch(dim, layer_scale, drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, hidden, act_layer=ACTIVATIONS[act], bias=bias)
+        make_mlp = partial(Mlp, dim, hidden, act_layer=ACTIVATIONS[act], bias=bias)
+        self.mlp = make_mlp() if experts is None else MixtureOfExperts(dim, make_mlp, experts)
         self.residual2 = residual_branch(dim, layer_scale, drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -183,9 +188,10 @@ class BlockOptions:
     act: Activation | None = None
     bias: bool | None = None
     layer_scale: float | None = None
+    experts: ExpertOptions = PLAIN
 
-    def build(self, dim: int, make_mixer: MixerOfWidth, drop_path: float) -> Block:
-        """One block of `dim` channels.
+    def build(self, dim: int, make_mixer: MixerOfWidth, drop_path: float, *, has_experts: bool) -> Block:
+        """One block of `dim` channels; `has_experts` is whether its channel MLP is a mixture of them.
 
         Raises:
             InputError: the options do not fit the block or each other.
@@ -195,10 +201,18 @@ class BlockOptions:
             given = getattr(self, name)
             options[name] = default if given is None else given
         if self.block != "metaformer":
+            self._require_plain()
             return GatedBlock(dim, make_mixer, **options)
         if options.pop("conv_ratio") is not None:
             raise InputError("conv_ratio has no meaning in block metaformer: its mixer gets all channels")
-        return MetaFormerBlock(dim, make_mixer, **options)
+        return MetaFormerBlock(dim, make_mixer, **options, experts=self.experts if has_experts else None)
+
+    def _require_plain(self) -> None:
+        if self.experts != PLAIN:
+            raise InputError(
+                "experts, experts_per_token, moe_every and balance have no meaning in block "
+                f"{self.block}: it has no channel MLP to replace; choose block metaformer"
+            )
 
 
 def mixer_slots(model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -33,6 +33,7 @@ from experiments.skeletons.blocks import (
     ExpansionRatio,
     LayerScaleInit,
 )
+from experiments.skeletons.moe import BALANCE, Balance, ExpertOptions, Experts, ExpertsPerToken, MoeEvery
 
 
 class MambaOut(Skeleton):
@@ -51,6 +52,10 @@ class MambaOut(Skeleton):
         readout: what the head looks at.
         head: "mlp" is MambaOut's; None for that.
         init: of the weights, "fixed" is MambaOut's; None for that of the size.
+        experts: copies of a metaformer block's channel MLP that a router chooses from; 1 for a plain MLP.
+        experts_per_token: how many of them every token goes through.
+        moe_every: the last of every so many blocks, counted over all stages, has experts.
+        balance: weight of the load-balancing loss.
 
     Raises:
         InputError: the task is of another kind, or the options do not fit each other.
@@ -77,18 +82,29 @@ class MambaOut(Skeleton):
         readout: Readout = "mean",
         head: HeadName | None = None,
         init: Init | None = None,
+        experts: Experts = 1,
+        experts_per_token: ExpertsPerToken = 1,
+        moe_every: MoeEvery = 1,
+        balance: Balance = BALANCE,
     ) -> None:
         super().__init__()
         self.init = init or self.init_name
         require_image_classification(task)
-        options = BlockOptions(block, expansion_ratio, conv_ratio, act, bias, layer_scale)
+        mixtures = ExpertOptions(experts, experts_per_token, moe_every, balance)
+        options = BlockOptions(block, expansion_ratio, conv_ratio, act, bias, layer_scale, mixtures)
         rates = self.drop_path_rates(drop_path, sum(self.depths))
+        with_experts = mixtures.layers(sum(self.depths))
         self.stem = Stem(task.channels, self.dims[0], self.stem_strides)
         self.stages = nn.Sequential()
         for stage, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):
             first = sum(self.depths[:stage])
             blocks = [
-                options.build(dim, partial(mixer, grid_rank=2, stage=stage, layer=layer), rates[layer])
+                options.build(
+                    dim,
+                    partial(mixer, grid_rank=2, stage=stage, layer=layer),
+                    rates[layer],
+                    has_experts=layer in with_experts,
+                )
                 for layer in range(first, first + depth)
             ]
             downsample = Downsample(self.dims[stage - 1], dim) if stage > 0 else nn.Identity()

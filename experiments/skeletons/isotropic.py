@@ -28,6 +28,7 @@ from experiments.skeletons.blocks import (
     ExpansionRatio,
     LayerScaleInit,
 )
+from experiments.skeletons.moe import BALANCE, Balance, ExpertOptions, Experts, ExpertsPerToken, MoeEvery
 
 PatchSize = Annotated[int, Field(ge=1, le=64)]
 
@@ -53,6 +54,10 @@ class Isotropic(Skeleton):
         readout: what the head looks at.
         head: None for "linear".
         init: of the linear layers; None for that of the size.
+        experts: copies of a metaformer block's channel MLP that a router chooses from; 1 for a plain MLP.
+        experts_per_token: how many of them every token goes through.
+        moe_every: the last of every so many blocks has experts.
+        balance: weight of the load-balancing loss.
 
     Raises:
         InputError: the task is of another kind, or the options do not fit each other.
@@ -80,12 +85,18 @@ class Isotropic(Skeleton):
         readout: Readout = "mean",
         head: HeadName | None = None,
         init: Init | None = None,
+        experts: Experts = 1,
+        experts_per_token: ExpertsPerToken = 1,
+        moe_every: MoeEvery = 1,
+        balance: Balance = BALANCE,
     ) -> None:
         super().__init__()
         self.init = init or self.init_name
         require_image_classification(task)
-        options = BlockOptions(block, expansion_ratio, conv_ratio, act, bias, layer_scale)
+        mixtures = ExpertOptions(experts, experts_per_token, moe_every, balance)
+        options = BlockOptions(block, expansion_ratio, conv_ratio, act, bias, layer_scale, mixtures)
         rates = self.drop_path_rates(drop_path, self.depth)
+        with_experts = mixtures.layers(self.depth)
         self.patch_embed = PatchEmbed(task.channels, self.dim, patch_size or self.patch_side)
         self.pos_embed: nn.Parameter | None = None
         if position == "learned":
@@ -93,7 +104,12 @@ class Isotropic(Skeleton):
             self.pos_embed = nn.Parameter(torch.zeros(*grid, self.dim))  # (H, W, C)
         self.blocks = nn.Sequential(
             *(
-                options.build(self.dim, partial(mixer, grid_rank=2, stage=0, layer=layer), rates[layer])
+                options.build(
+                    self.dim,
+                    partial(mixer, grid_rank=2, stage=0, layer=layer),
+                    rates[layer],
+                    has_experts=layer in with_experts,
+                )
                 for layer in range(self.depth)
             )
         )

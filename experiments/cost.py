@@ -15,7 +15,8 @@ from mixers.base import TokenMixer
 
 MACS_CONVENTION = (
     "forward pass of one example, 1 MAC = 2 FLOPs; matrix products and convolutions; scan 3 MACs per "
-    "(token, channel, state); attention in full, causal too; norms, activations and biases not counted"
+    "(token, channel, state); attention in full, causal too, windows exactly; a mixture of experts as the "
+    "experts that a token visits; norms, activations and biases not counted"
 )
 STATE_BYTES_PER_NUMBER = 4  # states are kept in float32
 

@@ -141,16 +141,18 @@ def _matching_lines(planned: Plan) -> str:
 
 
 def _list(arguments: Sequence[str]) -> int:
-    from experiments.skeletons import SKELETONS
+    from experiments.skeletons import SKELETONS, option_defaults
     from experiments.tasks import TASKS
     from mixers import MIXERS
 
     if arguments:
         raise InputError(f"list takes no arguments, got {' '.join(arguments)}")
     for registry in (MIXERS, SKELETONS, TASKS):
-        print(f"{registry.kind}s")
-        for name in registry:
-            print(f"  {registry.resolve(registry.parse(name))}")
+        print(f"{registry.kind}s, with their options")
+        for component in map(registry.parse, registry):
+            defaults = option_defaults(component) if registry is SKELETONS else None
+            text = str(registry.resolve(component, defaults))
+            print(textwrap.fill(text, WIDTH, initial_indent="  ", subsequent_indent=" " * 6))
     print("studies")
     for name in study.names():
         print(f"  {name}: {study.load(study.find(name)).question}")

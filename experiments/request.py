@@ -148,8 +148,8 @@ def requested_study(request: Request) -> tuple[str, Study]:
     original = studies.load(path)
     if request.seeds is not None and request.seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {request.seeds}")
-    if request.margin is not None and not request.margin > 0:
-        raise InputError(f"--margin must be positive, got {request.margin:g}")
+    if request.margin is not None and not 0 < request.margin < float("inf"):
+        raise InputError(f"--margin must be positive and finite, got {request.margin:g}")
     changed = _with_arms(original, request)
     name = path.stem
     if changed.all_arms() != original.all_arms():

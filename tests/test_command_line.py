@@ -102,6 +102,7 @@ def metrics(runs: Path) -> bytes:
         (["--study", "nowhere.toml"], "does not exist"),
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--margin", "-1"], "--margin must be positive"),
+        (["--margin", "inf"], "--margin must be positive"),
         (["--workers", "0"], "--workers must be at least 1"),
         (["--backend", "cudda"], "unknown scan backend 'cudda'"),
         (["--backend", "mamba_ssm"], "mamba_ssm"),

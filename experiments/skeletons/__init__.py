@@ -25,6 +25,7 @@ SKELETONS = Registry(
         "isotropic-nano": "experiments.skeletons.isotropic:IsotropicNano",
         "isotropic-tiny": "experiments.skeletons.isotropic:IsotropicTiny",
         "isotropic-small": "experiments.skeletons.isotropic:IsotropicSmall",
+        "causal-lm": "experiments.skeletons.causal_lm:CausalLM",
     },
 )
 
@@ -38,4 +39,4 @@ def option_defaults(skeleton: Component) -> Mapping[str, Any]:
         InputError: unknown skeleton.
     """
     entry: Any = SKELETONS.load(skeleton.name)
-    return entry.option_defaults(skeleton.options.get("block", "gated"))
+    return entry.option_defaults(skeleton.options.get("block"))

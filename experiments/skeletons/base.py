@@ -12,7 +12,7 @@ from timm.layers.layer_scale import LayerScale
 from torch import Tensor, nn
 
 from experiments.interface import TaskSpec
-from experiments.skeletons.blocks import NORM_EPS, PRESETS, mixer_slots
+from experiments.skeletons.blocks import NORM_EPS, PRESETS, BlockName, mixer_slots
 from experiments.skeletons.moe import MixtureOfExperts
 from mixers.registry import InputError
 
@@ -33,6 +33,7 @@ class Skeleton(nn.Module, ABC):
     out come from the block's preset and from the class; `option_defaults` says them without building.
     """
 
+    block_name: ClassVar[BlockName] = "gated"
     drop_path_rate: ClassVar[float]
     head_name: ClassVar[HeadName]
     init_name: ClassVar[Init] = "fixed"
@@ -42,10 +43,10 @@ class Skeleton(nn.Module, ABC):
     init: Init
 
     @classmethod
-    def option_defaults(cls, block: str = "gated") -> dict[str, Any]:
+    def option_defaults(cls, block: str | None = None) -> dict[str, Any]:
         """The values that options have when left out, where they depend on the block or the size."""
         of_the_size = {"drop_path": cls.drop_path_rate, "head": cls.head_name, "init": cls.init_name}
-        return {**PRESETS.get(block, {}), **of_the_size}
+        return {**PRESETS.get(block or cls.block_name, {}), **of_the_size}
 
     def drop_path_rates(self, drop_path: float | None, depth: int) -> list[float]:
         """One rate per block, growing linearly from 0 to `drop_path`, or to that of the class if None."""
@@ -54,14 +55,14 @@ class Skeleton(nn.Module, ABC):
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) -> (B, *grid, C)."""
+        """The task's input -> (B, *grid, C)."""
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """(B, *grid, C) -> (B, classes)."""
+        """(B, *grid, C) -> logits: (B, classes), or (B, *grid, classes) with an answer per token."""
         return self.head(features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) -> logits (B, classes)."""
+        """The task's input -> logits."""
         return self.forward_head(self.forward_features(x))
 
     def auxiliary_loss(self) -> Tensor | float:

@@ -9,6 +9,7 @@ Symbols: C = dim channels, h hidden channels, m channels of the mixer.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from timm.layers.drop import DropPath
 from timm.layers.layer_scale import LayerScale
-from timm.layers.mlp import Mlp
+from timm.layers.mlp import Mlp, SwiGLU
 from torch import Tensor, nn
 
 from experiments.skeletons.moe import PLAIN, ExpertOptions, MixtureOfExperts
@@ -26,45 +27,85 @@ from mixers.registry import InputError
 
 BlockName = Literal["gated", "mamba", "metaformer"]
 Activation = Literal["gelu", "silu"]
+MlpName = Literal["plain", "swiglu", "none"]
 ExpansionRatio = Annotated[float, Field(gt=0, le=64)]
 ConvRatio = Annotated[float, Field(gt=0, le=64)] | Literal["all"]
 LayerScaleInit = Annotated[float, Field(gt=0, le=1)]
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU}
+MLPS: dict[MlpName, Callable[..., nn.Module]] = {"plain": Mlp, "swiglu": SwiGLU}
 NORM_EPS = 1e-6
 
 PRESETS: dict[str, dict[str, Any]] = {
     # the released MambaOut models
-    "gated": {"expansion_ratio": 8 / 3, "conv_ratio": 1.0, "act": "gelu", "bias": True},
+    "gated": {"expansion_ratio": 8 / 3, "conv_ratio": 1.0, "act": "gelu", "bias": True, "gate": True},
     # the block of the Mamba paper (arXiv 2312.00752, section 3.4)
-    "mamba": {"expansion_ratio": 2.0, "conv_ratio": "all", "act": "silu", "bias": False},
+    "mamba": {"expansion_ratio": 2.0, "conv_ratio": "all", "act": "silu", "bias": False, "gate": True},
     # ViT and PoolFormer; its mixer always gets all C channels
-    "metaformer": {"expansion_ratio": 4.0, "conv_ratio": None, "act": "gelu", "bias": True},
+    "metaformer": {"expansion_ratio": 4.0, "act": "gelu", "bias": True, "mlp": "plain"},
 }
 
 MixerOfWidth = Callable[[int], nn.Module]
 """Makes the mixer of one block, given its channels."""
 
+WITHOUT = {
+    "conv_ratio": "its mixer gets all channels",
+    "gate": "it has none",
+    "mlp": "it has none; choose block metaformer",
+}
+"""Why an option of one block has no meaning in another."""
 
-class Block(nn.Module):
-    """(B, *grid, C) -> (B, *grid, C), with a token mixer in `mixer` that it never looks into."""
+Kept = tuple[Tensor, ...]
+"""What goes past the mixer from one half of a block to the other."""
 
-    mixer: nn.Module
+
+class Block(nn.Module, ABC):
+    """(B, *grid, C) -> (B, *grid, C), with a token mixer in `mixer` that it never looks into.
+
+    A block is what comes before its mixer and what comes after it. Neither moves information between
+    tokens, so the same two serve a whole sequence and, with a mixer that can `step`, a single token.
+    """
+
+    mixer: Any
+
+    @abstractmethod
+    def before(self, x: Tensor) -> tuple[Tensor, Kept]:
+        """(*, C) -> what the mixer gets, (*, m), and what goes past it."""
+
+    @abstractmethod
+    def after(self, x: Tensor, mixed: Tensor, kept: Kept) -> Tensor:
+        """The block's input, its mixer's output and what went past it -> (*, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, kept = self.before(x)
+        return self.after(x, self.mixer(v), kept)
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One token: (B, C) and the mixer's state -> (B, C) and its next state.
+
+        Raises:
+            TypeError: the mixer has no recurrent form.
+        """
+        v, kept = self.before(x)
+        mixed, state = self.mixer.step(v, state)
+        return self.after(x, mixed, kept), state
 
 
 class GatedBlock(Block):
     """x + fc2(act(g) * cat(i, mixer(v))), where g, i, v = split(fc1(norm(x))).
 
     g has h channels, v has m, i the other h - m. MambaOut's Gated CNN block has a 7 x 7 depthwise
-    convolution for a mixer and m = C.
+    convolution for a mixer and m = C. Without the gate it is x + fc2(act(cat(i, mixer(v)))), the
+    inverted bottleneck of MobileNetV2, so that the gate can be judged like a mixer.
 
     Args:
         dim: C.
         make_mixer: fills the slot.
         expansion_ratio: h = int(expansion_ratio * C).
         conv_ratio: m = int(conv_ratio * C), or "all" for m = h.
-        act: of the gate.
+        act: of the gate, or in its place.
         bias: in fc1 and fc2.
+        gate: whether there is g.
         layer_scale: initial LayerScale (arXiv 2103.17239); None for none.
         drop_path: rate of stochastic depth.
 
@@ -81,6 +122,7 @@ class GatedBlock(Block):
         conv_ratio: float | Literal["all"] = 1.0,
         act: Activation = "gelu",
         bias: bool = True,
+        gate: bool = True,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
     ) -> None:
@@ -93,34 +135,40 @@ class GatedBlock(Block):
                 f"conv_ratio {conv_ratio} hands {mixed} to the mixer, which needs from 1 to all of them"
             )
         self.widths = (hidden - mixed, mixed)
+        self.gate = gate
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.fc1 = nn.Linear(dim, 2 * hidden, bias=bias)
+        self.fc1 = nn.Linear(dim, 2 * hidden if gate else hidden, bias=bias)
         self.act = ACTIVATIONS[act]()
         self.mixer = make_mixer(mixed)
         self.fc2 = nn.Linear(hidden, dim, bias=bias)
         self.residual = residual_branch(dim, layer_scale, drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        # The channels of i and those of v never meet before the sum in fc2, so each go their own way:
-        # slicing the weights is free, slicing and concatenating activations is not.
+    # The channels of i and those of v never meet before the sum in fc2, so each go their own way:
+    # slicing the weights is free, slicing and concatenating activations is not.
+
+    def before(self, x: Tensor) -> tuple[Tensor, Kept]:
+        widths = self.widths * 2 if self.gate else self.widths
+        weights = self.fc1.weight.split(widths)
+        biases = [None] * len(widths) if self.fc1.bias is None else self.fc1.bias.split(widths)
         z = self.norm(x)
-        (g_i, i), (g_v, v) = self._expand(z)
+        *gates, i, v = (F.linear(z, w, b) for w, b in zip(weights, biases, strict=True))
+        return v, (i, *gates)
+
+    def after(self, x: Tensor, mixed: Tensor, kept: Kept) -> Tensor:
+        i, *gates = kept
         w_i, w_v = self.fc2.weight.split(self.widths, dim=1)
-        y = F.linear(self.act(g_v) * self.mixer(v), w_v, self.fc2.bias)
+        g_i, g_v = gates if self.gate else (None, None)
+        y = F.linear(self._activate(mixed, g_v), w_v, self.fc2.bias)
         if i.shape[-1] > 0:
-            y = y + F.linear(self.act(g_i) * i, w_i)
+            y = y + F.linear(self._activate(i, g_i), w_i)
         return x + self.residual(y)
 
-    def _expand(self, z: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """fc1 in four parts: (*, C) -> gate and value past the mixer, gate and value through it."""
-        weights = self.fc1.weight.split(self.widths * 2)
-        biases = [None] * 4 if self.fc1.bias is None else self.fc1.bias.split(self.widths * 2)
-        g_i, g_v, i, v = (F.linear(z, w, b) for w, b in zip(weights, biases, strict=True))
-        return (g_i, i), (g_v, v)
+    def _activate(self, value: Tensor, gate: Tensor | None) -> Tensor:
+        return self.act(value) if gate is None else self.act(gate) * value
 
 
 class MetaFormerBlock(Block):
-    """x + mixer(norm(x)), then x + mlp(norm(x)), where the mlp may be a mixture of several.
+    """x + mixer(norm(x)), then x + mlp(norm(x)), where the mlp may be a mixture of several, or absent.
 
     Args:
         dim: C, all of which the mixer gets.
@@ -128,9 +176,11 @@ class MetaFormerBlock(Block):
         expansion_ratio: h = int(expansion_ratio * C), of the MLP.
         act: of the MLP.
         bias: in the MLP.
+        mlp: "plain" for fc2(act(fc1(x))), "swiglu" for fc2(act(gate(x)) * fc1(x)) (arXiv 2002.05202),
+            "none" for a block that only mixes tokens.
         layer_scale: initial LayerScale of both branches; None for none.
         drop_path: rate of stochastic depth, drawn for each branch.
-        experts: of the mixture; None for a plain MLP.
+        experts: of the mixture; None for a single MLP.
 
     Raises:
         InputError: no hidden channels.
@@ -144,6 +194,7 @@ class MetaFormerBlock(Block):
         expansion_ratio: float = 4.0,
         act: Activation = "gelu",
         bias: bool = True,
+        mlp: MlpName = "plain",
         layer_scale: float | None = None,
         drop_path: float = 0.0,
         experts: ExpertOptions | None = None,
@@ -155,14 +206,20 @@ class MetaFormerBlock(Block):
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mixer = make_mixer(dim)
         self.residual1 = residual_branch(dim, layer_scale, drop_path)
+        if mlp == "none":
+            self.mlp = None
+            return
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        make_mlp = partial(Mlp, dim, hidden, act_layer=ACTIVATIONS[act], bias=bias)
+        make_mlp = partial(MLPS[mlp], dim, hidden, act_layer=ACTIVATIONS[act], bias=bias)
         self.mlp = make_mlp() if experts is None else MixtureOfExperts(dim, make_mlp, experts)
         self.residual2 = residual_branch(dim, layer_scale, drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.residual1(self.mixer(self.norm1(x)))
-        return x + self.residual2(self.mlp(self.norm2(x)))
+    def before(self, x: Tensor) -> tuple[Tensor, Kept]:
+        return self.norm1(x), ()
+
+    def after(self, x: Tensor, mixed: Tensor, kept: Kept) -> Tensor:
+        x = x + self.residual1(mixed)
+        return x if self.mlp is None else x + self.residual2(self.mlp(self.norm2(x)))
 
 
 def residual_branch(dim: int, layer_scale: float | None, drop_path: float) -> nn.Sequential:
@@ -179,7 +236,8 @@ def residual_branch(dim: int, layer_scale: float | None, drop_path: float) -> nn
 class BlockOptions:
     """All that determines the blocks of a skeleton except their width, mixer and drop path.
 
-    A value of None is taken from the preset, except for `layer_scale`, where it means none.
+    A value of None is taken from the preset; a preset without it has no such option. For `layer_scale`,
+    which every block has, None means none.
     """
 
     block: BlockName
@@ -187,6 +245,8 @@ class BlockOptions:
     conv_ratio: float | Literal["all"] | None = None
     act: Activation | None = None
     bias: bool | None = None
+    gate: bool | None = None
+    mlp: MlpName | None = None
     layer_scale: float | None = None
     experts: ExpertOptions = PLAIN
 
@@ -196,22 +256,26 @@ class BlockOptions:
         Raises:
             InputError: the options do not fit the block or each other.
         """
+        preset = PRESETS[self.block]
+        for name in ("conv_ratio", "gate", "mlp"):
+            if name not in preset and getattr(self, name) is not None:
+                raise InputError(f"{name} has no meaning in block {self.block}: {WITHOUT[name]}")
         options: dict[str, Any] = {"layer_scale": self.layer_scale, "drop_path": drop_path}
-        for name, default in PRESETS[self.block].items():
+        for name, default in preset.items():
             given = getattr(self, name)
             options[name] = default if given is None else given
-        if self.block != "metaformer":
-            self._require_plain()
-            return GatedBlock(dim, make_mixer, **options)
-        if options.pop("conv_ratio") is not None:
-            raise InputError("conv_ratio has no meaning in block metaformer: its mixer gets all channels")
-        return MetaFormerBlock(dim, make_mixer, **options, experts=self.experts if has_experts else None)
+        if self.block == "metaformer":
+            if options["mlp"] == "none":
+                self._require_plain("without an MLP")
+            return MetaFormerBlock(dim, make_mixer, **options, experts=self.experts if has_experts else None)
+        self._require_plain(self.block)
+        return GatedBlock(dim, make_mixer, **options)
 
-    def _require_plain(self) -> None:
+    def _require_plain(self, block: str) -> None:
         if self.experts != PLAIN:
             raise InputError(
-                "experts, experts_per_token, moe_every and balance have no meaning in block "
-                f"{self.block}: it has no channel MLP to replace; choose block metaformer"
+                "experts, experts_per_token, moe_every and balance have no meaning in a block "
+                f"{block}: it has no channel MLP to replace; choose block metaformer"
             )
 
 

@@ -32,6 +32,7 @@ from experiments.skeletons.blocks import (
     ConvRatio,
     ExpansionRatio,
     LayerScaleInit,
+    MlpName,
 )
 from experiments.skeletons.moe import BALANCE, Balance, ExpertOptions, Experts, ExpertsPerToken, MoeEvery
 
@@ -47,6 +48,8 @@ class MambaOut(Skeleton):
         conv_ratio: channels handed to the mixer per channel; None for the preset's.
         act: activation of the block; stem and head keep GELU. None for the preset's.
         bias: in the block's linear layers; None for the preset's.
+        gate: whether a gated block has its gate; None for the preset's.
+        mlp: channel MLP of a metaformer block; None for the preset's.
         layer_scale: initial LayerScale; None for none.
         drop_path: of the last block, growing linearly from 0 at the first; None for the released value.
         readout: what the head looks at.
@@ -77,6 +80,8 @@ class MambaOut(Skeleton):
         conv_ratio: ConvRatio | None = None,
         act: Activation | None = None,
         bias: bool | None = None,
+        gate: bool | None = None,
+        mlp: MlpName | None = None,
         layer_scale: LayerScaleInit | None = None,
         drop_path: DropRate | None = None,
         readout: Readout = "mean",
@@ -91,7 +96,9 @@ class MambaOut(Skeleton):
         self.init = init or self.init_name
         require_image_classification(task)
         mixtures = ExpertOptions(experts, experts_per_token, moe_every, balance)
-        options = BlockOptions(block, expansion_ratio, conv_ratio, act, bias, layer_scale, mixtures)
+        options = BlockOptions(
+            block, expansion_ratio, conv_ratio, act, bias, gate, mlp, layer_scale, mixtures
+        )
         rates = self.drop_path_rates(drop_path, sum(self.depths))
         with_experts = mixtures.layers(sum(self.depths))
         self.stem = Stem(task.channels, self.dims[0], self.stem_strides)

@@ -27,6 +27,7 @@ from experiments.skeletons.blocks import (
     ConvRatio,
     ExpansionRatio,
     LayerScaleInit,
+    MlpName,
 )
 from experiments.skeletons.moe import BALANCE, Balance, ExpertOptions, Experts, ExpertsPerToken, MoeEvery
 
@@ -49,6 +50,8 @@ class Isotropic(Skeleton):
         conv_ratio: channels handed to the mixer per channel; None for the preset's.
         act: activation of the block; None for the preset's.
         bias: in the block's linear layers; None for the preset's.
+        gate: whether a gated block has its gate; None for the preset's.
+        mlp: channel MLP of a metaformer block; None for the preset's.
         layer_scale: initial LayerScale; None for none.
         drop_path: of the last block, growing linearly from 0 at the first; None for that of the size.
         readout: what the head looks at.
@@ -80,6 +83,8 @@ class Isotropic(Skeleton):
         conv_ratio: ConvRatio | None = None,
         act: Activation | None = None,
         bias: bool | None = None,
+        gate: bool | None = None,
+        mlp: MlpName | None = None,
         layer_scale: LayerScaleInit | None = None,
         drop_path: DropRate | None = None,
         readout: Readout = "mean",
@@ -94,7 +99,9 @@ class Isotropic(Skeleton):
         self.init = init or self.init_name
         require_image_classification(task)
         mixtures = ExpertOptions(experts, experts_per_token, moe_every, balance)
-        options = BlockOptions(block, expansion_ratio, conv_ratio, act, bias, layer_scale, mixtures)
+        options = BlockOptions(
+            block, expansion_ratio, conv_ratio, act, bias, gate, mlp, layer_scale, mixtures
+        )
         rates = self.drop_path_rates(drop_path, self.depth)
         with_experts = mixtures.layers(self.depth)
         self.patch_embed = PatchEmbed(task.channels, self.dim, patch_size or self.patch_side)
@@ -116,7 +123,7 @@ class Isotropic(Skeleton):
         self.head = Head(self.dim, task.classes, readout, head or self.head_name)
 
     @classmethod
-    def option_defaults(cls, block: str = "gated") -> dict[str, Any]:
+    def option_defaults(cls, block: str | None = None) -> dict[str, Any]:
         return {**super().option_defaults(block), "patch_size": cls.patch_side}
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -151,7 +151,7 @@ def test_importing_the_registry_does_not_import_torch():
 def test_resolved_options_build_the_same_model_as_options_left_out(skeleton, block):
     left_out = Component(skeleton, {"block": block})
     resolved = SKELETONS.resolve(left_out, option_defaults(left_out))
-    may_be_none = {"layer_scale"} | ({"conv_ratio"} if block == "metaformer" else set())
+    may_be_none = {"layer_scale"} | ({"conv_ratio", "gate", "mlp"} - PRESETS[block].keys())
     assert {name for name, value in resolved.options.items() if value is None} == may_be_none
     with torch.device("meta"):
         models = [SKELETONS.load(skeleton)(factory(), TASK, **c.options) for c in (left_out, resolved)]

@@ -12,11 +12,12 @@ from experiments.cost import Costs, measure
 from experiments.skeletons import SKELETONS, option_defaults
 from experiments.skeletons.base import Skeleton
 from experiments.tasks import TASKS
-from experiments.tasks.base import Task, generator
+from experiments.tasks.base import Metric, Task, generator
 from experiments.trial import Recipe, Trial, stream
 from mixers import MIXERS, Component, InputError, backends
 from mixers.base import TokenMixer
 from mixers.directions import ScanCore
+from mixers.registry import suggest
 
 
 def resolve(
@@ -33,6 +34,8 @@ def resolve(
     """
     task = TASKS.resolve(task)
     spec = create_task(task).spec
+    if spec.input != "image" and (train.mixup or train.cutmix):
+        raise InputError(f"mixup and cutmix mix images, but task {task.name} has {spec.input}")
     skeleton = SKELETONS.resolve(skeleton, option_defaults(skeleton))
     mixers = tuple(
         MIXERS.resolve(each, MIXERS.load(each.name).place_defaults(len(spec.grid), spec.causal))
@@ -50,6 +53,27 @@ def create_task(component: Component) -> Task:
     """The task of a trial, without its data."""
     task: Task = TASKS.create(component)
     return task
+
+
+def choose_metric(task: Task, name: str, wanted: str | None) -> Metric:
+    """The metric of that name, or the task's first.
+
+    Args:
+        task: the task.
+        name: of the task, for the message.
+        wanted: name of one of its metrics; None for the first.
+
+    Raises:
+        InputError: the task has no such metric.
+    """
+    known = {metric.name: metric for metric in (task.metric, *task.other_metrics)}
+    if wanted is None:
+        return task.metric
+    if wanted not in known:
+        raise InputError(
+            f"task {name} has no metric {wanted!r}{suggest(wanted, known)} (it has {', '.join(known)})"
+        )
+    return known[wanted]
 
 
 def build_model(trial: Trial) -> Skeleton:

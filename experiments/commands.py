@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import launch, plan, request, study
+from experiments import launch, plan, request, search, study
 from experiments.monitor import Monitor
 from experiments.plan import Plan
 from experiments.request import Request
 from experiments.store import Store
+from experiments.trial import Trial
 from mixers.registry import InputError
 
 WIDTH = 100  # characters of the terminal table
@@ -42,26 +43,59 @@ def run(arguments: Sequence[str], command: str) -> int:
 
 
 def _run(asked: Request, name: str, wanted: study.Study, command: str) -> int:
-    runtime = asked.runtime
-    launch.check_backend(runtime)
-    planned = plan.make(name, wanted, asked.runs / "studies" / name / "plan.json")
+    launch.check_backend(asked.runtime)
+    folder = asked.runs / "studies" / name
+    planned = plan.make(name, wanted, folder / "plan.json")
     store = Store(asked.runs)
-    trials = planned.trials()
+    plan.write(planned, folder / "plan.json", command)
+    print(_matching_lines(planned), end="")
+    planned = _choose_rates(planned, store, asked)
+    plan.write(planned, folder / "plan.json", command)
+    _train(f"{name}: {_size(planned)}", planned.trials(), planned.labels(), store, asked)
+    return _write_report(planned, store, folder)
+
+
+def _size(planned: Plan) -> str:
+    cases = f" x {len(planned.study.cases)} cases" if planned.study.cases else ""
+    return f"{len(planned.study.all_arms())} arms{cases} x {planned.study.seeds} seeds"
+
+
+def _choose_rates(planned: Plan, store: Store, asked: Request) -> Plan:
+    """Run the search for learning rates, if the study asks for one, until it is settled."""
+    attempted: set[str] = set()
+    found = search.settle(planned, store)
+    while found.open:
+        trials = list(found.open.values())
+        _train(f"{planned.name}: learning rates", trials, found.labels, store, asked)
+        attempted |= found.open.keys()
+        found = search.settle(planned, store, attempted)
+    if found.plan.search:
+        print(_rate_lines(found.plan), end="")
+    return found.plan
+
+
+def _rate_lines(planned: Plan) -> str:
+    lines = []
+    for arm in planned.search["arms"] if planned.search else ():
+        edge = f", still at the {arm['at_edge']} edge" if arm["at_edge"] else ""
+        lines.append(f"  {arm['name']}: {arm['chosen']:g} of {len(arm['points'])}{edge}\n")
+    return "".join(["Learning rates, chosen on validation:\n", *lines])
+
+
+def _train(what: str, trials: list[Trial], labels: Mapping[str, str], store: Store, asked: Request) -> None:
+    """Run those of the trials that are not finished, and say so."""
     for note in launch.set_unusable_aside(trials, store):
         print(f"note: {note}")
-    folder = store.studies / name
-    plan.write(planned, folder / "plan.json", command)
     to_do = launch.missing(trials, store)
-    print(_matching_lines(planned), end="")
-    size = f"{len(planned.arms)} arms x {wanted.seeds} seeds"
-    print(f"{name}: {size}, {len(to_do)} of {len(trials)} trials to run")
-    if to_do:
-        monitor = Monitor(planned, store, launch.processes(asked.workers, runtime.threads, len(to_do)))
-        try:
-            launch.run_local(trials, store, runtime, asked.workers, monitor)
-        finally:
-            monitor.close()
-    return _write_report(planned, store, folder)
+    print(f"{what}, {len(to_do)} of {len(trials)} trials to run", flush=True)
+    if not to_do:
+        return
+    runtime = asked.runtime
+    monitor = Monitor(labels, store, launch.processes(asked.workers, runtime.threads, len(to_do)))
+    try:
+        launch.run_local(trials, store, runtime, asked.workers, monitor)
+    finally:
+        monitor.close()
 
 
 def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
@@ -79,6 +113,12 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
         width = [f"and, to match, expansion_ratio={solved:.4g}"] if solved is not None else []
         print(f"  {before.name} -> {after.name}: {', '.join([*fields, *width])}")
     print(_matching_lines(planned), end="")
+    if wanted.lr_grid:
+        arms, rates = len(planned.arms), len(wanted.lr_grid)
+        print(
+            f"Learning rates are chosen first: {arms} arms x {rates} rates x {wanted.lr_seeds} seeds = "
+            f"{arms * rates * wanted.lr_seeds} trials, more where the best lies at an edge"
+        )
     trials = planned.trials()
     done = (
         sum(launch.finished(Store(asked.runs).folder(trial.id)) for trial in trials)
@@ -93,8 +133,9 @@ def _report(asked: Request, name: str, wanted: study.Study, command: str) -> int
     folder = asked.runs / "studies" / name
     if not (folder / "plan.json").exists():
         raise InputError(f"{folder} holds no study: run it first, without the word report")
-    planned = plan.make(name, wanted, folder / "plan.json")
-    return _write_report(planned, Store(asked.runs), folder)
+    store = Store(asked.runs)
+    planned = search.settle(plan.make(name, wanted, folder / "plan.json"), store).plan
+    return _write_report(planned, store, folder)
 
 
 def _write_report(planned: Plan, store: Store, folder: Path) -> int:

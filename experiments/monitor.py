@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from experiments.launch import finished
-from experiments.plan import Plan
 from experiments.store import Store, TrialFolder
 
 REDRAW_EVERY = 0.5  # seconds, on a terminal
@@ -17,11 +16,19 @@ BAR = 20  # characters
 
 
 class Monitor:
-    """Watches the folders of a plan's trials and says how far they are."""
+    """Watches the folders of trials and says how far they are.
 
-    def __init__(self, plan: Plan, store: Store, workers: int, out: TextIO = sys.stderr) -> None:
-        self._store, self._workers, self._out = store, workers, out
-        self._labels = {arm.trial(seed).id: f"{arm.name} seed {seed}" for arm, seed in _pairs(plan)}
+    Args:
+        labels: what to call each trial, by its id.
+        store: where they are.
+        workers: how many run at once.
+        out: where to print.
+    """
+
+    def __init__(
+        self, labels: Mapping[str, str], store: Store, workers: int, out: TextIO = sys.stderr
+    ) -> None:
+        self._labels, self._store, self._workers, self._out = labels, store, workers, out
         self._finished = {trial_id for trial_id in self._labels if finished(store.folder(trial_id))}
         self._durations: list[float] = []
         self._total = len(self._labels)
@@ -63,7 +70,9 @@ class Monitor:
             return
         seconds = folder.timing().get("train_seconds", 0.0)
         self._durations.append(seconds)
-        scores = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].get("test", {}).items())
+        metrics = result["metrics"]
+        main = {name: metrics["test"][name] for name in metrics.get("validation", {})}  # no extra tests
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in main.items())
         what = f"test {scores}" if result["status"] == "ok" else result["status"]
         self._erase()
         count = f"{len(self._finished)}/{self._total}"
@@ -110,10 +119,6 @@ class Monitor:
         waiting = self._total - len(self._finished) - len(running)
         under_way = sum(typical * (1 - p["fraction"]) for _, p in running)
         return (under_way + waiting * typical) / max(1, min(self._workers, self._total - len(self._finished)))
-
-
-def _pairs(plan: Plan) -> list[tuple]:
-    return [(arm, seed) for seed in range(plan.study.seeds) for arm in plan.arms]
 
 
 def _held(folder: TrialFolder) -> bool:

@@ -15,42 +15,77 @@ from typing import Any
 
 from experiments.code_version import source_digest
 from experiments.store import write_json
-from experiments.study import Arm, Study, changed_recipe
+from experiments.study import Arm, Case, Option, Study, changed_recipe
 from experiments.trial import SCHEMA_VERSION, Trial, digest
+from mixers.registry import Component, InputError, Registry
+
+DETAILS = ("metric", "budget", "baselines")
 
 
 @dataclass(frozen=True)
 class PlannedArm:
-    """An arm with every option filled in.
+    """An arm in one case, with every option filled in.
 
     Attributes:
-        name: as in the study.
+        arm: as named in the study.
+        case: where; "" in a study without cases.
         template: its trial with seed 0.
         matching: how near its size came to the baseline's, as stored; None for the baseline.
+        metric: what is read of its results in place of the study's metric; None for that.
     """
 
-    name: str
+    arm: str
+    case: str
     template: Trial
     matching: dict[str, Any] | None
+    metric: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique within the study."""
+        return planned_name(self.arm, self.case)
 
     def trial(self, seed: int) -> Trial:
         """The arm's trial with this seed."""
         return dataclasses.replace(self.template, seed=seed)
 
 
+def planned_name(arm: str, case: str) -> str:
+    """What an arm is called in a case."""
+    return f"{arm} @ {case}" if case else arm
+
+
 @dataclass(frozen=True)
 class Plan:
-    """A study whose arms are resolved."""
+    """A study whose arms are resolved.
+
+    Attributes:
+        name: of the study.
+        study: as asked for.
+        arms: case by case.
+        details: what the report says of metric, budget, splits and naive baselines, as stored.
+        search: how the learning rates were chosen, as stored; None where there was nothing to choose,
+            or where that is not settled yet.
+    """
 
     name: str
     study: Study
     arms: tuple[PlannedArm, ...]
     details: dict[str, Any]
-    """What the report says of metric, budget and splits, as stored."""
+    search: dict[str, Any] | None = None
 
     def trials(self) -> list[Trial]:
-        """Seed by seed, so that pairs are complete early."""
-        return [arm.trial(seed) for seed in range(self.study.seeds) for arm in self.arms]
+        """Seed by seed, so that pairs are complete early; a trial that stands behind two arms comes once."""
+        trials = (arm.trial(seed) for seed in range(self.study.seeds) for arm in self.arms)
+        return list({trial.id: trial for trial in trials}.values())
+
+    def labels(self) -> dict[str, str]:
+        """What to call each trial, by its id."""
+        return {
+            arm.trial(seed).id: f"{arm.name} seed {seed}"
+            for seed in range(self.study.seeds)
+            for arm in reversed(self.arms)
+        }
 
     def arm(self, name: str) -> PlannedArm:
         """The arm of that name."""
@@ -59,7 +94,7 @@ class Plan:
     def to_dict(self, command: str) -> dict[str, Any]:
         """As stored in `plan.json`."""
         study = self.study
-        baseline = self.arm(study.baseline)
+        comparisons, families = self._comparisons()
         return {
             "schema_version": SCHEMA_VERSION,
             "key": _key(self.name, study),
@@ -77,21 +112,60 @@ class Plan:
             "task": study.task,
             "skeleton": study.skeleton,
             "command": command,
-            "comparisons": [
-                {"arm": arm, "baseline": baseline_name} for arm, baseline_name in study.all_comparisons()
-            ],
-            "arms": [
-                {
-                    "name": arm.name,
-                    "mixer": arm.template.mixer_text,
-                    "switches": differences(baseline.template, arm.template),
-                    "matching": arm.matching,
-                    "template": arm.template.to_dict(),
-                    "trials": [{"seed": seed, "trial_id": arm.trial(seed).id} for seed in range(study.seeds)],
-                }
-                for arm in self.arms
+            "cases": self._cases(),
+            "comparisons": comparisons,
+            "families": families,
+            "arms": [self._arm(arm) for arm in self.arms],
+            "search": self.search,
+            "published": [
+                {"entry": planned_name(row.arm, row.case or ""), **_without(row, "arm", "case")}
+                for row in study.published
             ],
         }
+
+    def _arm(self, arm: PlannedArm) -> dict[str, Any]:
+        baseline = self.arm(planned_name(self.study.baseline, arm.case))
+        return {
+            "name": arm.name,
+            "arm": arm.arm,
+            "case": arm.case or None,
+            "metric": arm.metric,
+            "mixer": arm.template.mixer_text,
+            "switches": differences(baseline.template, arm.template),
+            "matching": arm.matching,
+            "template": arm.template.to_dict(),
+            "trials": [{"seed": seed, "trial_id": arm.trial(seed).id} for seed in range(self.study.seeds)],
+        }
+
+    def _cases(self) -> dict[str, Any] | None:
+        if not self.study.cases:
+            return None
+        entries = [
+            {
+                "name": case.name,
+                "at": case.at,
+                "series": case.series,
+                "about": str(self.arm(planned_name(self.study.baseline, case.name)).template.task),
+            }
+            for case in self.study.cases
+        ]
+        return {"axis": self.study.axis, "log": self.study.log_axis, "entries": entries}
+
+    def _comparisons(self) -> tuple[list[dict[str, str]], list[list[int]]]:
+        """Pairs of arms, and which of them form a family: those of a case, which is a question of its own."""
+        pairs: list[dict[str, str]] = []
+        families = []
+        for case in self.study.all_cases():
+            start = len(pairs)
+            for arm, baseline in self.study.all_comparisons():
+                names = (planned_name(each, case.name) for each in (arm, baseline))
+                pairs.append(dict(zip(("arm", "baseline"), names, strict=True)))
+            families.append(list(range(start, len(pairs))))
+        return pairs, [family for family in families if family]
+
+
+def _without(row: Any, *fields: str) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(row).items() if name not in fields}
 
 
 def differences(one: Trial, other: Trial) -> dict[str, Any]:
@@ -140,10 +214,16 @@ def _read(path: Path, name: str, study: Study) -> Plan | None:
         if stored["key"] != _key(name, study):
             return None
         arms = tuple(
-            PlannedArm(arm["name"], Trial.from_dict(arm["template"]), arm["matching"])
+            PlannedArm(
+                arm["arm"],
+                arm["case"] or "",
+                Trial.from_dict(arm["template"]),
+                arm["matching"],
+                arm["metric"],
+            )
             for arm in stored["arms"]
         )
-        return Plan(name, study, arms, {key: stored[key] for key in ("metric", "budget")})
+        return Plan(name, study, arms, {key: stored[key] for key in DETAILS}, stored["search"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -154,39 +234,86 @@ def write(plan: Plan, path: Path, command: str) -> None:
 
 
 def _resolve(name: str, study: Study) -> Plan:
+    planned: list[PlannedArm] = []
+    budgets: dict[str, str] = {}
+    baselines = []
+    for case in study.all_cases():
+        arms, facts = _resolve_case(study, case)
+        planned += arms
+        budgets[case.name] = facts.budget
+        baselines += [{"case": case.name or None, **naive} for naive in facts.baselines]
+        metric = facts.metric
+    distinct = set(budgets.values())
+    details = {
+        "metric": metric,
+        "budget": distinct.pop()
+        if len(distinct) == 1
+        else "; ".join(f"{case}: {budget}" for case, budget in budgets.items()),
+        "baselines": baselines,
+    }
+    return Plan(name, study, tuple(planned), details)
+
+
+@dataclass(frozen=True)
+class _CaseFacts:
+    """What a report says of a case beyond its arms."""
+
+    metric: dict[str, Any]
+    budget: str
+    baselines: list[dict[str, Any]]
+
+
+def _resolve_case(study: Study, case: Case) -> tuple[list[PlannedArm], _CaseFacts]:
     from experiments import budget, build
-    from experiments.skeletons import SKELETONS
-    from experiments.tasks import TASKS
-    from mixers import MIXERS
 
-    skeleton, task = SKELETONS.parse(study.skeleton), TASKS.parse(study.task)
-
-    def template(arm: Arm) -> Trial:
-        return build.resolve(
-            MIXERS.parse_pattern(arm.mixer),
-            build.with_options(skeleton, arm.skeleton),
-            build.with_options(task, arm.task),
-            changed_recipe(study.train, arm.train, f"arm {arm.name}: train."),
-            seed=0,
-        )
-
-    templates = {arm.name: template(arm) for arm in study.all_arms()}
-    reference = build.count_costs(templates[study.baseline])
+    templates = {arm.name: _template(study, case, arm) for arm in study.all_arms()}
+    baseline = templates[study.baseline]
+    reference = build.count_costs(baseline)
     planned = []
-    for arm_name, trial in templates.items():
+    for arm, trial in templates.items():
         matching = None
-        if arm_name == study.baseline or study.match == "none":
+        if arm == study.baseline or study.match == "none":
             build.count_costs(trial)  # builds it, so that what does not fit fails before anything runs
         else:
             trial, matched = budget.match(trial, study.match, getattr(reference, study.match))
             matching = matched.to_dict()
-        planned.append(PlannedArm(arm_name, trial, matching))
-    baseline = templates[study.baseline]
-    built_task = build.create_task(baseline.task)
-    sizes = built_task.load(0).sizes
+        planned.append(PlannedArm(arm, case.name, trial, matching, case.metric))
+    task = build.create_task(baseline.task)
+    data = task.load(0)
     recipe = baseline.train
-    details = {
-        "metric": dataclasses.asdict(built_task.metric),
-        "budget": f"{recipe.epochs} epochs of {sizes['train']:,} examples, batch {recipe.batch_size}",
-    }
-    return Plan(name, study, tuple(planned), details)
+    facts = _CaseFacts(
+        dataclasses.asdict(build.choose_metric(task, baseline.task.name, study.metric)),
+        f"{recipe.epochs} epochs of {data.sizes['train']:,} examples, batch {recipe.batch_size}",
+        [{"name": naive, "value": value} for naive, value in data.baselines.items()],
+    )
+    return planned, facts
+
+
+def _template(study: Study, case: Case, arm: Arm) -> Trial:
+    """The trial with seed 0 of an arm in a case; where both change something, the arm has the last word."""
+    from experiments import build
+    from experiments.skeletons import SKELETONS
+    from experiments.tasks import TASKS
+    from mixers import MIXERS
+
+    where = f"case {case.name}: " if case.name else ""
+    task = _changed(TASKS, study.task, case.task)
+    skeleton = _changed(SKELETONS, study.skeleton, case.skeleton)
+    recipe = changed_recipe(study.train, case.train, f"{where}train.")
+    try:
+        return build.resolve(
+            MIXERS.parse_pattern(case.mixers.get(arm.name, arm.mixer)),
+            build.with_options(skeleton, arm.skeleton),
+            build.with_options(task, arm.task),
+            changed_recipe(recipe, arm.train, f"arm {arm.name}: train."),
+            seed=0,
+        )
+    except InputError as error:
+        raise InputError(f"{where}{error}") from None
+
+
+def _changed(registry: Registry, original: str, change: str | dict[str, Option]) -> Component:
+    if isinstance(change, str):
+        return registry.parse(change)
+    component = registry.parse(original)
+    return dataclasses.replace(component, options={**component.options, **change})

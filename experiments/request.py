@@ -45,6 +45,8 @@ class Request:
     """What the arms have in common in size; the block's hidden width is solved for it."""
     margin: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
     """Differences within this count as equivalent, in the metric's unit."""
+    lr_grid: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="LR ...")] = None
+    """Learning rates to choose from on validation, for every arm; a single one is simply taken."""
     train: Recipe = field(default_factory=Recipe)
     """How every arm is trained."""
     runs: Path = Path("runs")
@@ -150,7 +152,9 @@ def requested_study(request: Request) -> tuple[str, Study]:
         raise InputError(f"--seeds must be at least 1, got {request.seeds}")
     if request.margin is not None and not 0 < request.margin < float("inf"):
         raise InputError(f"--margin must be positive and finite, got {request.margin:g}")
-    changed = _with_arms(original, request)
+    for kind in ("task", "skeleton"):
+        _check_cases_follow(original, kind, request)
+    changed = _with_rates(_with_arms(original, request), original, request)
     name = path.stem
     if changed.all_arms() != original.all_arms():
         name = "-".join([name, *(_slug(arm.name) for arm in changed.all_arms())])
@@ -161,7 +165,6 @@ def requested_study(request: Request) -> tuple[str, Study]:
         match=request.match or original.match,
         margin=request.margin or original.margin,
         seeds=request.seeds or original.seeds,
-        train=request.train,
     )
     study.check("command line")
     ours, theirs = (_apart_from_arms_and_seeds(each) for each in (study, original))
@@ -169,7 +172,7 @@ def requested_study(request: Request) -> tuple[str, Study]:
 
 
 def _apart_from_arms_and_seeds(study: Study) -> dict[str, Any]:
-    kept = ("task", "skeleton", "match", "margin", "train")
+    kept = ("task", "skeleton", "match", "margin", "train", "lr_grid")
     return {key: value for key, value in dataclasses.asdict(study).items() if key in kept}
 
 
@@ -184,6 +187,29 @@ def _with_arms(original: Study, request: Request) -> Study:
     arms = tuple(known.get(name, Arm(name, name)) for name in names)
     kept = tuple(pair for pair in original.comparisons if request.mixer and set(pair) <= set(names))
     return dataclasses.replace(original, baseline=baseline, mixers=(), arms=arms, comparisons=kept)
+
+
+def _with_rates(study: Study, original: Study, request: Request) -> Study:
+    """The recipe that was asked for; a learning rate given by hand leaves nothing to search."""
+    if request.lr_grid is not None and len(request.lr_grid) > 1:
+        return dataclasses.replace(study, train=request.train, lr_grid=request.lr_grid)
+    train = dataclasses.replace(request.train, lr=request.lr_grid[0]) if request.lr_grid else request.train
+    by_hand = train.lr != original.train.lr or request.lr_grid is not None
+    return dataclasses.replace(study, train=train, lr_grid=() if by_hand else study.lr_grid)
+
+
+def _check_cases_follow(study: Study, kind: str, request: Request) -> None:
+    """Refuse to change a task or skeleton that the cases of the study replace: it would change nothing.
+
+    Raises:
+        InputError: it is replaced.
+    """
+    replaced = [case.name for case in study.cases if isinstance(getattr(case, kind), str)]
+    if replaced and (getattr(request, kind) is not None or request.options.get(kind)):
+        raise InputError(
+            f"--{kind} has no effect on study {request.study}: its cases have their own "
+            f"({', '.join(replaced)}); copy the study file and change it there"
+        )
 
 
 def _with_options(kind: str, text: str, request: Request) -> str:

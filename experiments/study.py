@@ -39,11 +39,49 @@ class Arm:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Case:
+    """One place where all arms are compared: a size, a length, a task. What it leaves out is the study's."""
+
+    name: str
+    at: float | None = None
+    """Where it lies on the study's axis."""
+    series: str | None = None
+    """What tells it apart from other cases at the same place, e.g. "causal"."""
+    task: str | dict[str, Option] = dataclasses.field(default_factory=dict)
+    """A task in place of the study's, or options of it that change."""
+    skeleton: str | dict[str, Option] = dataclasses.field(default_factory=dict)
+    """A skeleton in place of the study's, or options of it that change."""
+    train: dict[str, Option] = dataclasses.field(default_factory=dict)
+    """Fields of the recipe that change."""
+    mixers: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Mixers in place of those of the named arms: what an arm means here, e.g. its causal form."""
+    metric: str | None = None
+    """Number of the test split that is compared here, e.g. "accuracy_1024", in place of the study's."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Published:
+    """A number from a paper, to stand beside ours."""
+
+    arm: str
+    value: float
+    source: str
+    """Paper, number, table or figure."""
+    convention: str
+    """What was measured and how it was chosen."""
+    tolerance: Annotated[float, Field(ge=0)]
+    """Distance that is no contradiction, in the metric's unit."""
+    case: str | None = None
+    not_comparable: str | None = None
+    """Why the two must not be held against each other; None if they may."""
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Study:
     """What a study file may say.
 
     The first five fields are its header, in words. Arms are given either by `mixers`, which differ in
-    nothing else, or by `arms`.
+    nothing else, or by `arms`. With `cases`, every arm runs in every case, and is compared within it.
     """
 
     question: str
@@ -64,7 +102,20 @@ class Study:
     seeds: Annotated[int, Field(ge=1)] = 5
     match: Literal["params", "macs", "none"] = "params"
     """What the arms have in common in size."""
+    metric: str | None = None
+    """Metric that is compared in place of the task's first."""
     train: Recipe = Recipe()
+    axis: str = ""
+    """What the cases vary, with its unit."""
+    log_axis: bool = False
+    cases: tuple[Case, ...] = ()
+    lr_grid: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Learning rates to choose from, for every arm of a case the same; empty for that of the recipe."""
+    lr_seeds: Annotated[int, Field(ge=1)] = 1
+    """Seeds that the choice rests on; none of them is among those reported."""
+    lr_extensions: Annotated[int, Field(ge=0)] = 3
+    """Points that the grid may grow by at either end while the best value of an arm lies there."""
+    published: tuple[Published, ...] = ()
 
     def all_arms(self) -> tuple[Arm, ...]:
         """The arms, those given as mixers first."""
@@ -75,21 +126,35 @@ class Study:
         others = tuple((arm.name, self.baseline) for arm in self.all_arms() if arm.name != self.baseline)
         return self.comparisons or others
 
+    def all_cases(self) -> tuple[Case, ...]:
+        """The cases; a single one without a name if the study has none."""
+        return self.cases or (Case(""),)
+
     def check(self, source: str) -> None:
         """Check what the types cannot.
 
         Raises:
-            InputError: arms missing, named twice or unknown.
+            InputError: arms or cases missing, named twice or unknown; a grid of one learning rate.
         """
-        names = [arm.name for arm in self.all_arms()]
-        if not names:
+        arms = [arm.name for arm in self.all_arms()]
+        cases = [case.name for case in self.cases]
+        if not arms:
             raise InputError(f"{source}: no arms: give mixers or arms")
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(f"{source}: arm {name!r} is named twice")
-        for name in (self.baseline, *(name for pair in self.comparisons for name in pair)):
-            if name not in names:
-                raise InputError(f"{source}: {name!r} is not one of the arms ({', '.join(names)})")
+        for kind, names in (("arm", arms), ("case", cases)):
+            for name in names:
+                if names.count(name) > 1:
+                    raise InputError(f"{source}: {kind} {name!r} is named twice")
+        paired = [name for pair in self.comparisons for name in pair]
+        replaced = [name for case in self.cases for name in case.mixers]
+        for name in (self.baseline, *paired, *replaced, *(row.arm for row in self.published)):
+            if name not in arms:
+                raise InputError(f"{source}: {name!r} is not one of the arms ({', '.join(arms)})")
+        for row in self.published:
+            if (row.case or "") not in (cases or [""]):
+                known = ", ".join(cases) or "there are none"
+                raise InputError(f"{source}: published: {row.case!r} is not one of the cases ({known})")
+        if len(set(self.lr_grid)) == 1 or len(set(self.lr_grid)) < len(self.lr_grid):
+            raise InputError(f"{source}: lr_grid needs at least two learning rates, each once")
 
 
 def names() -> list[str]:

@@ -24,12 +24,17 @@ from torch import Tensor, nn
 
 from experiments.build import build_model, choose_backend, count_costs, create_task
 from experiments.code_version import code_version
+from experiments.cost import token_mixers
 from experiments.runtime import Runtime
+from experiments.skeletons.causal_lm import CausalLM
 from experiments.store import TrialFolder, write_bytes
-from experiments.tasks.base import Split, Task, TaskData
+from experiments.tasks.base import IGNORE, Task, TaskData
 from experiments.trial import SCHEMA_VERSION, Recipe, Trial, stream
+from mixers.registry import InputError
 
+EVALUATION_TOKENS = 2**18  # of one batch of answers
 EVALUATION_BATCH = 256
+IN_PARALLEL = 2**15  # longer sequences are read token by token, if the mixers can
 PROGRESS_EVERY = 0.5  # seconds between two progress reports
 
 
@@ -181,18 +186,50 @@ class _Run:
     # -------------------------------------------------------------- evaluation
 
     @torch.inference_mode()
-    def evaluate(self, split: Split) -> tuple[dict[str, float], Predictions]:
-        """Metrics of a split, and what was predicted for every example of it."""
+    def evaluate(self, split: str) -> tuple[dict[str, float], Predictions]:
+        """Metrics of a split, and what was predicted for every example of it.
+
+        Raises:
+            TypeError: a sequence is too long to be read at once, and the mixers cannot read it in steps.
+        """
         self.model.eval()
-        loss_sum, parts = 0.0, []
-        for batch in self.data.batches(split, EVALUATION_BATCH):
-            outputs = self.model(batch.inputs.to(self.device))
+        loss_sum, scored, parts = 0.0, 0, []
+        for batch in self.data.batches(split, self._evaluation_batch()):
+            outputs = self._answer(batch.inputs.to(self.device))
             targets = batch.targets.to(self.device)
-            loss_sum += self.task.loss(outputs, targets).item() * len(targets)
+            count = int((targets != IGNORE).sum())
+            loss_sum += self.task.loss(outputs, targets).item() * count
+            scored += count
             parts.append((batch.examples, targets.cpu(), self.task.predict(outputs).cpu()))
         example, target, prediction = (torch.cat(column) for column in zip(*parts, strict=True))
-        metrics = self.task.measure(prediction, target, loss_sum / len(target))
+        metrics = self.task.measure(prediction, target, loss_sum / scored)
         return metrics, Predictions(example.numpy(), target.numpy(), prediction.numpy())
+
+    def _evaluation_batch(self) -> int:
+        spec = self.task.spec
+        answers = math.prod(spec.grid) if spec.output == "per-token" else 1
+        return max(1, min(EVALUATION_BATCH, EVALUATION_TOKENS // answers))
+
+    def _answer(self, inputs: Tensor) -> Tensor:
+        """The model's outputs; one answer for a very long sequence comes from reading it token by token."""
+        length = inputs.shape[1]
+        if self.task.spec.input != "tokens" or self.task.spec.output != "one" or length <= IN_PARALLEL:
+            outputs: Tensor = self.model(inputs)
+            return outputs
+        return decode(self.model, inputs)
+
+    def extra_tests(self) -> tuple[dict[str, float], dict[str, str]]:
+        """Metrics of the task's further test sets, `accuracy_1024`, and why others have none."""
+        metrics: dict[str, float] = {}
+        skipped: dict[str, str] = {}
+        for name in self.data.extra_tests:
+            try:
+                found, _ = self.evaluate(f"test_{name}")
+            except (TypeError, InputError) as error:
+                skipped[name] = str(error)
+            else:
+                metrics |= {f"{metric}_{name}": value for metric, value in found.items()}
+        return metrics, skipped
 
     # ------------------------------------------------------ files of the trial
 
@@ -253,6 +290,7 @@ class _Run:
         seconds = self.progress.seconds + time.monotonic() - self.started
         metrics: dict[str, dict[str, float]] = {}
         error = None
+        skipped: dict[str, str] = {}
         selected_epoch = self.recipe.epochs
         if status == "ok":
             if self.best_weights is not None:
@@ -260,6 +298,8 @@ class _Run:
                 selected_epoch = self.progress.best_epoch
             metrics["validation"], _ = self.evaluate("validation")
             metrics["test"], predictions = self.evaluate("test")
+            further, skipped = self.extra_tests()
+            metrics["test"] |= further
             buffer = io.BytesIO()
             np.savez_compressed(buffer, allow_pickle=False, **predictions._asdict())
             write_bytes(self.folder.predictions, buffer.getvalue())
@@ -273,6 +313,7 @@ class _Run:
             "status": status,
             "error": error,
             "metrics": metrics,
+            "skipped": skipped,
             "selected_epoch": selected_epoch,
             "costs": count_costs(self.trial).to_dict(),
             "data": {"fingerprint": self.data.fingerprint, **self.data.sizes},
@@ -283,7 +324,7 @@ class _Run:
             "started": self.started_at,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "train_seconds": seconds,
-            "images_per_second": trained / seconds,
+            "examples_per_second": trained / seconds,
             "peak_memory_bytes": self._training_memory(),
             "host": socket.gethostname(),
         }
@@ -295,6 +336,23 @@ class _Run:
             return torch.cuda.max_memory_allocated(self.device)
         batch = next(self.data.train_batches(0, self.recipe.batch_size))
         return training_memory(self.model, batch.inputs, self.optimizer)
+
+
+def decode(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Read sequences token by token, in memory that does not grow: (B, L) -> (B, classes) after the last.
+
+    Raises:
+        TypeError: the model cannot, or what it carries grows with the length.
+    """
+    if not isinstance(model, CausalLM):
+        raise TypeError(f"{type(model).__name__} cannot read {inputs.shape[1]:,} tokens one by one")
+    growing = [name for name, mixer in token_mixers(model) if mixer.state_size(2) != mixer.state_size(1)]
+    if growing:
+        raise TypeError(f"{inputs.shape[1]:,} tokens do not fit: what {growing[0]} carries grows with each")
+    state = model.init_state(len(inputs))
+    for ids in inputs.unbind(1):
+        outputs, state = model.step(ids, state)
+    return outputs
 
 
 def torch_device(name: str) -> torch.device:

@@ -2,4 +2,12 @@
 
 from mixers.registry import Registry
 
-TASKS = Registry("task", {"digits": "experiments.tasks.digits:Digits"})
+TASKS = Registry(
+    "task",
+    {
+        "digits": "experiments.tasks.digits:Digits",
+        "mqar": "experiments.tasks.mqar:MQAR",
+        "selective-copy": "experiments.tasks.selective_copy:SelectiveCopy",
+        "induction": "experiments.tasks.induction:Induction",
+    },
+)

@@ -23,6 +23,9 @@ from experiments.trial import stream
 
 Split = Literal["train", "validation", "test"]
 
+IGNORE = -100
+"""Target where nothing is asked; torch's default."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -46,18 +49,26 @@ class TaskData(Protocol):
     """The data of one seed."""
 
     @property
-    def sizes(self) -> dict[Split, int]:
+    def sizes(self) -> dict[str, int]:
         """Examples per split."""
 
     @property
     def fingerprint(self) -> str:
         """Hash of every example and of the splits."""
 
+    @property
+    def extra_tests(self) -> tuple[str, ...]:
+        """Names of further test sets; the batches of "1024" are those of the split "test_1024"."""
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """What naive predictors reach on the test split, in the task's metric."""
+
     def train_batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Shuffled and augmented, from step `start` of the epoch; full batches only."""
 
-    def batches(self, split: Split, batch_size: int) -> Iterator[Batch]:
-        """In order, without augmentation, the short last batch included."""
+    def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
+        """A split or an extra test set in order, without augmentation, the short last batch included."""
 
 
 class Task(Protocol):
@@ -70,6 +81,10 @@ class Task(Protocol):
     @property
     def metric(self) -> Metric:
         """The number that is compared."""
+
+    @property
+    def other_metrics(self) -> tuple[Metric, ...]:
+        """Numbers that a study may compare in its place."""
 
     def load(self, seed: int) -> TaskData:
         """The data of this seed."""
@@ -84,10 +99,14 @@ class Task(Protocol):
         """Every number reported for a split, the metric's among them."""
 
 
+ACCURACY = Metric("accuracy", "%", "points", higher_is_better=True)
+
+
 class Classification:
     """Loss and metric of a task with one label per example."""
 
-    metric = Metric("accuracy", "%", "points", higher_is_better=True)
+    metric = ACCURACY
+    other_metrics: tuple[Metric, ...] = ()
 
     def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
@@ -99,12 +118,28 @@ class Classification:
         return {"accuracy": 100.0 * (predictions == targets).double().mean().item(), "loss": mean_loss}
 
 
+class TokenClassification(Classification):
+    """Loss and metric of a task with a label at some tokens of each example; the others are `IGNORE`d."""
+
+    def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        return F.cross_entropy(
+            outputs.flatten(0, -2), targets.flatten(), ignore_index=IGNORE, label_smoothing=label_smoothing
+        )
+
+    def measure(self, predictions: Tensor, targets: Tensor, mean_loss: float) -> dict[str, float]:
+        """Accuracy over the scored tokens of each sequence, averaged over sequences as in zoology."""
+        scored = targets != IGNORE  # (n, L)
+        right = (predictions == targets) & scored
+        accuracy = (right.sum(1).double() / scored.sum(1)).mean().item()
+        return {"accuracy": 100.0 * accuracy, "loss": mean_loss}
+
+
 def generator(seed: int) -> torch.Generator:
     """A generator of its own for one use."""
     return torch.Generator().manual_seed(seed)
 
 
-def split_examples(count: int, validation: int, test: int, seed: int) -> dict[Split, Tensor]:
+def split_examples(count: int, validation: int, test: int, seed: int) -> dict[str, Tensor]:
     """Disjoint random example ids, drawn anew for every seed."""
     order = torch.randperm(count, generator=generator(stream(seed, "data", "split")))
     return {

@@ -19,7 +19,6 @@ from experiments.interface import TaskSpec
 from experiments.tasks.base import (
     Batch,
     Classification,
-    Split,
     TaskData,
     fingerprint,
     generator,
@@ -72,17 +71,23 @@ class Digits(Classification):
 class DigitsData:
     """The splits of one seed; outside of training every digit has one place."""
 
+    extra_tests: tuple[str, ...] = ()
+
     def __init__(self, task: Digits, images: Tensor, labels: Tensor, seed: int) -> None:
         self._task, self._images, self._labels, self._seed = task, images, labels, seed
-        self._examples = split_examples(len(labels), task.validation, task.test, seed)
-        self._placed = {
+        self._examples: dict[str, Tensor] = split_examples(len(labels), task.validation, task.test, seed)
+        self._placed: dict[str, Tensor] = {
             split: self._place(images[self._examples[split]], stream(seed, "data", "place", split))
             for split in self._examples
         }
 
     @property
-    def sizes(self) -> dict[Split, int]:
+    def sizes(self) -> dict[str, int]:
         return {split: len(examples) for split, examples in self._examples.items()}
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        return {}
 
     @property
     def fingerprint(self) -> str:
@@ -98,7 +103,7 @@ class DigitsData:
             inputs = self._place(bent, stream(self._seed, "augmentation", "place", epoch, step))
             yield Batch(inputs, self._labels[chosen], chosen)
 
-    def batches(self, split: Split, batch_size: int) -> Iterator[Batch]:
+    def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         examples = self._examples[split]
         inputs = self._placed[split]
         for start in range(0, len(examples), batch_size):

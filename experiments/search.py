@@ -1,0 +1,160 @@
+"""Choosing learning rates: the same grid and the same number of trials for every arm of a case.
+
+A mixer that is only shown a rate that suits another one is not compared but handicapped. The rate of an
+arm is the one with the best mean validation metric; the test split and the reported seeds have no part
+in it. While the best rate of any arm of a case lies at an edge of the grid, the grid of that case grows
+there, for all of its arms. Everything here is a function of stored results: asked again, it gives the
+same answer, and an interrupted search goes on where it was. Free of torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.plan import Plan, PlannedArm
+from experiments.store import Store
+from experiments.trial import Trial
+
+FIRST_SEED = 1_000
+"""Of those that the choice rests on, far from any that is reported."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The learning rates of a plan as far as its stored results settle them.
+
+    Attributes:
+        plan: with the chosen rates, once all are chosen; before that as it was.
+        open: trials that are needed before more can be said; empty once all rates are chosen.
+    """
+
+    plan: Plan
+    open: dict[str, Trial]
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """The arms of one case on one grid."""
+
+    arms: list[PlannedArm]
+    grid: list[float]
+    values: dict[str, list[float]]  # by arm: mean validation metric at each rate, higher is better
+
+    def best(self, arm: str) -> int:
+        """Index of the best rate; the lowest of equals."""
+        values = self.values[arm]
+        return values.index(max(values))
+
+    def edge(self, arm: str) -> str | None:
+        """At which edge of the grid the arm's best rate lies."""
+        return {0: "low", len(self.grid) - 1: "high"}.get(self.best(arm))
+
+
+def settle(plan: Plan, store: Store, given_up: Collection[str] = ()) -> Search:
+    """What stored results say about the learning rates.
+
+    Args:
+        plan: a study's plan; without a grid nothing is chosen.
+        store: where results are.
+        given_up: ids of trials that will not be tried again; they count as worst.
+    """
+    if not plan.study.lr_grid:
+        return Search(plan, {}, {})
+    needed: dict[str, Trial] = {}
+    labels: dict[str, str] = {}
+    settled: list[_Case] = []
+    for case in plan.study.all_cases():
+        arms = [arm for arm in plan.arms if arm.case == case.name]
+        result = _search_case(plan, arms, store, given_up)
+        if isinstance(result, _Case):
+            settled.append(result)
+            continue
+        for label, trial in result:
+            needed.setdefault(trial.id, trial)
+            labels.setdefault(trial.id, label)
+    if needed:
+        return Search(plan, needed, labels)
+    chosen = [_with_rate(arm, case.grid[case.best(arm.name)]) for case in settled for arm in case.arms]
+    record = {
+        "metric": plan.details["metric"]["name"],
+        "seeds": _seeds(plan),
+        "arms": [_record(plan, arm, case) for case in settled for arm in case.arms],
+    }
+    return Search(dataclasses.replace(plan, arms=tuple(chosen), search=record), {}, {})
+
+
+def _search_case(
+    plan: Plan, arms: list[PlannedArm], store: Store, given_up: Collection[str]
+) -> _Case | list[tuple[str, Trial]]:
+    """The settled case, or the trials that it waits for."""
+    grid = sorted(plan.study.lr_grid)
+    factor = grid[1] / grid[0]
+    left = {"low": plan.study.lr_extensions, "high": plan.study.lr_extensions}
+    while True:
+        values: dict[str, list[float]] = {arm.name: [] for arm in arms}
+        waiting = []
+        for arm in arms:
+            for rate in grid:
+                trials = _trials(plan, arm, rate)
+                found = [_value(plan, trial, store, given_up) for trial in trials]
+                waiting += [
+                    (f"{arm.name} lr {rate:g} seed {trial.seed}", trial)
+                    for trial, value in zip(trials, found, strict=True)
+                    if value is None
+                ]
+                values[arm.name].append(sum(value or 0.0 for value in found) / len(found))
+        if waiting:
+            return waiting
+        case = _Case(arms, grid, values)
+        growing = {edge for arm in arms if (edge := case.edge(arm.name)) and left[edge] > 0}
+        if not growing:
+            return case
+        for edge in growing:
+            left[edge] -= 1
+        low = [_rounded(grid[0] / factor)] if "low" in growing else []
+        high = [_rounded(grid[-1] * factor)] if "high" in growing else []
+        grid = [*low, *grid, *high]
+
+
+def _value(plan: Plan, trial: Trial, store: Store, given_up: Collection[str]) -> float | None:
+    """The validation metric, signed so that higher is better; None if it is still to come."""
+    metric = plan.details["metric"]
+    result = store.folder(trial.id).result()
+    if result is not None and result["status"] == "ok":
+        value = float(result["metrics"]["validation"][metric["name"]])
+        return value if metric["higher_is_better"] else -value
+    if trial.id in given_up or (result is not None and result["status"] == "diverged"):
+        return -math.inf
+    return None
+
+
+def _seeds(plan: Plan) -> list[int]:
+    return list(range(FIRST_SEED, FIRST_SEED + plan.study.lr_seeds))
+
+
+def _trials(plan: Plan, arm: PlannedArm, rate: float) -> list[Trial]:
+    return [_with_rate(arm, rate).trial(seed) for seed in _seeds(plan)]
+
+
+def _with_rate(arm: PlannedArm, rate: float) -> PlannedArm:
+    train = dataclasses.replace(arm.template.train, lr=rate)
+    return dataclasses.replace(arm, template=dataclasses.replace(arm.template, train=train))
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.3g}")
+
+
+def _record(plan: Plan, arm: PlannedArm, case: _Case) -> dict[str, Any]:
+    points = [{"lr": rate, "trials": [trial.id for trial in _trials(plan, arm, rate)]} for rate in case.grid]
+    return {
+        "name": arm.name,
+        "chosen": case.grid[case.best(arm.name)],
+        "at_edge": case.edge(arm.name),
+        "points": points,
+    }

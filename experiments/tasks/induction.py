@@ -1,0 +1,89 @@
+"""Induction heads (Olsson et al., arXiv 2209.11895), as in the Mamba paper (section 4.1.2)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from experiments.interface import TaskSpec
+from experiments.tasks.base import Classification, TaskData
+from experiments.tasks.generated import GeneratedData
+from mixers.registry import InputError
+
+Count = Annotated[int, Field(ge=1)]
+LENGTHS = ",".join(str(2**power) for power in range(6, 15))
+
+
+class Induction(Classification):
+    """What came after the special token when it was there before?
+
+    Ordinary tokens are 0..V - 1; the special one, V, stands once at a random place and again at the very
+    end, where the token that followed it is to be named. Trained at one length, tested also at others.
+    With 8 tokens and V = 4:
+
+        input   2 0 4 3 1 1 0 4
+        target                3
+
+    Args:
+        length: of training, validation and main test.
+        vocabulary: V.
+        test_lengths: of the further test sets, comma-separated; "none" for no further.
+        train: examples per epoch.
+        validation: examples for choosing.
+        test: examples of each test set.
+        fresh: draw new training examples in every epoch, as in the paper.
+
+    Raises:
+        InputError: a length below 4, or text that is not a list of lengths.
+    """
+
+    def __init__(
+        self,
+        *,
+        length: Annotated[int, Field(ge=4)] = 256,
+        vocabulary: Annotated[int, Field(ge=2)] = 16,
+        test_lengths: str = LENGTHS,
+        train: Count = 65_536,
+        validation: Count = 1_000,
+        test: Count = 1_000,
+        fresh: bool = True,
+    ) -> None:
+        self.length, self.vocabulary, self.fresh = length, vocabulary, fresh
+        self.train, self.validation, self.test = train, validation, test
+        self.test_lengths = read_lengths("induction", test_lengths)
+
+    @property
+    def spec(self) -> TaskSpec:
+        return TaskSpec("tokens", self.vocabulary + 1, (self.length,), self.vocabulary, causal=True)
+
+    def load(self, seed: int) -> TaskData:
+        sizes = {"train": self.train, "validation": self.validation, "test": self.test}
+        further = {str(length): partial(self.draw, length=length) for length in self.test_lengths}
+        return GeneratedData("induction", self.draw, sizes, seed, fresh=self.fresh, extra_tests=further)
+
+    def draw(self, count: int, random: torch.Generator, length: int = 0) -> tuple[Tensor, Tensor]:
+        """-> inputs (count, length) and targets (count,); length 0 is that of training."""
+        length = length or self.length
+        inputs = torch.randint(self.vocabulary, (count, length), generator=random)
+        place = torch.randint(length - 2, (count, 1), generator=random)  # what follows is not the last
+        inputs.scatter_(1, place, self.vocabulary)
+        inputs[:, -1] = self.vocabulary
+        return inputs, inputs.gather(1, place + 1)[:, 0]
+
+
+def read_lengths(task: str, text: str) -> tuple[int, ...]:
+    """Lengths from "64,128", none from "none".
+
+    Raises:
+        InputError: anything else.
+    """
+    if text == "none":
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) >= 4 for part in parts):
+        raise InputError(f"task {task}: test_lengths must be lengths from 4 such as 64,128, got {text!r}")
+    return tuple(int(part) for part in parts)

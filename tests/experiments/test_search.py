@@ -1,0 +1,142 @@
+"""The choice of learning rates, on results written by hand: fair, on validation alone, and resumable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from experiments import search
+from experiments import study as studies
+from experiments.plan import Plan, PlannedArm
+from experiments.search import FIRST_SEED
+from experiments.store import RESULT_FIELDS, Store
+from experiments.trial import SCHEMA_VERSION, Trial
+
+MakeTrial = Callable[..., Trial]
+CONTENT = {
+    **dict.fromkeys(("question", "varied", "fixed", "cost", "answer"), "words"),
+    "task": "digits",
+    "skeleton": "isotropic-nano",
+    "baseline": "conv",
+    "mixers": ["conv", "ssm"],
+    "margin": 1.0,
+    "lr_grid": [1e-3, 1e-2],
+    "lr_extensions": 2,
+}
+
+
+@pytest.fixture
+def make_plan(tiny_trial: MakeTrial) -> Callable[..., Plan]:
+    def make(higher_is_better: bool = True, **changes: object) -> Plan:
+        study = studies.validate(CONTENT | changes, "test")
+        arms = tuple(PlannedArm(arm.name, "", tiny_trial(arm.mixer), None) for arm in study.all_arms())
+        return Plan("test", study, arms, {"metric": {"name": "score", "higher_is_better": higher_is_better}})
+
+    return make
+
+
+def finish(trial: Trial, store: Store, value: float, status: str = "ok") -> None:
+    """Write what a trial would have left."""
+    metrics = {"validation": {"score": value}, "test": {"score": -value}} if status == "ok" else {}
+    written = {
+        **dict.fromkeys(RESULT_FIELDS, {}),
+        "schema_version": SCHEMA_VERSION,
+        "trial_id": trial.id,
+        "status": status,
+        "metrics": metrics,
+    }
+    if status == "failed":
+        store.folder(trial.id).fail(written)
+    else:
+        store.folder(trial.id).finish(written, {})
+
+
+def peak_at(rate: float) -> Callable[[Trial], float]:
+    """A validation curve with its top at this learning rate."""
+    return lambda trial: -abs(math.log10(trial.train.lr / rate))
+
+
+def run(plan: Plan, store: Store, values: dict[str, Callable[[Trial], float]]) -> tuple[Plan, int]:
+    """Play the trials until the search is settled; the settled plan and how many were played."""
+    played = 0
+    while (found := search.settle(plan, store)).open:
+        for trial in found.open.values():
+            finish(trial, store, values[trial.mixer[0].name](trial))
+            played += 1
+    return found.plan, played
+
+
+def chosen(plan: Plan) -> dict[str, float]:
+    return {arm.name: arm.template.train.lr for arm in plan.arms}
+
+
+def test_each_arm_gets_its_best_rate(make_plan: Callable[..., Plan], store: Store) -> None:
+    plan = make_plan(lr_grid=[1e-4, 1e-3, 1e-2, 1e-1])
+    settled, played = run(plan, store, {"conv": peak_at(1e-2), "ssm": peak_at(1e-3)})
+    assert chosen(settled) == {"conv": 1e-2, "ssm": 1e-3}
+    assert played == 2 * 4
+
+
+def test_the_grid_grows_for_all_arms_while_one_is_best_at_its_edge(
+    make_plan: Callable[..., Plan], store: Store
+) -> None:
+    settled, played = run(make_plan(), store, {"conv": peak_at(1e-1), "ssm": peak_at(1e-2)})
+    assert chosen(settled) == {"conv": 1e-1, "ssm": 1e-2}
+    assert settled.search is not None
+    grids = [[point["lr"] for point in arm["points"]] for arm in settled.search["arms"]]
+    assert grids == [[1e-3, 1e-2, 1e-1, 1.0]] * 2, "one more than the best, the same for both"
+    assert played == 2 * 4
+    assert [arm["at_edge"] for arm in settled.search["arms"]] == [None, None]
+
+
+def test_growing_ends_and_says_so(make_plan: Callable[..., Plan], store: Store) -> None:
+    settled, _ = run(make_plan(), store, {"conv": peak_at(1e9), "ssm": peak_at(1e-9)})
+    assert settled.search is not None
+    assert [arm["at_edge"] for arm in settled.search["arms"]] == ["high", "low"]
+    assert len(settled.search["arms"][0]["points"]) == 2 + 2 * 2
+
+
+def test_lower_may_be_better(make_plan: Callable[..., Plan], store: Store) -> None:
+    plan = make_plan(higher_is_better=False, lr_grid=[1e-4, 1e-3, 1e-2])
+    settled, _ = run(plan, store, {name: lambda trial: -peak_at(1e-3)(trial) for name in ("conv", "ssm")})
+    assert chosen(settled) == {"conv": 1e-3, "ssm": 1e-3}
+
+
+def test_a_rate_that_diverges_or_fails_is_the_worst(make_plan: Callable[..., Plan], store: Store) -> None:
+    plan = make_plan(lr_grid=[1e-4, 1e-3, 1e-2], lr_extensions=0)
+    opened = search.settle(plan, store).open
+    failed = set()
+    for trial in opened.values():
+        status = {1e-2: "diverged", 1e-4: "failed", 1e-3: "ok"}[trial.train.lr]
+        finish(trial, store, -50.0, status)
+        failed |= {trial.id} if status == "failed" else set()
+    assert set(search.settle(plan, store).open) == failed, "a failed trial is tried again"
+    settled = search.settle(plan, store, given_up=failed)
+    assert not settled.open
+    assert chosen(settled.plan) == {"conv": 1e-3, "ssm": 1e-3}
+
+
+def test_neither_reported_seeds_nor_the_test_split_take_part(
+    make_plan: Callable[..., Plan], store: Store
+) -> None:
+    plan = make_plan(lr_seeds=2, seeds=50)
+    opened = search.settle(plan, store).open
+    assert {trial.seed for trial in opened.values()} == {FIRST_SEED, FIRST_SEED + 1}
+    settled, _ = run(plan, store, {"conv": peak_at(1e-2), "ssm": peak_at(1e-2)})
+    assert not set(opened) & {trial.id for trial in settled.trials()}
+
+
+def test_an_interrupted_search_goes_on_where_it_was(make_plan: Callable[..., Plan], store: Store) -> None:
+    plan = make_plan()
+    first, *others = search.settle(plan, store).open.values()
+    finish(first, store, 1.0)
+    assert list(search.settle(plan, store).open) == [trial.id for trial in others]
+
+
+def test_without_a_grid_nothing_is_chosen(make_plan: Callable[..., Plan], store: Store) -> None:
+    plan = make_plan(lr_grid=[])
+    found = search.settle(plan, store)
+    assert not found.open
+    assert found.plan == plan

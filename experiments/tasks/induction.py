@@ -15,7 +15,6 @@ from experiments.tasks.generated import GeneratedData
 from mixers.registry import InputError
 
 Count = Annotated[int, Field(ge=1)]
-LENGTHS = ",".join(str(2**power) for power in range(6, 15))
 
 
 class Induction(Classification):
@@ -31,14 +30,14 @@ class Induction(Classification):
     Args:
         length: of training, validation and main test.
         vocabulary: V.
-        test_lengths: of the further test sets, comma-separated; "none" for no further.
+        test_lengths: of the further test sets, "64..1024" for 64 and its doublings up to 1,024; "none".
         train: examples per epoch.
         validation: examples for choosing.
         test: examples of each test set.
         fresh: draw new training examples in every epoch, as in the paper.
 
     Raises:
-        InputError: a length below 4, or text that is not a list of lengths.
+        InputError: a length below 4, or text that is not a range of lengths.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class Induction(Classification):
         *,
         length: Annotated[int, Field(ge=4)] = 256,
         vocabulary: Annotated[int, Field(ge=2)] = 16,
-        test_lengths: str = LENGTHS,
+        test_lengths: str = "64..16384",
         train: Count = 65_536,
         validation: Count = 1_000,
         test: Count = 1_000,
@@ -76,14 +75,17 @@ class Induction(Classification):
 
 
 def read_lengths(task: str, text: str) -> tuple[int, ...]:
-    """Lengths from "64,128", none from "none".
+    """(64, 128, 256) from "64..256", none from "none".
 
     Raises:
         InputError: anything else.
     """
     if text == "none":
         return ()
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) >= 4 for part in parts):
-        raise InputError(f"task {task}: test_lengths must be lengths from 4 such as 64,128, got {text!r}")
-    return tuple(int(part) for part in parts)
+    first, _, last = text.partition("..")
+    if not (first.isdigit() and last.isdigit() and 4 <= int(first) <= int(last)):
+        raise InputError(
+            f"task {task}: test_lengths must be like 64..1024 (64, 128, 256, 512, 1024), from 4, got {text!r}"
+        )
+    doublings = (int(last) // int(first)).bit_length()
+    return tuple(int(first) << power for power in range(doublings))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments import launch, plan, request, search, study
 from experiments.monitor import Monitor
-from experiments.plan import Plan
+from experiments.plan import Plan, PlannedArm
 from experiments.request import Request
 from experiments.store import Store
 from experiments.trial import Trial
@@ -103,21 +104,23 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     print(f"{name}: {wanted.question}")
     print(f"  task {wanted.task}, skeleton {wanted.skeleton}, {planned.details['budget']}")
     print(f"  seeds 0..{wanted.seeds - 1}, matched in {wanted.match}, margin {wanted.margin:g}")
-    for arm in planned.arms:
+    first, *others = wanted.all_cases()
+    arms = [arm for arm in planned.arms if arm.case == first.name]
+    for arm in arms:
         print(f"  {arm.name}: {arm.template.mixer_text}")
     print("What differs from one arm to the next:")
-    for before, after in zip(planned.arms, planned.arms[1:], strict=False):
-        changed = plan.differences(before.template, after.template)
-        solved = changed.pop("skeleton.expansion_ratio", None) if wanted.match != "none" else None
-        fields = [f"{field}={value}" for field, value in changed.items()]
-        width = [f"and, to match, expansion_ratio={solved:.4g}"] if solved is not None else []
-        print(f"  {before.name} -> {after.name}: {', '.join([*fields, *width])}")
+    for before, after in itertools.pairwise(arms):
+        print(f"  {before.name} -> {after.name}: {_difference(before, after, wanted)}")
+    for case in others:
+        after = planned.arm(plan.planned_name(wanted.baseline, case.name))
+        before = planned.arm(plan.planned_name(wanted.baseline, first.name))
+        print(f"  {before.name} -> {after.name}: {_difference(before, after, wanted)}")
     print(_matching_lines(planned), end="")
     if wanted.lr_grid:
-        arms, rates = len(planned.arms), len(wanted.lr_grid)
+        rates = ", ".join(f"{rate:g}" for rate in sorted(wanted.lr_grid))
         print(
-            f"Learning rates are chosen first: {arms} arms x {rates} rates x {wanted.lr_seeds} seeds = "
-            f"{arms * rates * wanted.lr_seeds} trials, more where the best lies at an edge"
+            f"Learning rates are chosen first, on validation, from {rates} (more where the best lies at an "
+            f"edge): {len(search.first_trials(planned))} trials"
         )
     trials = planned.trials()
     done = (
@@ -127,6 +130,17 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     )
     print(f"{len(trials)} trials, {done} finished, {len(trials) - done} to run; {wanted.cost}")
     return 0
+
+
+def _difference(before: PlannedArm, after: PlannedArm, wanted: study.Study) -> str:
+    """What one arm has that the other has not; what was solved for to match them comes last."""
+    changed = plan.differences(before.template, after.template)
+    if before.metric != after.metric:
+        changed["metric"] = after.metric
+    solved = changed.pop("skeleton.expansion_ratio", None) if wanted.match != "none" else None
+    fields = [f"{field}={value}" for field, value in changed.items()]
+    width = [f"and, to match, expansion_ratio={solved:.4g}"] if solved is not None else []
+    return ", ".join([*fields, *width]) or "nothing"
 
 
 def _report(asked: Request, name: str, wanted: study.Study, command: str) -> int:

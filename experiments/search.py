@@ -88,6 +88,13 @@ def settle(plan: Plan, store: Store, given_up: Collection[str] = ()) -> Search:
     return Search(dataclasses.replace(plan, arms=tuple(chosen), search=record), {}, {})
 
 
+def first_trials(plan: Plan) -> set[str]:
+    """Ids of the trials on the grid as it is before it grows."""
+    return {
+        trial.id for arm in plan.arms for rate in plan.study.lr_grid for trial in _trials(plan, arm, rate)
+    }
+
+
 def _search_case(
     plan: Plan, arms: list[PlannedArm], store: Store, given_up: Collection[str]
 ) -> _Case | list[tuple[str, Trial]]:

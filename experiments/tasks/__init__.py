@@ -6,6 +6,9 @@ TASKS = Registry(
     "task",
     {
         "digits": "experiments.tasks.digits:Digits",
+        "sequential-digits": "experiments.tasks.sequential_digits:SequentialDigits",
+        "textures": "experiments.tasks.textures:Textures",
+        "bytes": "experiments.tasks.bytes:Bytes",
         "mqar": "experiments.tasks.mqar:MQAR",
         "selective-copy": "experiments.tasks.selective_copy:SelectiveCopy",
         "induction": "experiments.tasks.induction:Induction",

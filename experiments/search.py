@@ -3,7 +3,8 @@
 A mixer that is only shown a rate that suits another one is not compared but handicapped. The rate of an
 arm is the one with the best mean validation metric; the test split and the reported seeds have no part
 in it. While the best rate of any arm of a case lies at an edge of the grid, the grid of that case grows
-there, for all of its arms. Everything here is a function of stored results: asked again, it gives the
+there, for all of its arms; an edge that is better than the inside by less than noise (a quarter of the
+study's margin) does not count, or arms at chance and arms at 100 % would let it grow for ever. Everything here is a function of stored results: asked again, it gives the
 same answer, and an interrupted search goes on where it was. Free of torch.
 """
 
@@ -21,6 +22,9 @@ from experiments.trial import Trial
 
 FIRST_SEED = 1_000
 """Of those that the choice rests on, far from any that is reported."""
+
+NOISE_OF_MARGIN = 0.25
+"""Differences below this share of the margin do not let a grid grow."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,20 @@ class _Case:
     arms: list[PlannedArm]
     grid: list[float]
     values: dict[str, list[float]]  # by arm: mean validation metric at each rate, higher is better
+    noise: float  # in the metric's unit
 
     def best(self, arm: str) -> int:
-        """Index of the best rate; the lowest of equals."""
+        """Index of the best rate; of several equally good ones, the middle one."""
         values = self.values[arm]
-        return values.index(max(values))
+        best = [index for index, value in enumerate(values) if value == max(values)]
+        return best[len(best) // 2]
 
     def edge(self, arm: str) -> str | None:
-        """At which edge of the grid the arm's best rate lies."""
+        """At which edge of the grid the arm's best rate lies, if nothing inside comes near it."""
+        values = self.values[arm]
+        inside = max(values[1:-1], default=-math.inf)
+        if inside == max(values) or max(values) - inside <= self.noise:
+            return None
         return {0: "low", len(self.grid) - 1: "high"}.get(self.best(arm))
 
 
@@ -117,7 +127,7 @@ def _search_case(
                 values[arm.name].append(sum(value or 0.0 for value in found) / len(found))
         if waiting:
             return waiting
-        case = _Case(arms, grid, values)
+        case = _Case(arms, grid, values, NOISE_OF_MARGIN * plan.study.margin)
         growing = {edge for arm in arms if (edge := case.edge(arm.name)) and left[edge] > 0}
         if not growing:
             return case

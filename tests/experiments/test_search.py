@@ -55,7 +55,7 @@ def finish(trial: Trial, store: Store, value: float, status: str = "ok") -> None
 
 def peak_at(rate: float) -> Callable[[Trial], float]:
     """A validation curve with its top at this learning rate."""
-    return lambda trial: -abs(math.log10(trial.train.lr / rate))
+    return lambda trial: -10 * abs(math.log10(trial.train.lr / rate))
 
 
 def run(plan: Plan, store: Store, values: dict[str, Callable[[Trial], float]]) -> tuple[Plan, int]:
@@ -89,6 +89,16 @@ def test_the_grid_grows_for_all_arms_while_one_is_best_at_its_edge(
     assert grids == [[1e-3, 1e-2, 1e-1, 1.0]] * 2, "one more than the best, the same for both"
     assert played == 2 * 4
     assert [arm["at_edge"] for arm in settled.search["arms"]] == [None, None]
+
+
+def test_arms_at_chance_or_at_the_top_everywhere_do_not_let_it_grow(
+    make_plan: Callable[..., Plan], store: Store
+) -> None:
+    plan = make_plan(lr_grid=[1e-4, 1e-3, 1e-2])
+    noise = {1e-4: 6.2, 1e-3: 6.1, 1e-2: 6.0}
+    settled, played = run(plan, store, {"conv": lambda t: noise[t.train.lr], "ssm": lambda t: 100.0})
+    assert played == 2 * 3
+    assert chosen(settled) == {"conv": 1e-4, "ssm": 1e-3}, "of equals the middle one"
 
 
 def test_growing_ends_and_says_so(make_plan: Callable[..., Plan], store: Store) -> None:

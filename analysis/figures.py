@@ -45,7 +45,7 @@ GAP = 6 * "\N{NO-BREAK SPACE}"  # ordinary spaces collapse in SVG
 PRICES = {
     "params": "parameters",
     "macs": "MACs per example, forward",
-    "images_per_second": "images / s, training",
+    "examples_per_second": "examples / s, training",
 }
 STEPS = [1, 2, 2.5, 5, 10]  # tick distances people count in
 
@@ -67,7 +67,7 @@ class Drawing:
 
 def draw_all(study: Study, arms: dict[str, ArmSummary], comparisons: list[Comparison]) -> list[Drawing]:
     """Draw what the records allow; a figure without any data is left out."""
-    with _paper_style():
+    with paper_style():
         drawings = [
             seeds(study, list(arms.values())),
             differences(study, list(arms.values()), comparisons),
@@ -84,7 +84,7 @@ def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         {"arm": trial.arm, "seed": trial.seed, "status": trial.status, name: trial.metric("test", name)}
         for trial in study.trials
     ]
-    looks = _looks(arms)
+    looks = looks_of(arms)
     arms, left_out = _at_most(MOST_ROWS, [arm for arm in arms if arm.test.n])
     if not arms:
         return None
@@ -123,7 +123,7 @@ def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     )
     if outside:
         caption += f" Too far out to draw, mean as a number: {q.listing(list(outside))}."
-    return _drawing("seeds", "Seeds", caption + left_out, figure, rows)
+    return finished_drawing("seeds", "Seeds", caption + left_out, figure, rows)
 
 
 def differences(study: Study, arms: list[ArmSummary], comparisons: list[Comparison]) -> Drawing | None:
@@ -161,13 +161,13 @@ def differences(study: Study, arms: list[ArmSummary], comparisons: list[Comparis
     caption = f"{_differences_caption(study)} {counted} {selection_rule(study, arms)}"
     if outside:
         caption += " Rows too far out to draw are given as numbers."
-    return _drawing("differences", "Paired differences", caption + left_out, figure, rows)
+    return finished_drawing("differences", "Paired differences", caption + left_out, figure, rows)
 
 
 def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     """Validation metric by epoch, mean and standard deviation over seeds; right, the last half enlarged."""
     rows = [row for arm in arms for row in _curve_rows(arm)]
-    looks = _looks(arms)
+    looks = looks_of(arms)
     dashes = {arm.name: DASHES[index % len(DASHES)] for index, arm in enumerate(arms)}
     arms, left_out = _at_most(MOST_LINES, [arm for arm in arms if arm.curves.size])
     if not arms:
@@ -188,7 +188,7 @@ def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(axis="y")
     whole.set_ylabel(f"validation {study.metric.name} ({study.metric.unit})")
-    _legend(figure, whole)
+    legend(figure, whole)
     bands = "; bands: ± one standard deviation" if banded else ""
     counted = _counted([len(arm.curves) for arm in arms])
     caption = f"Validation {study.metric.name}, mean over seeds{bands}. {counted}"
@@ -197,7 +197,7 @@ def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         caption += f" Still improving at the end: {q.listing(stopped)}."
     if outside:
         caption += f" Not in the enlarged panel, too far out: {q.listing(list(outside))}."
-    return _drawing("curves", "Learning curves", caption + left_out, figure, rows)
+    return finished_drawing("curves", "Learning curves", caption + left_out, figure, rows)
 
 
 def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
@@ -207,7 +207,7 @@ def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         | {key: getattr(arm.costs, key) for key in PRICES}
         for arm in arms
     ]
-    looks = _looks(arms)
+    looks = looks_of(arms)
     arms, left_out = _at_most(MOST_LINES, [arm for arm in arms if arm.test.n])
     outside = _outliers(arms, study)
     arms = [arm for arm in arms if arm.name not in outside]
@@ -219,13 +219,13 @@ def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         for arm in arms:
             test, value = arm.test, getattr(arm.costs, price)
             error = [[test.mean - test.low], [test.high - test.mean]] if test.n > 1 else None
-            style = {"elinewidth": 0.8, "linestyle": "", "label": _legend_label(arm.name)}
+            style = {"elinewidth": 0.8, "linestyle": "", "label": legend_label(arm.name)}
             axes.errorbar(math.nan if value is None else value, test.mean, error, **style, **looks[arm.name])
         _cost_axis(axes, [getattr(arm.costs, price) for arm in arms])
         axes.set_xlabel(label)
         axes.grid(axis="y")
     panels[0].set_ylabel(f"test {study.metric.name} ({study.metric.unit})")
-    _legend(figure, panels[0])
+    legend(figure, panels[0])
     caption = (
         f"Test {study.metric.name} (mean, {q.percent(1 - study.alpha)} t interval over seeds) against what "
         f"an arm costs. Throughput is measured while training, on the machine named below. "
@@ -233,11 +233,11 @@ def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     )
     if outside:
         caption += f" Too far out to draw: {q.listing(list(outside))}."
-    return _drawing("costs", "Cost", caption + left_out, figure, rows)
+    return finished_drawing("costs", "Cost", caption + left_out, figure, rows)
 
 
 @contextmanager
-def _paper_style() -> Iterator[None]:
+def paper_style() -> Iterator[None]:
     """Matplotlib's defaults plus our style, whatever the user's own matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -245,7 +245,7 @@ def _paper_style() -> Iterator[None]:
         yield
 
 
-def _drawing(name: str, title: str, caption: str, figure: Figure, rows: list[Json]) -> Drawing:
+def finished_drawing(name: str, title: str, caption: str, figure: Figure, rows: list[Json]) -> Drawing:
     # Lay out once: the engine would otherwise run again for every format.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -263,7 +263,7 @@ def _drawing(name: str, title: str, caption: str, figure: Figure, rows: list[Jso
     return Drawing(name, title, caption, float(figure.get_figwidth()), files)
 
 
-def _looks(arms: list[ArmSummary]) -> dict[str, Json]:
+def looks_of(arms: list[ArmSummary]) -> dict[str, Json]:
     """Colour and marker by arm, the same in every figure of a study; the pair is unique up to 49 arms."""
     return {
         arm.name: {"color": COLOURS[index % 7], "marker": MARKERS[(index + index // 7) % 7]}
@@ -314,7 +314,7 @@ def _counted(counts: list[int], noun: str = "seed") -> str:
 def _curve(axes: Axes, arm: ArmSummary, start: int, style: Json, banded: bool) -> None:
     mean, sd = (x[start:] for x in _over_seeds(arm.curves))
     epochs = np.arange(start + 1, start + 1 + mean.size)
-    axes.plot(epochs, mean, label=_legend_label(arm.name), **style)
+    axes.plot(epochs, mean, label=legend_label(arm.name), **style)
     if banded:
         axes.fill_between(epochs, mean - sd, mean + sd, color=style["color"], alpha=0.15, linewidth=0)
 
@@ -421,19 +421,19 @@ def _cost_axis(axes: Axes, values: list[float | None]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: q.count(value, trim=True)))
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def legend(figure: Figure, axes: Axes) -> None:
     """One legend beside the panels, where it can hide nothing."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", ncols=1)
 
 
-def _legend_label(name: str) -> str:
+def legend_label(name: str) -> str:
     return _wrap(q.shortened(name, 60), 22)
 
 
 def _legend_room(arms: list[ArmSummary], least: float) -> float:
     """Height in inches at which the legend of all arms fits beside the panels."""
-    lines = sum(_legend_label(arm.name).count("\n") + 1 for arm in arms)
+    lines = sum(legend_label(arm.name).count("\n") + 1 for arm in arms)
     return max(least, 0.12 * lines + 0.05 * len(arms) + 0.2)
 
 

@@ -67,6 +67,7 @@ class Trial:
     error: str | None = None
     result: Json = field(default_factory=dict)
     timing: Json = field(default_factory=dict)
+    own_metric: bool = False  # its number is that of a further test set, not of the stored predictions
 
     def metric(self, split: str, name: str) -> float:
         """A metric of a finished trial; NaN if the trial has no such number."""
@@ -84,13 +85,18 @@ class Trial:
 
 @dataclass(frozen=True)
 class Arm:
-    """The trials that differ only in the seed."""
+    """The trials that differ only in the seed; in a study with cases, those of one case.
+
+    `name` is unique in the study, `label` within its case.
+    """
 
     name: str
     mixer: str
     switches: Json
     matching: Json | None
     trials: list[Trial]
+    label: str = ""
+    case: str | None = None
 
     def with_status(self, *statuses: str) -> list[Trial]:
         return [trial for trial in self.trials if trial.status in statuses]
@@ -98,6 +104,54 @@ class Arm:
     def values(self, split: str, metric: str) -> dict[int, float]:
         """The metric by seed, finished trials only."""
         return {trial.seed: trial.metric(split, metric) for trial in self.with_status(OK)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One of the places where all arms are compared: where it lies, what tells it apart, what is asked."""
+
+    name: str
+    at: float | None
+    series: str | None
+    about: str
+
+
+@dataclass(frozen=True)
+class RatePoint:
+    """One learning rate of a search: the validation metric of each of its trials, NaN if it has none."""
+
+    rate: float
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class RateSearch:
+    """How the learning rate of an arm was chosen; `at_edge` is "low" or "high" if the grid ends there."""
+
+    chosen: float
+    at_edge: str | None
+    points: list[RatePoint]
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """A number from a paper that an arm may be held against, unless a reason says why not."""
+
+    arm: str
+    value: float
+    source: str
+    convention: str
+    tolerance: float
+    not_comparable: str | None
+
+
+@dataclass(frozen=True)
+class NaiveBaseline:
+    """What a predictor without learning reaches."""
+
+    name: str
+    value: float
+    case: str | None
 
 
 @dataclass(frozen=True)
@@ -117,6 +171,17 @@ class Study:
     comparisons: list[tuple[str, str]]  # (arm, baseline)
     families: list[list[int]]  # indices into comparisons; Holm's adjustment runs within each
     arms: dict[str, Arm]
+    axis: str = ""  # what the cases vary
+    log_axis: bool = False
+    cases: list[Case] = field(default_factory=list)
+    searches: dict[str, RateSearch] = field(default_factory=dict)  # by name of the arm
+    search_seeds: list[int] = field(default_factory=list)
+    published: list[PublishedRow] = field(default_factory=list)
+    baselines: list[NaiveBaseline] = field(default_factory=list)
+
+    def where(self, arm: Arm) -> str:
+        """The task of an arm."""
+        return next((case.about for case in self.cases if case.name == arm.case), self.task)
 
     @property
     def trials(self) -> list[Trial]:
@@ -169,6 +234,8 @@ def load_curve(trial: Trial, column: str) -> NDArray[np.float64]:
 
 def load_predictions(trial: Trial, names: tuple[str, ...]) -> dict[str, NDArray[Any]] | None:
     """The named arrays of a trial's test predictions; None if they are not stored or not readable."""
+    if trial.own_metric:
+        return None
     try:
         with np.load(trial.folder / "predictions.npz", allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names}
@@ -216,7 +283,7 @@ def trial_row(trial: Trial) -> Json:
 def timing_row(trial: Trial) -> Json:
     """What depends on the machine and the day: wall-clock, memory, hardware, backend, versions."""
     row: Json = {"arm": trial.arm, "seed": trial.seed, "trial_id": trial.trial_id}
-    for name in ("started", "finished", "train_seconds", "images_per_second", "peak_memory_bytes", "host"):
+    for name in ("started", "finished", "train_seconds", "examples_per_second", "peak_memory_bytes", "host"):
         row[name] = trial.timing.get(name)
     provenance = trial.provenance
     for name in ("device", "hardware", "threads", "code"):
@@ -258,7 +325,38 @@ def _study(plan: Json, trials_folder: Path) -> Study:
         comparisons=comparisons,
         families=_families(plan.get("families"), len(comparisons)),
         arms=arms,
+        **_extensions(plan, trials_folder, metric["name"]),
     )
+
+
+def _extensions(plan: Json, trials_folder: Path, metric: str) -> Json:
+    """Cases, learning rates, published numbers and naive baselines, where the plan has any."""
+    cases, search = plan.get("cases") or {}, plan.get("search") or {}
+    return {
+        "axis": str(cases.get("axis") or ""),
+        "log_axis": bool(cases.get("log")),
+        "cases": [Case(**case) for case in cases.get("entries", [])],
+        "search_seeds": list(search.get("seeds", [])),
+        "searches": {
+            arm["name"]: RateSearch(
+                arm["chosen"],
+                arm["at_edge"],
+                [_rate_point(point, trials_folder, metric) for point in arm["points"]],
+            )
+            for arm in search.get("arms", [])
+        },
+        "published": [
+            PublishedRow(row["entry"], **{name: row[name] for name in row if name != "entry"})
+            for row in plan.get("published") or []
+        ],
+        "baselines": [NaiveBaseline(**row) for row in plan.get("baselines") or []],
+    }
+
+
+def _rate_point(point: Json, trials_folder: Path, metric: str) -> RatePoint:
+    planned = [{"seed": 0, "trial_id": trial_id} for trial_id in point["trials"]]
+    trials = [_trial("", each, trials_folder / each["trial_id"], metric) for each in planned]
+    return RatePoint(point["lr"], [trial.metric("validation", metric) for trial in trials])
 
 
 def _positive(value: float, name: str) -> float:
@@ -280,8 +378,9 @@ def _families(families: list[list[int]] | None, comparisons: int) -> list[list[i
 
 
 def _arm(arm: Json, trials_folder: Path, metric: str) -> Arm:
+    own = arm.get("metric")
     trials = [
-        _trial(arm["name"], trial, trials_folder / trial["trial_id"], metric) for trial in arm["trials"]
+        _trial(arm["name"], trial, trials_folder / trial["trial_id"], metric, own) for trial in arm["trials"]
     ]
     return Arm(
         arm["name"],
@@ -289,10 +388,13 @@ def _arm(arm: Json, trials_folder: Path, metric: str) -> Arm:
         arm.get("switches") or {},
         arm.get("matching"),
         trials,
+        label=str(arm.get("arm") or arm["name"]),
+        case=arm.get("case"),
     )
 
 
-def _trial(arm: str, planned: Json, folder: Path, metric: str) -> Trial:
+def _trial(arm: str, planned: Json, folder: Path, metric: str, own_metric: str | None = None) -> Trial:
+    """A planned trial as stored. A metric of its own takes the place of the study's on the test split."""
     seed, trial_id = int(planned["seed"]), str(planned["trial_id"])
     if not (folder / "result.json").exists():
         return Trial(arm, seed, trial_id, folder, MISSING)
@@ -300,10 +402,14 @@ def _trial(arm: str, planned: Json, folder: Path, metric: str) -> Trial:
         result = read_json(folder / "result.json")
         if result.get("trial_id") != trial_id:
             raise RecordError(f"result.json: is the record of another trial, {result.get('trial_id')}")
-        status, error = _status(result, metric)
+        status, error = _status(result, own_metric or metric)
     except RecordError as problem:
         return Trial(arm, seed, trial_id, folder, UNREADABLE, _without_folder(problem, folder))
-    return Trial(arm, seed, trial_id, folder, status, error, result, _timing(folder))
+    if own_metric is not None and status == OK:
+        test = result["metrics"]["test"]
+        result["metrics"]["test"] = {**test, metric: test[own_metric]}
+    own = own_metric is not None
+    return Trial(arm, seed, trial_id, folder, status, error, result, _timing(folder), own)
 
 
 def _status(result: Json, metric: str) -> tuple[str, str | None]:
@@ -314,6 +420,9 @@ def _status(result: Json, metric: str) -> tuple[str, str | None]:
     if status != OK:
         return UNREADABLE, f"result.json: has the unknown status {status!r}"
     value = ((result.get("metrics") or {}).get("test") or {}).get(metric)
+    skipped = (result.get("skipped") or {}).get(metric.rpartition("_")[2])
+    if value is None and skipped:
+        return FAILED, f"no test {metric}: {skipped}"
     if not isinstance(value, int | float) or not math.isfinite(value):
         return UNREADABLE, f"result.json: says ok but has no finite test {metric}"
     return OK, None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from analysis import quantities as q
 from analysis import tables
+from analysis.against_published import published_table
 from analysis.records import OK, SCHEMA_VERSION, RecordError, Study, backend_name, load_study
 from analysis.summary import ArmSummary, summarise
 from analysis.verdict import Comparison, judge
@@ -21,7 +22,7 @@ from analysis.verdict import Comparison, judge
 if TYPE_CHECKING:
     from analysis.figures import Drawing
 
-FIGURES = ("seeds", "differences", "curves", "costs")
+FIGURES = ("sweep", "learning_rates", "seeds", "differences", "curves", "costs")
 NO_BREAK = "\N{NO-BREAK SPACE}"
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -50,23 +51,57 @@ def write_study(study_folder: Path, trials_folder: Path) -> StudyReport:
     table = tables.comparison_table(study, arms, comparisons)
     files = _text_files(study, arms, comparisons, table)
 
-    from analysis.figures import draw_all
+    from analysis import figures, sweep
 
-    drawings = draw_all(study, arms, comparisons)
+    drawings = [*sweep.draw_all(study, arms, comparisons), *figures.draw_all(study, arms, comparisons)]
     for drawing in drawings:
         files |= {f"figures/{drawing.name}.{suffix}": content for suffix, content in drawing.files.items()}
-    files["report.html"] = _html(study, arms, comparisons, table, drawings).encode()
+    published = published_table(study, arms)
+    if published is not None:
+        files |= _published_files(published, study.name)
+    files["report.html"] = _html(study, arms, comparisons, table, published, drawings).encode()
     for name, content in files.items():
         _write_atomically(study_folder / name, content)
     _remove_stale_figures(study_folder / "figures", set(files))
     return StudyReport(
-        tables.terminal(table), verdict_lines(comparisons), {name: study_folder / name for name in files}
+        tables.terminal(table),
+        verdict_lines(study, comparisons),
+        {name: study_folder / name for name in files},
     )
 
 
-def verdict_lines(comparisons: list[Comparison]) -> list[str]:
-    """One line per comparison, in the order of the plan."""
-    return [comparison.sentence for comparison in comparisons] or ["No verdict: the plan compares nothing."]
+def verdict_lines(study: Study, comparisons: list[Comparison]) -> list[str]:
+    """One line per comparison, in the order of the plan; with cases, one per pair of arms."""
+    if not comparisons:
+        return ["No verdict: the plan compares nothing."]
+    if not study.cases:
+        return [comparison.sentence for comparison in comparisons]
+    return [
+        f"{arm} against {baseline}: {words}."
+        for (arm, baseline), words in verdicts_by_case(study, comparisons).items()
+    ]
+
+
+def verdicts_by_case(study: Study, comparisons: list[Comparison]) -> dict[tuple[str, str], str]:
+    """For each pair of arms what came out where: "helps at 128 and 256, equivalent at 64"."""
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for comparison in comparisons:
+        arm, baseline = (study.arms[name] for name in (comparison.arm, comparison.baseline))
+        words = found.setdefault((arm.label, baseline.label), {})
+        words.setdefault(comparison.word, []).append(str(arm.case))
+    return {
+        pair: ", ".join(f"{word} at {q.listing(cases)}" for word, cases in words.items())
+        for pair, words in found.items()
+    }
+
+
+def _published_files(table: tables.Table, name: str) -> dict[str, bytes]:
+    texts = {
+        "published.md": tables.markdown(table, f"{name}: ours beside published"),
+        "published.tex": tables.latex(table, f"{name}-published"),
+        "published.csv": tables.plain_csv(table),
+    }
+    return {file: text.encode() for file, text in texts.items()}
 
 
 def _text_files(
@@ -119,6 +154,7 @@ def _html(
     arms: dict[str, ArmSummary],
     comparisons: list[Comparison],
     table: tables.Table,
+    published: tables.Table | None,
     drawings: list[Drawing],
 ) -> str:
     import jinja2
@@ -136,7 +172,9 @@ def _html(
         study=study,
         comparisons=comparisons,
         arms=arms,
+        by_case=verdicts_by_case(study, comparisons) if study.cases else {},
         table=table,
+        published=published,
         figures=[(drawing, inline_svg(drawing)) for drawing in drawings],
         conditions=_conditions(study),
         unfinished=[trial for trial in study.trials if trial.status != OK],

@@ -43,7 +43,7 @@ class Costs:
     state_note: str
     macs_convention: str
     peak_memory_bytes: float | None  # largest over seeds
-    images_per_second: float | None  # mean over seeds
+    examples_per_second: float | None  # mean over seeds
     train_seconds: float | None  # mean over seeds
 
 
@@ -141,7 +141,7 @@ def _costs(arm: Arm) -> Costs:
     recorded = next((trial.costs for trial in arm.trials if trial.costs), {})
     memory, speed, seconds = (
         [trial.timing[key] for trial in arm.trials if isinstance(trial.timing.get(key), int | float)]
-        for key in ("peak_memory_bytes", "images_per_second", "train_seconds")
+        for key in ("peak_memory_bytes", "examples_per_second", "train_seconds")
     )
     return Costs(
         **{
@@ -151,7 +151,7 @@ def _costs(arm: Arm) -> Costs:
         state_note=str(recorded.get("state_note") or ""),
         macs_convention=str(recorded.get("macs_convention") or ""),
         peak_memory_bytes=max(memory, default=None),
-        images_per_second=sum(speed) / len(speed) if speed else None,
+        examples_per_second=sum(speed) / len(speed) if speed else None,
         train_seconds=sum(seconds) / len(seconds) if seconds else None,
     )
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from analysis import quantities as q
-from analysis.records import Json, Study, timing_row, trial_row
+from analysis.records import Json, NaiveBaseline, Study, timing_row, trial_row
 from analysis.statistics import Estimate
 from analysis.summary import ArmSummary, notes, warnings
 from analysis.verdict import Comparison
@@ -67,7 +67,10 @@ def comparison_table(study: Study, arms: dict[str, ArmSummary], comparisons: lis
     pairs = _rows_of(arms, comparisons)
     return Table(
         columns=_columns(study),
-        rows=[_cells(study, arm, comparison) for arm, comparison in pairs],
+        rows=[
+            *(_cells(study, arm, comparison) for arm, comparison in pairs),
+            *(_naive_cells(study, naive) for naive in study.baselines),
+        ],
         caption=_caption(study, arms, comparisons),
         warnings=warnings(study, arms),
     )
@@ -123,6 +126,13 @@ def latex(table: Table, label: str) -> str:
             r"\end{table*}",
             "",
         ]
+    )
+
+
+def plain_csv(table: Table) -> str:
+    """The cells as they are shown, under their headings."""
+    return write_csv(
+        [{column.heading: row[column.key].line for column in table.columns} for row in table.rows]
     )
 
 
@@ -194,7 +204,7 @@ def _columns(study: Study) -> list[Column]:
         Column("macs", "MACs", True),
         Column("state", "state / seq.", True),
         Column("memory", "peak memory", True),
-        Column("speed", "images / s", True),
+        Column("speed", "examples / s", True),
         Column("backend", "backend", False),
     ]
 
@@ -225,9 +235,19 @@ def _cells(study: Study, arm: ArmSummary, comparison: Comparison | None) -> dict
         "macs": Cell(q.count(costs.macs), value=costs.macs),
         "state": Cell(q.byte_size(costs.state_bytes), value=costs.state_bytes),
         "memory": Cell(q.byte_size(costs.peak_memory_bytes), value=costs.peak_memory_bytes),
-        "speed": Cell(q.count(costs.images_per_second), value=costs.images_per_second),
+        "speed": Cell(q.count(costs.examples_per_second), value=costs.examples_per_second),
         "backend": Cell("; ".join(arm.backends) or q.MISSING),
     }
+
+
+def _naive_cells(study: Study, naive: NaiveBaseline) -> dict[str, Cell]:
+    """The row of a predictor that learns nothing: a number without seeds, difference or cost."""
+    case = f" @ {naive.case}" if naive.case else ""
+    decimals = q.decimals_for(study.margin, study.metric.unit)
+    cells = {column.key: Cell(q.MISSING) for column in _columns(study)}
+    cells["arm"] = Cell(f"{naive.name}{case}", "(naive baseline)")
+    cells["metric"] = Cell(q.number(naive.value, decimals), "(test split of seed 0)", naive.value)
+    return cells
 
 
 def _difference_cells(comparison: Comparison | None, decimals: int) -> dict[str, Cell]:
@@ -280,7 +300,7 @@ def _raw(arm: ArmSummary, comparison: Comparison | None) -> Json:
         "macs_mixer": costs.macs_mixer,
         "state_bytes": costs.state_bytes,
         "peak_memory_bytes": costs.peak_memory_bytes,
-        "images_per_second": costs.images_per_second,
+        "examples_per_second": costs.examples_per_second,
         "train_seconds": costs.train_seconds,
         "backend": "; ".join(arm.backends),
     }

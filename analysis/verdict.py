@@ -264,7 +264,7 @@ def _same_examples(scores: list[ExampleScores]) -> bool:
 
 def sentence(comparison: Comparison, study: Study, arms: dict[str, ArmSummary]) -> str:
     """The verdict in words: where, what, how much, how sure, at which budget, and what to hold against it."""
-    where = f"On {study.task} in {study.skeleton}"
+    where = f"On {study.where(study.arms[comparison.arm])} in {study.skeleton}"
     budget = f", at {study.budget}" if study.budget else ""
     parts = [f"{where}, {_claim(comparison, study)}{_evidence(comparison, study)}{budget}."]
     parts += _consequences(comparison, study)

@@ -3,9 +3,11 @@
 A mixer that is only shown a rate that suits another one is not compared but handicapped. The rate of an
 arm is the one with the best mean validation metric; the test split and the reported seeds have no part
 in it. While the best rate of any arm of a case lies at an edge of the grid, the grid of that case grows
-there, for all of its arms; an edge that is better than the inside by less than noise (a quarter of the
-study's margin) does not count, or arms at chance and arms at 100 % would let it grow for ever. Everything here is a function of stored results: asked again, it gives the
-same answer, and an interrupted search goes on where it was. Free of torch.
+there, for all of its arms. An edge that is better than the inside by less than noise (a quarter of the
+study's margin) does not count, or arms at chance and arms at 100 % would let it grow for ever.
+
+Everything here is a function of stored results: asked again, it gives the same answer, and an interrupted
+search goes on where it was. Free of torch.
 """
 
 from __future__ import annotations

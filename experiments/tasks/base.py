@@ -149,6 +149,14 @@ def split_examples(count: int, validation: int, test: int, seed: int) -> dict[st
     }
 
 
+def example_ids(seed: int, split: str, count: int) -> Tensor:
+    """Ids of examples that exist in one split of one seed only: (count,).
+
+    Whoever compares seeds can tell from them that the examples are not the same.
+    """
+    return (stream(seed, "data", split, "ids") >> 20 << 20) + torch.arange(count)
+
+
 def shuffled(count: int, seed: int, epoch: int) -> Tensor:
     """The order of one epoch."""
     return torch.randperm(count, generator=generator(stream(seed, "order", epoch)))

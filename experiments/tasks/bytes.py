@@ -28,6 +28,7 @@ from experiments.tasks.base import (
     Metric,
     TaskData,
     TokenClassification,
+    example_ids,
     fingerprint,
     generator,
 )
@@ -140,8 +141,10 @@ class BytesData:
             yield self._batch("train", torch.randint(last, (batch_size,), generator=random))
 
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
-        for begin in self._windows[split].split(batch_size):
-            yield self._batch(split, begin)
+        begins = self._windows[split]
+        ids = example_ids(self._seed, split, len(begins)).split(batch_size)
+        for begin, examples in zip(begins.split(batch_size), ids, strict=True):
+            yield self._batch(split, begin)._replace(examples=examples)
 
     def _batch(self, split: str, begin: Tensor) -> Batch:
         """The windows that begin there: inputs and targets (B, L)."""

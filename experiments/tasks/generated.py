@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from experiments.tasks.base import Batch, fingerprint, generator, shuffled
+from experiments.tasks.base import Batch, example_ids, fingerprint, generator, shuffled
 from experiments.trial import stream
 from mixers.registry import InputError
 
@@ -91,10 +91,10 @@ class GeneratedData:
             inputs, targets = self._fresh_examples(0, 0, self.sizes["train"])
         else:
             inputs, targets = self._splits[split]
+        examples = example_ids(self._seed, split, len(inputs))
         for start in range(0, len(inputs), batch_size):
             chosen = slice(start, start + batch_size)
-            examples = torch.arange(len(inputs))[chosen]
-            yield Batch(inputs[chosen], targets[chosen], examples)
+            yield Batch(inputs[chosen], targets[chosen], examples[chosen])
 
     def _fresh_examples(self, epoch: int, step: int, count: int) -> tuple[Tensor, Tensor]:
         drawn = self._draw(count, generator(stream(self._seed, "data", "train", epoch, step)))

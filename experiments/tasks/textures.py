@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from experiments.interface import TaskSpec
-from experiments.tasks.base import Batch, Classification, TaskData, fingerprint, generator
+from experiments.tasks.base import Batch, Classification, TaskData, example_ids, fingerprint, generator
 from experiments.trial import stream
 
 PHOTOGRAPHS = ("grass", "gravel", "brick")
@@ -105,8 +105,9 @@ class TexturesData:
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         random = generator(stream(self._seed, "data", split))
         pieces, labels = self._draw(split, self.sizes[split], random)
-        for examples in torch.arange(len(labels)).split(batch_size):
-            yield Batch(pieces[examples], labels[examples], examples)
+        ids = example_ids(self._seed, split, len(labels))
+        for chosen in torch.arange(len(labels)).split(batch_size):
+            yield Batch(pieces[chosen], labels[chosen], ids[chosen])
 
     def _draw(self, split: str, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """-> pieces (count, 1, side, side) and labels (count,), as many of each as can be."""

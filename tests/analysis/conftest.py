@@ -178,7 +178,7 @@ def _write_trial(
                 "started": "2026-11-23T10:00:00",
                 "finished": "2026-11-23T10:01:00",
                 "train_seconds": 60.0 + seed,
-                "images_per_second": 900.0 / (index + 1) + seed,
+                "examples_per_second": 900.0 / (index + 1) + seed,
                 "peak_memory_bytes": 300_000_000 + seed,
                 "host": "laptop",
             }

@@ -129,7 +129,7 @@ def test_metrics_csv_has_every_planned_trial_and_no_clock(write_records: Write) 
     assert len(rows) == 12
     assert rows[2]["status"] == "missing"
     assert rows[2]["test_accuracy"] == ""
-    assert not {"train_seconds", "started", "host", "images_per_second", "hardware"} & set(rows[0])
+    assert not {"train_seconds", "started", "host", "examples_per_second", "hardware"} & set(rows[0])
     timings = list(csv.DictReader(io.StringIO(tables.timings_csv(study))))
     assert float(timings[0]["train_seconds"]) == 60.0
 

@@ -1,0 +1,228 @@
+"""Figures of studies that compare in several cases or choose learning rates: effects along an axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from analysis import quantities as q
+from analysis.figures import (
+    COLOURS,
+    DASHES,
+    GREY,
+    INK,
+    MARKERS,
+    PAGE,
+    ZONE,
+    Drawing,
+    finished_drawing,
+    legend,
+    paper_style,
+)
+from analysis.records import Case, Json, RateSearch, Study
+from analysis.statistics import Estimate, t_interval
+from analysis.summary import ArmSummary, selection_rule
+from analysis.verdict import Comparison
+
+MOST_PANELS = 4  # of learning rates
+
+
+def draw_all(study: Study, arms: dict[str, ArmSummary], comparisons: list[Comparison]) -> list[Drawing]:
+    """Draw what the study has: nothing for one without cases and without a search."""
+    with paper_style():
+        drawings = [sweep(study, arms, comparisons), learning_rates(study)]
+    return [drawing for drawing in drawings if drawing is not None]
+
+
+def sweep(study: Study, arms: dict[str, ArmSummary], comparisons: list[Comparison]) -> Drawing | None:
+    """Left, the metric of every arm from case to case; right, its difference from its baseline."""
+    if len(study.cases) < 2:
+        return None
+    labels = list(dict.fromkeys(arm.arm.label for arm in arms.values()))
+    measured = {
+        label: {arm.arm.case: arm.test for arm in arms.values() if arm.arm.label == label} for label in labels
+    }
+    pairs: dict[str, dict[str | None, Estimate]] = {}
+    for comparison in comparisons:
+        arm, baseline = (study.arms[name] for name in (comparison.arm, comparison.baseline))
+        pairs.setdefault(f"{arm.label} {q.MINUS} {baseline.label}", {})[arm.case] = comparison.interval
+    figure = Figure(figsize=(PAGE, max(2.4, 0.5 + 0.17 * (len(labels) + len(pairs)))), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    styles = {label: _style(index) for index, label in enumerate(labels)}
+    styles |= {pair: styles[pair.partition(f" {q.MINUS} ")[0]] for pair in pairs}
+    _lines(left, study, measured, styles)
+    if study.margin is not None:
+        right.axhspan(-study.margin, study.margin, color=ZONE, linewidth=0, zorder=0)
+    right.axhline(0, color=GREY, linewidth=0.7, zorder=1)
+    _lines(right, study, pairs, styles)
+    for axes in (left, right):
+        _case_axis(axes, study)
+    left.set_ylabel(f"test {study.metric.name} ({study.metric.unit})")
+    right.set_ylabel(f"difference ({study.metric.difference_unit})")
+    legend(figure, left)
+    level = q.percent(1 - study.alpha)
+    zone = "" if study.margin is None else " Shaded: the equivalence zone."
+    baselines = q.listing(sorted({pair.partition(f" {q.MINUS} ")[2] for pair in pairs}))
+    rule = selection_rule(study, arms.values())
+    caption = (
+        f"Left: test {study.metric.name} by {study.axis or 'case'}, mean and {level} t interval over seeds. "
+        f"Right: paired difference from {baselines} with {level} t interval.{zone}"
+        f"{_series_note(study)} {rule}"
+    )
+    rows = [*_rows(study, "metric", measured), *_rows(study, "difference", pairs)]
+    return finished_drawing("sweep", f"By {study.axis or 'case'}", caption, figure, rows)
+
+
+def learning_rates(study: Study) -> Drawing | None:
+    """The validation metric at every learning rate that was tried, the chosen one ringed."""
+    panels = list(_distinct_searches(study))
+    if not panels:
+        return None
+    rows = [
+        {"arm": name, "lr": point.rate, "trial": index, "validation": value, "chosen": search.chosen}
+        for name, search in study.searches.items()
+        for point in search.points
+        for index, value in enumerate(point.values)
+    ]
+    drawn = panels[:MOST_PANELS]
+    labels = list(dict.fromkeys(label for _, searches in drawn for label in searches))
+    styles = {label: _style(index) for index, label in enumerate(labels)}
+    figure = Figure(figsize=(PAGE, max(2.2, 0.5 + 0.19 * len(labels))), layout="constrained")
+    grid = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+    for axes, (title, searches) in zip(grid, drawn, strict=True):
+        for label, search in searches.items():
+            _rate_line(axes, label, search, styles[label])
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate")
+        axes.grid(axis="y")
+        if len(drawn) > 1:
+            axes.set_title(title, loc="left")
+    grid[0].set_ylabel(f"validation {study.metric.name} ({study.metric.unit})")
+    legend(figure, grid[0])
+    seeds = q.listing([str(seed) for seed in study.search_seeds])
+    caption = (
+        f"Validation {study.metric.name} at the end of training for each learning rate of the search, mean "
+        f"over its seeds ({seeds}; none of them is reported). Ringed: the rate chosen for an arm. Every arm "
+        "of a panel was given the same rates; a missing point diverged or failed."
+    )
+    at_edge = [f"{name} ({search.at_edge})" for name, search in study.searches.items() if search.at_edge]
+    if at_edge:
+        caption += f" Still best at an edge of its grid: {q.listing(at_edge)}."
+    if len(panels) > len(drawn):
+        caption += f" Drawn: the first {len(drawn)} of {len(panels)} cases; the data file has all."
+    return finished_drawing("learning_rates", "Learning rates", caption, figure, rows)
+
+
+def _style(index: int) -> Json:
+    return {
+        "color": COLOURS[index % 7],
+        "marker": MARKERS[(index + index // 7) % 7],
+        "linestyle": DASHES[index % len(DASHES)],
+        "markersize": 3.6,
+        "linewidth": 1.1,
+    }
+
+
+def _lines(
+    axes: Axes, study: Study, values: dict[str, dict[str | None, Estimate]], styles: dict[str, Json]
+) -> None:
+    """A line per name through its cases, with intervals; a line of its own for each series of cases."""
+    many = len(_series(study)) > 1
+    for name, by_case in values.items():
+        for number, (series, cases) in enumerate(_series(study).items()):
+            known = [case for case in cases if case.name in by_case and by_case[case.name].n]
+            if not known:
+                continue
+            x = [_position(study, case) for case in known]
+            estimates = [by_case[case.name] for case in known]
+            y = np.array([estimate.mean for estimate in estimates])
+            low, high = (np.array([getattr(e, side) for e in estimates]) for side in ("low", "high"))
+            label = f"{name}, {series}" if many else name
+            style = {**styles[name], "markerfacecolor": styles[name]["color"] if number == 0 else "white"}
+            error = np.nan_to_num(np.stack([y - low, high - y]))
+            axes.errorbar(x, y, error, elinewidth=0.8, label=label, **style)
+    axes.grid(axis="y")
+
+
+def _series(study: Study) -> dict[str | None, list[Case]]:
+    found: dict[str | None, list[Case]] = {}
+    for case in study.cases:
+        found.setdefault(case.series, []).append(case)
+    return found
+
+
+def _series_note(study: Study) -> str:
+    names = [str(series) for series in _series(study)]
+    return f" Filled markers: {names[0]}; open: {q.listing(names[1:])}." if len(names) > 1 else ""
+
+
+def _position(study: Study, case: Case) -> float:
+    """Where a case lies on the axis: its place in the list if any has no number."""
+    if any(each.at is None for each in study.cases) or case.at is None:
+        return float(study.cases.index(case))
+    return case.at
+
+
+def _case_axis(axes: Axes, study: Study) -> None:
+    positions = [_position(study, case) for case in study.cases]
+    if study.log_axis and min(positions) > 0:
+        axes.set_xscale("log", base=2)
+    axes.xaxis.set_minor_locator(NullLocator())
+    ticks = dict(zip(positions, (case.name for case in study.cases), strict=True))
+    axes.set_xticks(list(ticks))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: ticks.get(value, "")))
+    axes.set_xlabel(study.axis or "case")
+
+
+def _rows(study: Study, what: str, values: dict[str, dict[str | None, Estimate]]) -> list[Json]:
+    return [
+        {
+            "panel": what,
+            "name": name,
+            "case": case.name,
+            "at": case.at,
+            "series": case.series,
+            "mean": by_case[case.name].mean,
+            "low": by_case[case.name].low,
+            "high": by_case[case.name].high,
+            "n": by_case[case.name].n,
+        }
+        for name, by_case in values.items()
+        for case in study.cases
+        if case.name in by_case
+    ]
+
+
+def _distinct_searches(study: Study) -> Iterator[tuple[str, dict[str, RateSearch]]]:
+    """The searches of each case by label of the arm; cases that test the same trained models share one."""
+    seen = []
+    names: list[str | None] = [case.name for case in study.cases]
+    for case in names or [None]:
+        searches = {
+            arm.label: study.searches[name]
+            for name, arm in study.arms.items()
+            if arm.case == case and name in study.searches
+        }
+        curves = [[(p.rate, p.values) for p in search.points] for search in searches.values()]
+        if searches and curves not in seen:
+            seen.append(curves)
+            yield case or "", searches
+
+
+def _rate_line(axes: Axes, label: str, search: RateSearch, style: Json) -> None:
+    rates = [point.rate for point in search.points]
+    means = [_mean(point.values) for point in search.points]
+    axes.plot(rates, means, label=label, **style)
+    at = rates.index(search.chosen)
+    ring: Json = {"marker": "o", "markersize": 8, "markerfacecolor": "none", "markeredgecolor": INK}
+    axes.plot([rates[at]], [means[at]], linestyle="", markeredgewidth=0.9, zorder=5, **ring)
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return t_interval(known, 0.05).mean if known else math.nan

@@ -41,7 +41,7 @@ def finish(trial: Trial, store: Store, value: float, status: str = "ok") -> None
     """Write what a trial would have left."""
     metrics = {"validation": {"score": value}, "test": {"score": -value}} if status == "ok" else {}
     written = {
-        **dict.fromkeys(RESULT_FIELDS, {}),
+        **{field: {} for field in RESULT_FIELDS},
         "schema_version": SCHEMA_VERSION,
         "trial_id": trial.id,
         "status": status,

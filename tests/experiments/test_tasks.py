@@ -1,0 +1,361 @@
+"""Every task: its data depends on what it should and on nothing else, and its score means what it says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from experiments.tasks import TASKS
+from experiments.tasks.base import IGNORE, Task, TaskData
+from experiments.tasks.bytes import bigram_bits_per_byte, read_documents
+from experiments.tasks.digits import Digits
+from experiments.tasks.generated import GeneratedData
+from experiments.tasks.induction import Induction, read_lengths
+from experiments.tasks.mqar import MQAR, distinct
+from experiments.tasks.selective_copy import SelectiveCopy
+from experiments.tasks.sequential_digits import grey_levels
+from experiments.tasks.textures import turned
+from mixers.registry import InputError
+
+SMALL = {
+    "digits": "digits(canvas=10)",
+    "sequential-digits": "sequential-digits(canvas=8)",
+    "textures": "textures(side=16, train=64, validation=20, test=60)",
+    "bytes": "bytes(length=64, train=64, validation=20, test=50)",
+    "mqar": "mqar(length=32, vocabulary=24, pairs=4, train=64, validation=20, test=300)",
+    "selective-copy": "selective-copy(length=12, tokens=4, vocabulary=9, train=64, validation=20, test=300)",
+    "induction": "induction(length=16, train=64, validation=20, test=300, test_lengths=8..32)",
+}
+CHANGED = {
+    "digits": "canvas=11",
+    "sequential-digits": "canvas=9",
+    "textures": "side=17",
+    "bytes": "length=65",
+    "mqar": "pairs=3",
+    "selective-copy": "tokens=5",
+    "induction": "vocabulary=15",
+}
+GENERATED = ("mqar", "selective-copy", "induction")
+names = pytest.mark.parametrize("name", list(TASKS))
+
+
+def test_every_task_is_tested() -> None:
+    assert set(SMALL) == set(CHANGED) == set(TASKS)
+
+
+def create(text: str) -> Task:
+    task: Task = TASKS.create(TASKS.parse(text))
+    return task
+
+
+def load(name: str, seed: int = 0) -> TaskData:
+    return create(SMALL[name]).load(seed)
+
+
+def rows(data: TaskData, split: str) -> list[bytes]:
+    return [row.numpy().tobytes() for batch in data.batches(split, 64) for row in batch.inputs]
+
+
+def all_of(data: TaskData, split: str) -> tuple[Tensor, Tensor]:
+    batches = list(data.batches(split, 64))
+    return torch.cat([batch.inputs for batch in batches]), torch.cat([batch.targets for batch in batches])
+
+
+# ---- every task
+
+
+@names
+def test_shapes_are_those_of_the_spec(name: str) -> None:
+    task, data = create(SMALL[name]), load(name)
+    batch = next(data.train_batches(0, 16))
+    spec = task.spec
+    lead = (16,) if spec.input == "tokens" else (16, spec.channels)
+    assert batch.inputs.shape == (*lead, *spec.grid)
+    assert batch.targets.shape == ((16,) if spec.output == "one" else (16, *spec.grid))
+    assert len(batch.examples) == 16
+    scored = batch.targets[batch.targets != IGNORE]
+    assert 0 <= scored.min() <= scored.max() < spec.classes
+    if spec.input == "tokens":
+        assert 0 <= batch.inputs.min() <= batch.inputs.max() < spec.channels
+    for split in ("validation", "test"):
+        assert sum(len(each.inputs) for each in data.batches(split, 7)) == data.sizes[split]
+
+
+@names
+def test_the_fingerprint_follows_the_seed_and_every_knob(name: str) -> None:
+    one = load(name).fingerprint
+    assert one == load(name).fingerprint
+    assert one != load(name, seed=1).fingerprint
+    option = CHANGED[name].split("=")[0]
+    kept = [part.strip() for part in SMALL[name][:-1].split("(", 1)[1].split(",")]
+    kept = [part for part in kept if not part.startswith(f"{option}=")]
+    changed = f"{name}({', '.join([CHANGED[name], *kept])})"
+    assert one != create(changed).load(0).fingerprint
+
+
+@names
+def test_global_generators_neither_matter_nor_move(name: str) -> None:
+    def state() -> tuple[bytes, Any, Any]:
+        return torch.get_rng_state().numpy().tobytes(), np.random.get_state()[1].tobytes(), random.getstate()
+
+    one = load(name)
+    first = next(one.train_batches(0, 16)).inputs
+    torch.manual_seed(1234)
+    np.random.seed(1234)
+    random.seed(1234)
+    before = state()
+    other = load(name)
+    second = next(other.train_batches(0, 16)).inputs
+    assert state() == before
+    assert one.fingerprint == other.fingerprint
+    assert torch.equal(first, second)
+
+
+@names
+def test_splits_have_nothing_in_common(name: str) -> None:
+    data = load(name)
+    train = {
+        row.numpy().tobytes() for epoch in range(3) for b in data.train_batches(epoch, 16) for row in b.inputs
+    }
+    test, validation = set(rows(data, "test")), set(rows(data, "validation"))
+    assert not test & validation
+    assert not test & train
+    assert not validation & train
+
+
+@names
+def test_a_resumed_epoch_goes_on_where_it_was(name: str) -> None:
+    data = load(name)
+    whole = list(data.train_batches(1, 16))
+    rest = list(data.train_batches(1, 16, start=2))
+    assert len(whole) == data.sizes["train"] // 16
+    assert len(rest) == len(whole) - 2
+    for one, other in zip(whole[2:], rest, strict=True):
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.targets, other.targets)
+
+
+@names
+def test_a_right_answer_scores_100_and_what_is_not_asked_does_not_count(name: str) -> None:
+    task = create(SMALL[name])
+    _, targets = all_of(load(name), "test")
+    assert task.measure(targets, targets, 0.0)["accuracy"] == 100.0
+    answers = targets.where(targets != IGNORE, torch.randint(task.spec.classes, targets.shape))
+    assert task.measure(answers, targets, 0.0)["accuracy"] == 100.0
+    assert task.measure((targets + 1) % task.spec.classes, targets, 0.0)["accuracy"] == 0.0
+
+
+@names
+def test_a_constant_answer_scores_chance(name: str) -> None:
+    task = create(SMALL[name])
+    _, targets = all_of(load(name), "test")
+    scored = targets[targets != IGNORE]
+    shares = torch.bincount(scored, minlength=task.spec.classes) / len(scored)
+    possible = int((shares > 0).sum())
+    if name == "bytes":
+        pytest.skip("bytes are not uniform: the bigram is its baseline")
+    constant = int(scored[0])
+    accuracy = task.measure(torch.full_like(targets, constant), targets, 0.0)["accuracy"] / 100
+    error = (1 / possible * (1 - 1 / possible) / len(scored)) ** 0.5
+    assert abs(accuracy - 1 / possible) < 5 * error
+
+
+@pytest.mark.parametrize("name", ["mqar", "selective-copy", "bytes"])
+def test_the_loss_ignores_what_is_not_asked(name: str) -> None:
+    task = create(SMALL[name])
+    _, targets = all_of(load(name), "test")
+    outputs = torch.randn(*targets.shape, task.spec.classes, generator=torch.Generator().manual_seed(0))
+    noisy = outputs.clone()
+    noisy[targets == IGNORE] += 7 * torch.randn_like(noisy[targets == IGNORE])
+    assert task.loss(outputs, targets) == task.loss(noisy, targets)
+    by_hand = -outputs.log_softmax(-1)[targets != IGNORE].gather(1, targets[targets != IGNORE][:, None])
+    torch.testing.assert_close(task.loss(outputs, targets), by_hand.mean())
+
+
+# ---- solved by hand
+
+
+def solve_mqar(row: list[int], pairs: int) -> list[int]:
+    values = dict(zip(row[0 : 2 * pairs : 2], row[1 : 2 * pairs : 2], strict=True))
+    return [IGNORE] * 2 * pairs + [values.get(token, IGNORE) for token in row[2 * pairs :]]
+
+
+def solve_selective_copy(row: list[int], marker: int) -> list[int]:
+    data = [token for token in row if token not in (0, marker)]
+    return [IGNORE] * (len(row) - len(data)) + data
+
+
+def solve_induction(row: list[int], special: int) -> int:
+    return row[row.index(special) + 1]
+
+
+SOLVERS: dict[str, Callable[[list[int]], Any]] = {
+    "mqar": lambda row: solve_mqar(row, 4),
+    "selective-copy": lambda row: solve_selective_copy(row, 8),
+    "induction": lambda row: solve_induction(row, 16),
+}
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_solver_by_hand_is_always_right(name: str) -> None:
+    data = load(name)
+    for split in ("train", "validation", "test", *(f"test_{extra}" for extra in data.extra_tests)):
+        inputs, targets = all_of(data, split)
+        assert [SOLVERS[name](row) for row in inputs.tolist()] == targets.tolist()
+
+
+def test_the_examples_of_the_docstrings() -> None:
+    skip = IGNORE
+    row = [7, 8, 4, 12, 2, 9, 5, 10, 7, 0, 2, 0, 0, 0, 5, 0, 4, 0, 0, 0, 0, 0, 0, 0]
+    answers = {8: 8, 10: 9, 14: 10, 16: 12}
+    assert solve_mqar(row, 4) == [answers.get(place, skip) for place in range(24)]
+    assert solve_selective_copy([0, 4, 0, 0, 1, 2, 0, 0, 5, 5, 5], 5) == [skip] * 8 + [4, 1, 2]
+    assert solve_induction([2, 0, 4, 3, 1, 1, 0, 4], 4) == 3
+    for text in (" ".join(map(str, row)), "0 4 0 0 1 2 0 0 5 5 5", "2 0 4 3 1 1 0 4"):
+        assert any(text in (task.__doc__ or "") for task in (MQAR, SelectiveCopy, Induction))
+
+
+def test_mqar_is_zoologys() -> None:
+    task = MQAR(length=64, vocabulary=8192, pairs=4)
+    inputs, targets = task.draw(4_000, torch.Generator().manual_seed(0))
+    assert ((targets != IGNORE).sum(1) == 4).all()
+    keys, values = inputs[:, 0:8:2], inputs[:, 1:8:2]
+    assert 1 <= keys.min() <= keys.max() < 4096 <= values.min()
+    for tokens in (keys, values):
+        assert (tokens.sort(1).values.diff(dim=1) > 0).all(), "each once"
+    questions = (targets != IGNORE).nonzero()[:, 1]
+    assert (questions % 2 == 0).all()
+    early = (questions < 8 + 2 * 8).float().mean().item()
+    assert early == pytest.approx(0.64, abs=0.02), "64 % of the questions in the first 8 places"
+    filled, _ = MQAR(random_non_queries=True).draw(100, torch.Generator().manual_seed(0))
+    assert (filled == 0).float().mean() < 0.01
+
+
+def test_distinct_is_uniform_without_repetition() -> None:
+    drawn = distinct(20_000, 6, 3, torch.Generator().manual_seed(0))
+    assert (drawn.sort(1).values.diff(dim=1) > 0).all()
+    shares = torch.bincount(drawn.flatten(), minlength=6) / drawn.numel()
+    torch.testing.assert_close(shares, torch.full((6,), 1 / 6), atol=0.01, rtol=0)
+
+
+def test_induction_at_other_lengths() -> None:
+    data = load("induction")
+    assert data.extra_tests == ("8", "16", "32")
+    for extra in data.extra_tests:
+        inputs, _ = all_of(data, f"test_{extra}")
+        assert inputs.shape == (300, int(extra))
+        assert (inputs[:, -1] == 16).all()
+        assert ((inputs == 16).sum(1) == 2).all()
+
+
+def test_repeated_rows_are_drawn_again_until_it_is_hopeless() -> None:
+    def coin(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        flips = torch.randint(2, (count, 8), generator=generator)
+        return flips, flips.sum(1)
+
+    sizes = {"train": 100, "validation": 30, "test": 30}
+    data = GeneratedData("coin", coin, sizes, 0)
+    assert not set(rows(data, "train")) & set(rows(data, "test"))
+    with pytest.raises(InputError, match="too few different examples"):
+        GeneratedData("coin", coin, sizes | {"test": 5_000}, 0)
+
+
+# ---- data that is real
+
+
+def test_bytes_documents_are_in_one_split_each() -> None:
+    data: Any = load("bytes")
+    parts = [set(data.documents[split]) for split in ("train", "validation", "test")]
+    assert sum(map(len, parts)) == len(set.union(*parts)) > 300
+    inputs, targets = all_of(data, "test")
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    baselines = data.baselines
+    assert 1.5 < baselines["zlib -9"] < 2.5 < baselines["bigram"] < 4.5
+
+
+def test_bits_per_byte() -> None:
+    task = create(SMALL["bytes"])
+    _, targets = all_of(load("bytes"), "test")
+    assert task.measure(targets, targets, np.log(2.0))["bits_per_byte"] == pytest.approx(1.0)
+    assert not task.metric.higher_is_better
+
+
+def test_bigrams_by_hand() -> None:
+    train = np.frombuffer(b"abab" * 100, dtype=np.uint8)
+    sure = bigram_bits_per_byte(train, np.frombuffer(b"abababab", dtype=np.uint8))
+    assert sure == pytest.approx(np.mean([*[np.log2(456 / 201)] * 4, *[np.log2(455 / 200)] * 3]), rel=1e-6)
+    assert bigram_bits_per_byte(train, np.frombuffer(b"cccc", dtype=np.uint8)) == pytest.approx(8.0)
+
+
+def test_a_corpus_without_sources(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"0 Python sources in .*--task.corpus"):
+        read_documents(tmp_path)
+
+
+def test_sequential_digits_are_the_digits_read_in_raster_order() -> None:
+    images, _ = all_of(Digits(canvas=8, distort=0.0).load(0), "test")
+    tokens, labels = all_of(TASKS.create(TASKS.parse("sequential-digits(canvas=8)")).load(0), "test")
+    assert torch.equal(grey_levels(images), tokens)
+    from sklearn.datasets import load_digits
+
+    known = {
+        row.astype(int).tobytes(): label for row, label in zip(*load_digits(return_X_y=True), strict=True)
+    }
+    assert all(known[row.numpy().tobytes()] == label for row, label in zip(tokens, labels, strict=True))
+
+
+def test_textures_share_no_pixel_and_are_normalised() -> None:
+    data: Any = load("textures")
+    for photograph in range(3):
+        parts = [set(data.blocks[split][photograph].tolist()) for split in ("train", "validation", "test")]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 16
+    inputs, _ = all_of(data, "test")
+    torch.testing.assert_close(inputs.mean((1, 2, 3)), torch.zeros(60), atol=1e-4, rtol=0)
+    torch.testing.assert_close(inputs.std((1, 2, 3)), torch.ones(60), atol=1e-3, rtol=0)
+
+
+def test_turning_gives_all_eight_orientations() -> None:
+    piece = torch.arange(4.0).view(1, 1, 2, 2).repeat(200, 1, 1, 1)
+    seen = {tuple(each.flatten().tolist()) for each in turned(piece, torch.Generator().manual_seed(0))}
+    assert len(seen) == 8
+
+
+# ---- what does not fit
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mqar(vocabulary=8, pairs=4)", "vocabulary 8 has 3 keys, too few for 4 pairs; it takes 10"),
+        ("mqar(length=14, pairs=4)", "4 pairs and their questions need a length of 16, got 14"),
+        ("mqar(length=33)", "must be even"),
+        ("selective-copy(length=8, tokens=9)", "9 data tokens do not fit into length 8"),
+        ("selective-copy(vocabulary=3)", "leaves fewer than two data tokens"),
+        ("induction(test_lengths=64)", "test_lengths must be like 64..1024"),
+        ("induction(length=3)", "length: Input should be greater than or equal to 4"),
+        ("digits(validation=900, test=900)", "leave too few"),
+        ("textures(side=200)", "side: Input should be less than or equal to 128"),
+    ],
+)
+def test_what_does_not_fit_is_a_sentence(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message.replace("..", r"\.\.")) as caught:
+        create(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_few_bytes_for_the_windows() -> None:
+    with pytest.raises(InputError, match=r"the test documents hold .* fewer than the 500000 asked for"):
+        create("bytes(test=500000)").load(0)
+
+
+def test_ranges_of_lengths() -> None:
+    assert read_lengths("t", "64..256") == (64, 128, 256)
+    assert read_lengths("t", "64..200") == (64, 128)
+    assert read_lengths("t", "none") == ()

@@ -25,6 +25,7 @@ from mixers.conv import DepthwiseConv
 from mixers.identity import Identity
 
 MIXER_NAMES = ["identity", "conv", "causal-conv", "attention"]
+ON_IMAGES = [name for name in SKELETONS if name != "causal-lm"]
 SMALL = ["mambaout-nano", "mambaout-pico", "isotropic-nano"]
 BLOCKS = list(PRESETS)
 TASK = TaskSpec(input="image", channels=2, grid=(16, 16), classes=5)
@@ -55,10 +56,10 @@ def images(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-# ---- every skeleton
+# ---- every skeleton on images
 
 
-@pytest.mark.parametrize(("skeleton", "mixer"), [*product(SKELETONS, MIXER_NAMES)])
+@pytest.mark.parametrize(("skeleton", "mixer"), [*product(ON_IMAGES, MIXER_NAMES)])
 def test_shapes(skeleton, mixer):
     with torch.device("meta"):
         model = SKELETONS.load(skeleton)(factory(mixer), TASK)
@@ -86,7 +87,7 @@ def test_odd_sizes(skeleton, grid, readout):
     assert build(skeleton, task=task, readout=readout)(images(2, 2, *grid)).isfinite().all()
 
 
-@pytest.mark.parametrize(("skeleton", "mixer"), [*product(SKELETONS, ["conv", "ssm"])])
+@pytest.mark.parametrize(("skeleton", "mixer"), [*product(ON_IMAGES, ["conv", "ssm"])])
 def test_no_weight_decay_names_parameters(skeleton, mixer):
     with torch.device("meta"):
         model = SKELETONS.load(skeleton)(factory(mixer), TASK)
@@ -99,7 +100,7 @@ def test_no_weight_decay_names_parameters(skeleton, mixer):
     assert bool(of_mixers) == (mixer == "ssm")
 
 
-@pytest.mark.parametrize("skeleton", list(SKELETONS))
+@pytest.mark.parametrize("skeleton", ON_IMAGES)
 def test_the_mixers_are_told_where_they_are(skeleton):
     places = []
 
@@ -115,7 +116,7 @@ def test_the_mixers_are_told_where_they_are(skeleton):
     assert list(stages) == sorted(stages)
 
 
-@pytest.mark.parametrize("skeleton", list(SKELETONS))
+@pytest.mark.parametrize("skeleton", ON_IMAGES)
 @pytest.mark.parametrize(
     "task",
     [
@@ -154,7 +155,8 @@ def test_resolved_options_build_the_same_model_as_options_left_out(skeleton, blo
     may_be_none = {"layer_scale"} | ({"conv_ratio", "gate", "mlp"} - PRESETS[block].keys())
     assert {name for name, value in resolved.options.items() if value is None} == may_be_none
     with torch.device("meta"):
-        models = [SKELETONS.load(skeleton)(factory(), TASK, **c.options) for c in (left_out, resolved)]
+        task = TASK if skeleton in ON_IMAGES else TaskSpec("tokens", 8, (16,), 8, output="per-token")
+        models = [SKELETONS.load(skeleton)(factory(), task, **c.options) for c in (left_out, resolved)]
     assert str(models[0]) == str(models[1])
 
 
@@ -195,6 +197,9 @@ def test_bad_options_are_refused(text, message):
         ({"block": "mamba", "expansion_ratio": 0.001}, "hidden channels of"),
         ({"block": "metaformer", "expansion_ratio": 0.001}, "no hidden channels"),
         ({"block": "metaformer", "conv_ratio": 1.0}, "conv_ratio has no meaning"),
+        ({"block": "metaformer", "gate": False}, "gate has no meaning in block metaformer"),
+        ({"block": "gated", "mlp": "swiglu"}, "mlp has no meaning in block gated"),
+        ({"block": "metaformer", "mlp": "none", "experts": 2}, "has no channel MLP to replace"),
     ],
 )
 def test_widths_that_do_not_work_out_are_refused(skeleton, options, message):
@@ -387,3 +392,30 @@ def test_drop_path_drops_whole_branches():
     torch.manual_seed(0)
     dropped = (block(x) == x).flatten(1).all(1)
     assert 16 < dropped.sum() < 48
+
+
+# ---- switches of the blocks
+
+
+def test_a_gated_block_without_its_gate():
+    block = randomised(GatedBlock(6, lambda dim: DepthwiseConv(dim, 2), gate=False))
+    x = images(2, 5, 4, 6).double()
+    hidden = block.fc1(block.norm(x))
+    i, v = hidden[..., :-6], hidden[..., -6:]
+    expected = x + block.fc2(torch.cat([F.gelu(i), F.gelu(block.mixer(v))], dim=-1))
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_the_channel_mlp_is_a_switch():
+    plain, swiglu, none = (
+        randomised(MetaFormerBlock(6, lambda dim: Identity(dim, 2), mlp=mlp))
+        for mlp in ("plain", "swiglu", "none")
+    )
+    x = images(2, 5, 4, 6).double()
+    mixed = x + plain.norm1(x)
+    z = plain.norm2(mixed)
+    torch.testing.assert_close(plain(x), mixed + plain.mlp.fc2(F.gelu(plain.mlp.fc1(z))))
+    mixed = x + swiglu.norm1(x)
+    z, mlp = swiglu.norm2(mixed), swiglu.mlp
+    torch.testing.assert_close(swiglu(x), mixed + mlp.fc2(F.gelu(mlp.fc1_g(z)) * mlp.fc1_x(z)))
+    torch.testing.assert_close(none(x), x + none.norm1(x))

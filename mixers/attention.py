@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
 from mixers.base import State, raster_causal_mask
-from mixers.heads import MultiHeadMixer
+from mixers.conv import CausalConv
+from mixers.heads import HeadDim, MultiHeadMixer
 from mixers.rope import rotary_angles, rotate
 
 
@@ -41,27 +44,76 @@ class Attention(MultiHeadMixer):
 
 
 class CausalAttention(Attention):
-    """`Attention` in which token i sees tokens 0..i (raster order on an image)."""
+    """`Attention` in which token i sees tokens 0..i (raster order on an image).
+
+    With `qkv_conv`, queries, keys and values first go through a causal depthwise convolution, which lets
+    a single layer tell what stood before a token: the one thing that it lacks for recall (arXiv 2508.19029,
+    Table 2).
+
+    Args:
+        dim: channels.
+        grid_rank: 1 or 2.
+        head_dim: channels per head.
+        qkv_bias: biases in the input projection.
+        rope: turn queries and keys by their positions.
+        qkv_conv: taps of the convolution; 0 for none.
+
+    Raises:
+        ValueError: `rope` with a head that cannot be cut into pairs; an even `qkv_conv` on an image.
+    """
 
     causal = True
 
+    def __init__(
+        self,
+        dim: int,
+        grid_rank: int,
+        *,
+        head_dim: HeadDim = 32,
+        qkv_bias: bool = True,
+        rope: bool = False,
+        qkv_conv: Annotated[int, Field(ge=0)] = 0,
+    ) -> None:
+        super().__init__(dim, grid_rank, head_dim=head_dim, qkv_bias=qkv_bias, rope=rope)
+        self.conv: CausalConv | None = None
+        if qkv_conv:
+            self.conv = CausalConv(3 * self.attention_dim, grid_rank, kernel_size=qkv_conv)
+            bound = self.conv.weight.shape[1] ** -0.5  # torch's and Mamba's: 0.02 would silence q, k and v
+            nn.init.uniform_(self.conv.weight, -bound, bound)
+
+    def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = self.qkv(x)
+        return self.in_heads(qkv if self.conv is None else self.conv(qkv))
+
+    def macs(self, grid: Sequence[int]) -> int:
+        return super().macs(grid) + (0 if self.conv is None else self.conv.macs(grid))
+
     def state_size(self, length: int) -> int | None:
-        """The key-value cache, which grows with the length."""
-        return 2 * length * self.attention_dim if self.grid_rank == 1 else None
+        """The key-value cache, which grows with the length, and what the convolution keeps."""
+        if self.grid_rank == 2:
+            return None
+        kept = 0 if self.conv is None else self.conv.state_size(length) or 0
+        return 2 * length * self.attention_dim + kept
 
     def init_state(self, batch_size: int, device: torch.device | None = None) -> State:
         if self.grid_rank == 2:
             return super().init_state(batch_size, device)
         empty = torch.empty(batch_size, self.num_heads, 0, self.head_dim, device=device)
-        return empty, empty
+        kept = () if self.conv is None else self.conv.init_state(batch_size, device)
+        return (empty, empty, *kept)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         if self.grid_rank == 2:
             return super().step(x, state)
-        q, k, v = self.split_heads(x[:, None])  # (B, heads, 1, head_dim)
-        keys = torch.cat((state[0].to(k), k), dim=2)  # (B, heads, t, head_dim)
-        values = torch.cat((state[1].to(v), v), dim=2)
-        return self.merge_heads(attend_last(q, keys, values, rope=self.rope))[:, 0], (keys, values)
+        cached_keys, cached_values, kept = state[0], state[1], state[2:]
+        qkv = self.qkv(x)  # (B, 3 D)
+        if self.conv is not None:
+            qkv, kept = self.conv.step(qkv, kept)
+        q, k, v = self.in_heads(qkv[:, None])  # (B, heads, 1, head_dim)
+        keys = torch.cat((cached_keys.to(k), k), dim=2)  # (B, heads, t, head_dim)
+        values = torch.cat((cached_values.to(v), v), dim=2)
+        y = self.merge_heads(attend_last(q, keys, values, rope=self.rope))[:, 0]
+        return y, (keys, values, *kept)
 
 
 def attend_last(q: Tensor, keys: Tensor, values: Tensor, *, rope: bool) -> Tensor:

@@ -58,8 +58,11 @@ class MultiHeadMixer(TokenMixer):
 
     def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, *grid, C) -> queries, keys and values, each (B, heads, L, head_dim)."""
-        x = as_sequence(x)
-        qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim)
+        return self.in_heads(self.qkv(x))
+
+    def in_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, *grid, 3 D) -> queries, keys and values, each (B, heads, L, head_dim)."""
+        qkv = as_sequence(qkv).unflatten(-1, (3, self.num_heads, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         return q, k, v
 

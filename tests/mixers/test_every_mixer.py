@@ -37,7 +37,11 @@ VARIANTS = {
     "conv": ["conv(kernel_size=3)"],
     "causal-conv": ["causal-conv(kernel_size=3)"],
     "attention": ["attention(head_dim=4)", "attention(head_dim=4, rope=true)"],
-    "causal-attention": ["causal-attention(head_dim=4, qkv_bias=false)", "causal-attention(rope=true)"],
+    "causal-attention": [
+        "causal-attention(head_dim=4, qkv_bias=false)",
+        "causal-attention(rope=true)",
+        "causal-attention(head_dim=4, qkv_conv=3)",
+    ],
     "window-attention": [
         "window-attention(window=2, rope=true)",
         "window-attention(window=2, causal=true)",
@@ -205,8 +209,9 @@ def test_macs_grow_as_declared(text: str, rank: int) -> None:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             mixer(torch.randn(1, *grid, DIM))
     convs = [m for m in mixer.modules() if isinstance(m, CausalConv) and rank == 2]
-    dead_taps = sum(m.kernel_size // 2 for m in convs)  # the kernel is padded with them; no work of the mixer
-    assert mixer.macs(grid) == counter.get_total_flops() // 2 - dead_taps * DIM * math.prod(grid)
+    # The kernel is padded with taps that are no work of the mixer.
+    dead_taps = sum(m.kernel_size // 2 * m.dim for m in convs)
+    assert mixer.macs(grid) == counter.get_total_flops() // 2 - dead_taps * math.prod(grid)
 
 
 RECURRENT = [text for text in TEXTS if build(text, 1, causal=True).state_size(1) is not None]

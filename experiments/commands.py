@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -108,8 +107,9 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     arms = [arm for arm in planned.arms if arm.case == first.name]
     for arm in arms:
         print(f"  {arm.name}: {arm.template.mixer_text}")
-    print("What differs from one arm to the next:")
-    for before, after in itertools.pairwise(arms):
+    print("What differs between the arms that are compared:")
+    for name, baseline in wanted.all_comparisons():
+        before, after = (planned.arm(plan.planned_name(each, first.name)) for each in (baseline, name))
         print(f"  {before.name} -> {after.name}: {_difference(before, after, wanted)}")
     for case in others:
         after = planned.arm(plan.planned_name(wanted.baseline, case.name))

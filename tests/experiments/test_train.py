@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from experiments import build
 from experiments.build import build_model, create_task
 from experiments.cost import token_mixers
 from experiments.runtime import Runtime
+from experiments.skeletons import SKELETONS
 from experiments.store import Store, TrialFolder
+from experiments.tasks import TASKS
 from experiments.train import Interrupted, make_optimizer, run_trial
-from experiments.trial import Trial
-from mixers import InputError, backends
+from experiments.trial import Recipe, Trial
+from mixers import MIXERS, InputError, backends
 from mixers.s6 import SelectiveScan
 
 MakeTrial = Callable[..., Trial]
@@ -188,3 +191,67 @@ def test_mixers_by_stage_and_by_layer(tiny_trial: MakeTrial) -> None:
     for text, skeleton in (("conv,ssm,conv", "mambaout-nano"), ("conv*5", "isotropic-nano")):
         with pytest.raises(InputError, match="takes"):
             build_model(tiny_trial(text, skeleton=skeleton))
+
+
+# ---- tokens
+
+
+def token_trial(mixer: str, task: str, skeleton: str = "causal-lm(dim=8, depth=1)") -> Trial:
+    recipe = Recipe(epochs=1, batch_size=16, warmup_epochs=0, label_smoothing=0.0)
+    return build.resolve(
+        MIXERS.parse_pattern(mixer), SKELETONS.parse(skeleton), TASKS.parse(task), recipe, seed=0
+    )
+
+
+INDUCTION = "induction(length=8, vocabulary=4, train=64, validation=20, test=50, test_lengths=8..32)"
+
+
+def test_further_test_sets_are_in_the_result(store: Store) -> None:
+    result, _, predictions = outcome(run(token_trial("ssm", INDUCTION), store))
+    assert {"accuracy_8", "accuracy_16", "accuracy_32", "accuracy"} <= result["metrics"]["test"].keys()
+    assert set(result["metrics"]["validation"]) == {"accuracy", "loss"}
+    assert predictions.shape == (3, 50)
+    assert result["skipped"] == {}
+
+
+def test_long_sequences_are_read_token_by_token_or_not_at_all(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, _, _ = outcome(run(token_trial("ssm", INDUCTION), Store(tmp_path / "at once")))
+    monkeypatch.setattr("experiments.train.IN_PARALLEL", 15)
+    in_steps, _, _ = outcome(run(token_trial("ssm", INDUCTION), Store(tmp_path / "in steps")))
+    for name in ("accuracy_16", "accuracy_32"):
+        assert in_steps["metrics"]["test"][name] == pytest.approx(at_once["metrics"]["test"][name])
+        loss = name.replace("accuracy", "loss")
+        assert in_steps["metrics"]["test"][loss] == pytest.approx(at_once["metrics"]["test"][loss], rel=1e-4)
+    attention, _, _ = outcome(run(token_trial("causal-attention(head_dim=4)", INDUCTION), Store(tmp_path)))
+    assert set(attention["skipped"]) == {"16", "32"}
+    assert "32 tokens do not fit: what blocks.0.mixer carries grows" in attention["skipped"]["32"]
+    assert "accuracy_16" not in attention["metrics"]["test"]
+
+
+def test_the_loss_of_a_split_is_that_of_its_scored_tokens(store: Store) -> None:
+    trial = token_trial("identity", "bytes(length=16, train=32, validation=5, test=300)")
+    folder = run(trial, store)
+    result, stored = folder.result(), np.load(folder.predictions)
+    assert result is not None
+    test, target, prediction = result["metrics"]["test"], stored["target"], stored["prediction"]
+    assert test["bits_per_byte"] == pytest.approx(test["loss"] / np.log(2))
+    assert target.shape == prediction.shape == (300, 16)
+    assert test["accuracy"] == pytest.approx(100 * (target == prediction).mean())
+
+
+def test_a_causal_task_refuses_a_mixer_that_sees_the_future() -> None:
+    with pytest.raises(InputError, match="task mqar is causal, but mixer attention"):
+        build_model(token_trial("attention(head_dim=4)", "mqar(length=16, vocabulary=16, pairs=4)"))
+
+
+def test_mixup_is_for_images() -> None:
+    with pytest.raises(InputError, match="mixup and cutmix mix images, but task mqar has tokens"):
+        build.resolve(
+            MIXERS.parse_pattern("ssm"),
+            SKELETONS.parse("causal-lm"),
+            TASKS.parse("mqar"),
+            Recipe(mixup=0.5),
+            seed=0,
+        )

@@ -1,0 +1,159 @@
+"""Studies with cases, searches for learning rates, published numbers and naive baselines."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.against_published import DIFFERS, MATCH, NOT_COMPARABLE, published_table, stand
+from analysis.records import FAILED, OK, Study, load_study
+from analysis.report import verdict_lines, verdicts_by_case, write_study
+from analysis.summary import summarise
+from analysis.tables import comparison_table
+from analysis.verdict import judge
+
+ARMS = {
+    "conv @ 64": [90.0, 91.0, 90.4],
+    "ssm @ 64": [95.0, 96.2, 95.5],
+    "conv @ 1024": [50.0, 51.0, 49.5],
+    "ssm @ 1024": [95.2, 96.0, 95.1],
+}
+CASES = {
+    "axis": "length, in tokens",
+    "log": True,
+    "entries": [
+        {"name": "64", "at": 64.0, "series": None, "about": "induction(length=64)"},
+        {"name": "1024", "at": 1024.0, "series": None, "about": "induction(length=1024)"},
+    ],
+}
+PUBLISHED = [
+    {"value": 96.0, "tolerance": 1.0, "not_comparable": None},
+    {"value": 80.0, "tolerance": 1.0, "not_comparable": None},
+    {"value": 96.0, "tolerance": 1.0, "not_comparable": "another length"},
+]
+
+
+def search_of(arm: str, ids: Any, at_edge: str | None = None) -> dict[str, Any]:
+    """A search whose points are the reported trials, whose validation values are known."""
+    points = [{"lr": 10.0**-power, "trials": [ids[arm, seed]]} for seed, power in enumerate((3, 2, 1))]
+    return {"name": arm, "chosen": 0.01, "at_edge": at_edge, "points": points}
+
+
+@pytest.fixture
+def records(write_records: Any) -> Any:
+    written = write_records(
+        ARMS,
+        cases=CASES,
+        comparisons=[
+            {"arm": "ssm @ 64", "baseline": "conv @ 64"},
+            {"arm": "ssm @ 1024", "baseline": "conv @ 1024"},
+        ],
+        families=[[0], [1]],
+        published=[
+            {"entry": "ssm @ 64", "source": "A, Table 1", "convention": "c", **row} for row in PUBLISHED
+        ],
+        baselines=[{"case": "64", "name": "zlib -9", "value": 12.5}],
+    )
+    path = written.study / "plan.json"
+    plan = json.loads(path.read_text())
+    for arm in plan["arms"]:
+        arm["arm"], _, arm["case"] = arm["name"].partition(" @ ")
+    plan["search"] = {
+        "metric": "accuracy",
+        "seeds": [1000],
+        "arms": [search_of(arm, written.ids, "high" if arm == "ssm @ 64" else None) for arm in ARMS],
+    }
+    path.write_text(json.dumps(plan))
+    return written
+
+
+def study_of(records: Any) -> Study:
+    return load_study(records.study, records.trials)
+
+
+def test_cases_are_read(records: Any) -> None:
+    study = study_of(records)
+    arm = study.arms["ssm @ 1024"]
+    assert (arm.label, arm.case) == ("ssm", "1024")
+    assert study.where(arm) == "induction(length=1024)"
+    assert study.searches["ssm @ 64"].at_edge == "high"
+    values = [point.values for point in study.searches["ssm @ 64"].points]
+    assert values == [[pytest.approx(value + 0.3)] for value in ARMS["ssm @ 64"]], "validation, not test"
+
+
+def test_verdicts_by_case(records: Any) -> None:
+    study = study_of(records)
+    comparisons = judge(study, summarise(study))
+    assert [comparison.family_size for comparison in comparisons] == [1, 1]
+    assert verdicts_by_case(study, comparisons) == {("ssm", "conv"): "helps at 64 and 1024"}
+    assert verdict_lines(study, comparisons) == ["ssm against conv: helps at 64 and 1024."]
+    assert comparisons[1].sentence.startswith("On induction(length=1024) in")
+
+
+def test_published_numbers_match_differ_or_cannot_be_compared(records: Any) -> None:
+    study = study_of(records)
+    arms = summarise(study)
+    words = [stand(row, arms[row.arm]).word for row in study.published]
+    assert words == [MATCH, DIFFERS, NOT_COMPARABLE]
+    table = published_table(study, arms)
+    assert table is not None
+    assert table.rows[2]["standing"].line == "not comparable (another length)"
+    assert table.rows[0]["ours"].text == "95.57"
+
+
+def test_naive_baselines_have_a_row(records: Any) -> None:
+    study = study_of(records)
+    arms = summarise(study)
+    table = comparison_table(study, arms, judge(study, arms))
+    assert table.rows[-1]["arm"].text == "zlib -9 @ 64"
+    assert table.rows[-1]["metric"].text == "12.50"
+
+
+def test_the_report_has_it_all(records: Any) -> None:
+    report = write_study(records.study, records.trials)
+    for name in ("sweep", "learning_rates"):
+        assert report.paths[f"figures/{name}.png"].read_bytes()[:4] == b"\x89PNG"
+    data = report.paths["figures/sweep.csv"].read_text()
+    assert data.count("difference,") == 2
+    assert data.count("metric,") == 4
+    page = report.paths["report.html"].read_text()
+    assert "Beside published numbers" in page
+    assert "All 2 comparisons, case by case" in page
+    assert "not comparable" in report.paths["published.md"].read_text()
+    again = {name: path.read_bytes() for name, path in report.paths.items()}
+    assert {
+        name: path.read_bytes() for name, path in write_study(records.study, records.trials).paths.items()
+    } == again
+
+
+def change_result(records: Any, arm: str, seed: int, **changes: Any) -> None:
+    path: Path = records.trials / records.ids[arm, seed] / "result.json"
+    result = json.loads(path.read_text())
+    result["metrics"]["test"] |= changes.pop("test", {})
+    path.write_text(json.dumps(result | changes))
+
+
+def test_an_arm_may_have_a_number_of_its_own(records: Any) -> None:
+    path = records.study / "plan.json"
+    plan = json.loads(path.read_text())
+    for arm in plan["arms"]:
+        arm["metric"] = f"accuracy_{arm['case']}"
+    path.write_text(json.dumps(plan))
+    for arm in ARMS:
+        for seed in range(3):
+            change_result(records, arm, seed, test={f"accuracy_{arm.partition(' @ ')[2]}": 70.0 + seed})
+    change_result(
+        records, "ssm @ 64", 2, test={"accuracy_64": None}, skipped={"64": "the cache is too large"}
+    )
+    study = study_of(records)
+    assert study.arms["conv @ 64"].values("test", "accuracy") == {0: 70.0, 1: 71.0, 2: 72.0}
+    missing = study.arms["ssm @ 64"].trials[2]
+    assert missing.status == FAILED
+    assert missing.error == "no test accuracy_64: the cache is too large"
+    assert [trial.status for trial in study.arms["ssm @ 64"].trials] == [OK, OK, FAILED]
+    comparisons = judge(study, summarise(study))
+    assert math.isnan(comparisons[0].sampling.mean), "stored predictions are those of another test set"

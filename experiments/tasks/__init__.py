@@ -12,5 +12,12 @@ TASKS = Registry(
         "mqar": "experiments.tasks.mqar:MQAR",
         "selective-copy": "experiments.tasks.selective_copy:SelectiveCopy",
         "induction": "experiments.tasks.induction:Induction",
+        "parity": "experiments.tasks.parity:Parity",
+        "mad-recall": "experiments.tasks.mad:Recall",
+        "mad-noisy-recall": "experiments.tasks.mad:NoisyRecall",
+        "mad-fuzzy-recall": "experiments.tasks.mad:FuzzyRecall",
+        "mad-selective-copy": "experiments.tasks.mad:MadSelectiveCopy",
+        "mad-compression": "experiments.tasks.mad:Compression",
+        "mad-memorization": "experiments.tasks.mad:Memorization",
     },
 )

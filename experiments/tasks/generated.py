@@ -33,6 +33,7 @@ class GeneratedData:
         fresh: whether every epoch draws new training examples, `sizes["train"]` of them, rather than
             going over the same ones in another order.
         extra_tests: rules of further test sets, by name; each gets as many examples as the test split.
+        train_draw: the rule of the training split, where it is another one.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class GeneratedData:
         *,
         fresh: bool = False,
         extra_tests: Mapping[str, Draw] | None = None,
+        train_draw: Draw | None = None,
     ) -> None:
-        self._draw, self._seed, self._fresh = draw, seed, fresh
+        self._draw, self._train_draw = draw, train_draw or draw
+        self._seed, self._fresh = seed, fresh
         self._task = task
         self.sizes = dict(sizes)
         self._extra = {f"test_{name}": rule for name, rule in (extra_tests or {}).items()}
@@ -97,21 +100,25 @@ class GeneratedData:
             yield Batch(inputs[chosen], targets[chosen], examples[chosen])
 
     def _fresh_examples(self, epoch: int, step: int, count: int) -> tuple[Tensor, Tensor]:
-        drawn = self._draw(count, generator(stream(self._seed, "data", "train", epoch, step)))
-        return self._replace(drawn, self._held_out, stream(self._seed, "data", "again", epoch, step))
+        drawn = self._train_draw(count, generator(stream(self._seed, "data", "train", epoch, step)))
+        again = stream(self._seed, "data", "again", epoch, step)
+        return self._replace(drawn, self._held_out, self._train_draw, again)
 
     def _extra_examples(self, name: str, count: int) -> tuple[Tensor, Tensor]:
         return self._extra[name](count, generator(stream(self._seed, "data", name)))
 
     def _distinct(self, split: str, taken: set[bytes], repeat: bool = False) -> tuple[Tensor, Tensor]:
         """A split without rows that are in `taken`, to which it adds its own unless it may repeat itself."""
-        drawn = self._draw(self.sizes[split], generator(stream(self._seed, "data", split)))
-        drawn = self._replace(drawn, taken, stream(self._seed, "data", "again", split))
+        draw = self._train_draw if split == "train" else self._draw
+        drawn = draw(self.sizes[split], generator(stream(self._seed, "data", split)))
+        drawn = self._replace(drawn, taken, draw, stream(self._seed, "data", "again", split))
         if not repeat:
             taken |= set(_rows(drawn[0]))
         return drawn
 
-    def _replace(self, drawn: tuple[Tensor, Tensor], taken: set[bytes], seed: int) -> tuple[Tensor, Tensor]:
+    def _replace(
+        self, drawn: tuple[Tensor, Tensor], taken: set[bytes], draw: Draw, seed: int
+    ) -> tuple[Tensor, Tensor]:
         """Draw rows that are in `taken` again until none is.
 
         Raises:
@@ -124,7 +131,7 @@ class GeneratedData:
             count = int(repeated.sum())
             if count == 0:
                 return inputs, targets
-            new_inputs, new_targets = self._draw(count, again)
+            new_inputs, new_targets = draw(count, again)
             inputs, targets = inputs.clone(), targets.clone()
             inputs[repeated], targets[repeated] = new_inputs, new_targets
         raise InputError(

@@ -34,7 +34,7 @@ DIRECTIONS = [
     "ssm(scan=local, window=2, conv=none)",
     "ssm(scan=local, window=7, conv=none)",
     "ssm(scan=continuous, conv=none)",
-    "ssm(scan=atrous, conv=none)",
+    "ssm(scan=atrous, atrous_step=2, conv=none)",
 ]
 TARGET = 1.3
 

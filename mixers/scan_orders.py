@@ -104,6 +104,9 @@ class ScanPattern:
         return visible
 
 
+ON_IMAGES = ("cross", "local", "continuous", "atrous")
+
+
 def scan_pattern(
     name: str, grid_rank: int, *, window: int | None = None, atrous_step: int | None = None
 ) -> ScanPattern:
@@ -112,8 +115,8 @@ def scan_pattern(
     Args:
         name: of the pattern.
         grid_rank: of the grid; a sequence has no columns.
-        window: side of the windows of "local", 7 unless given.
-        atrous_step: distance of the rows and columns of "atrous", 2 unless given.
+        window: side of the windows of "local".
+        atrous_step: distance of the rows and columns of "atrous".
 
     Raises:
         ValueError: unknown name, a pattern for images on a sequence, or a number that the pattern lacks.
@@ -122,19 +125,24 @@ def scan_pattern(
         raise ValueError(f"window belongs to scan=local, not to scan={name}")
     if atrous_step is not None and name != "atrous":
         raise ValueError(f"atrous_step belongs to scan=atrous, not to scan={name}")
-    step = atrous_step or 2
+    if grid_rank == 1 and name in ON_IMAGES:
+        raise ValueError(f"scan={name} is for images; a sequence is scanned forward or bidirectional")
+    if name == "local":
+        if window is None:
+            raise ValueError("scan=local needs its window: window=7 or window=2 in LocalMamba")
+        return ScanPattern((partial(windows, window=window),), both_ways=True)
+    if name == "atrous":
+        if atrous_step is None:
+            raise ValueError("scan=atrous needs its atrous_step: atrous_step=2 in EfficientVMamba")
+        return ScanPattern((partial(phases, step=atrous_step),), segments=atrous_step**2)
     patterns = {
         "forward": ScanPattern((raster,)),
         "bidirectional": ScanPattern((raster,), both_ways=True),
         "cross": ScanPattern((raster, columns), both_ways=True),
-        "local": ScanPattern((partial(windows, window=window or 7),), both_ways=True),
         "continuous": ScanPattern((snake_rows, snake_columns), both_ways=True),
-        "atrous": ScanPattern((partial(phases, step=step),), segments=step**2),
     }
     if name not in patterns:
-        raise ValueError(f"unknown scan {name!r}; known: {', '.join(patterns)}")
-    if grid_rank == 1 and name not in ("forward", "bidirectional"):
-        raise ValueError(f"scan={name} is for images; a sequence is scanned forward or bidirectional")
+        raise ValueError(f"unknown scan {name!r}; known: {', '.join([*patterns, 'local', 'atrous'])}")
     return patterns[name]
 
 

@@ -42,12 +42,12 @@ class SelectiveSSM(ScanMixer):
         conv: "symmetric" (that of the `conv` mixer), "causal" (that of `causal-conv`) or "none".
         kernel_size: of the convolution.
         selective: which of Delta, B and C depend on the input; the rest is constant (`mixers.s6`).
-        window: side of the windows of scan="local", 7 unless given.
-        atrous_step: distance of the rows and columns of a phase of scan="atrous", 2 unless given.
+        window: side of the windows; scan="local" needs it.
+        atrous_step: distance of the rows and columns of a phase; scan="atrous" needs it.
         raster_params: reproduce a slip in the code of PlainMamba, for scan="continuous".
 
     Raises:
-        ValueError: `scan` does not fit the grid, or an option is given that `scan` does not read.
+        ValueError: `scan` does not fit the grid, an option is given that `scan` does not read, or one that it needs is not.
     """
 
     def __init__(

@@ -162,7 +162,8 @@ def test_moves_along_the_snakes() -> None:
 @pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_what_a_pattern_sees(name: str, grid: tuple[int, int]) -> None:
-    pattern = scan_pattern(name, 2)
+    options = {"local": {"window": 2}, "atrous": {"atrous_step": 2}}.get(name, {})
+    pattern = scan_pattern(name, 2, **options)
     visible = pattern.visible(grid)
     rows, cols = (torch.arange(math.prod(grid)) // grid[1], torch.arange(math.prod(grid)) % grid[1])
     if name == "forward":
@@ -294,3 +295,7 @@ def test_what_does_not_fit_is_refused(text: str, rank: int, message: str) -> Non
 def test_an_unknown_pattern_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown scan 'zigzag'"):
         scan_pattern("zigzag", 2)
+    with pytest.raises(ValueError, match="scan=local needs its window"):
+        scan_pattern("local", 2)
+    with pytest.raises(ValueError, match="scan=atrous needs its atrous_step"):
+        scan_pattern("atrous", 2)

@@ -47,7 +47,7 @@ class SelectiveSSM(ScanMixer):
         raster_params: reproduce a slip in the code of PlainMamba, for scan="continuous".
 
     Raises:
-        ValueError: `scan` does not fit the grid, an option is given that `scan` does not read, or one that it needs is not.
+        ValueError: `scan` does not fit the grid, or has too many options or too few.
     """
 
     def __init__(

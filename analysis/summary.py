@@ -157,15 +157,30 @@ def _costs(arm: Arm) -> Costs:
 
 
 def selection_rule(study: Study, arms: Iterable[ArmSummary]) -> str:
-    """Which epoch the test metrics are of, as a sentence; empty if no trial has finished."""
+    """Which epoch the test metrics are of, and how learning rates were chosen; empty before any trial."""
     epochs = [trial.result.get("selected_epoch") for trial in study.trials if trial.status == OK]
     selected = sorted({epoch for epoch in epochs if epoch is not None})
     if not selected:
         return ""
     last = {arm.curves.shape[1] for arm in arms if arm.curves.size}
     if len(selected) == 1 and (not last or last == set(selected)):
-        return f"Test metrics are of the last epoch ({selected[0]})."
-    return f"Test metrics are of the epoch chosen on validation ({selected[0]} to {selected[-1]})."
+        return f"Test metrics are of the last epoch ({selected[0]}).{_rates(study)}"
+    chosen = f"{selected[0]} to {selected[-1]}"
+    return f"Test metrics are of the epoch chosen on validation ({chosen}).{_rates(study)}"
+
+
+def _rates(study: Study) -> str:
+    if not study.searches:
+        return ""
+    tried = sorted({len(search.points) for search in study.searches.values()})
+    count = str(tried[0]) if len(tried) == 1 else f"{tried[0]} to {tried[-1]}"
+    seeds = q.listing([str(seed) for seed in study.search_seeds])
+    at_edge = [name for name, search in study.searches.items() if search.at_edge]
+    edge = f"; still best at an edge of its grid: {q.listing(at_edge)}" if at_edge else ""
+    return (
+        f" Learning rates were chosen on validation among {count}, the same for every arm of a case, on seed "
+        f"{seeds}, which is not reported{edge}."
+    )
 
 
 def _matching(study: Study) -> str:

@@ -1,10 +1,13 @@
 """Choosing learning rates: the same grid and the same number of trials for every arm of a case.
 
 A mixer that is only shown a rate that suits another one is not compared but handicapped. The rate of an
-arm is the one with the best mean validation metric; the test split and the reported seeds have no part
-in it. While the best rate of any arm of a case lies at an edge of the grid, the grid of that case grows
-there, for all of its arms. An edge that is better than the inside by less than noise (a quarter of the
-study's margin) does not count, or arms at chance and arms at 100 % would let it grow for ever.
+arm is the one with the best mean validation metric; of several that differ by less than noise (a quarter
+of the study's margin) it is the middle one, which does not stand at a cliff. The test split and the
+reported seeds have no part in it.
+
+While the best rate of any arm of a case lies at an edge of the grid, the grid of that case grows there, for
+all of its arms. An edge that is better than the inside by less than noise does not count, or arms at chance
+and arms at 100 % would let it grow for ever.
 
 Everything here is a function of stored results: asked again, it gives the same answer, and an interrupted
 search goes on where it was. Free of torch.
@@ -26,7 +29,7 @@ FIRST_SEED = 1_000
 """Of those that the choice rests on, far from any that is reported."""
 
 NOISE_OF_MARGIN = 0.25
-"""Differences below this share of the margin do not let a grid grow."""
+"""Differences below this share of the margin neither decide between rates nor let a grid grow."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,17 @@ class _Case:
     noise: float  # in the metric's unit
 
     def best(self, arm: str) -> int:
-        """Index of the best rate; of several equally good ones, the middle one."""
+        """Index of the chosen rate: the middle one of those that reach the best value but for noise."""
         values = self.values[arm]
-        best = [index for index, value in enumerate(values) if value == max(values)]
+        if math.isinf(max(values)):
+            return 0  # none has a value
+        best = [index for index, value in enumerate(values) if max(values) - value <= self.noise]
         return best[len(best) // 2]
 
     def edge(self, arm: str) -> str | None:
         """At which edge of the grid the arm's best rate lies, if nothing inside comes near it."""
-        values = self.values[arm]
-        inside = max(values[1:-1], default=-math.inf)
-        if inside == max(values) or max(values) - inside <= self.noise:
+        inside = max(self.values[arm][1:-1], default=-math.inf)
+        if max(self.values[arm]) <= inside + self.noise:
             return None
         return {0: "low", len(self.grid) - 1: "high"}.get(self.best(arm))
 

@@ -304,7 +304,7 @@ def test_options_resolve_and_their_text_reads_back(tiny_trial: MakeTrial) -> Non
 @pytest.mark.parametrize("block", ["gated", "mamba"])
 @pytest.mark.parametrize("option", ["experts=2", "experts=2, experts_per_token=2", "experts=4, moe_every=2"])
 def test_gated_blocks_refuse_experts(tiny_trial: MakeTrial, block: str, option: str) -> None:
-    with pytest.raises(InputError, match=rf"no meaning in block {block}: it has no channel MLP"):
+    with pytest.raises(InputError, match=rf"no meaning in a block {block}: it has no channel MLP"):
         count_costs(tiny_trial(skeleton=f"isotropic-nano(block={block}, {option})"))
 
 

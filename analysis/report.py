@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
-import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import TYPE_CHECKING
 from analysis import quantities as q
 from analysis import tables
 from analysis.against_published import published_table
+from analysis.page import inline_svg, render, write_atomically
 from analysis.records import OK, SCHEMA_VERSION, RecordError, Study, backend_name, load_study
 from analysis.summary import ArmSummary, summarise
 from analysis.verdict import Comparison, judge
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
     from analysis.figures import Drawing
 
 FIGURES = ("sweep", "learning_rates", "seeds", "differences", "curves", "costs")
-NO_BREAK = "\N{NO-BREAK SPACE}"
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ def write_study(study_folder: Path, trials_folder: Path) -> StudyReport:
         files |= _published_files(published, study.name)
     files["report.html"] = _html(study, arms, comparisons, table, published, drawings).encode()
     for name, content in files.items():
-        _write_atomically(study_folder / name, content)
+        write_atomically(study_folder / name, content)
     _remove_stale_figures(study_folder / "figures", set(files))
     return StudyReport(
         tables.terminal(table),
@@ -157,18 +153,8 @@ def _html(
     published: tables.Table | None,
     drawings: list[Drawing],
 ) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    environment.filters["keep_together"] = keep_together
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         study=study,
         comparisons=comparisons,
         arms=arms,
@@ -180,21 +166,6 @@ def _html(
         unfinished=[trial for trial in study.trials if trial.status != OK],
         q=q,
     )
-
-
-def keep_together(text: str) -> str:
-    """No line break inside ``95 %``, ``p < 0.001`` or ``[+0.40, +2.24]``."""
-    return re.sub(r"(?<=\d) (?=%)|(?<=\bp) (?=[<=])|(?<=[<=]) (?=\d)|(?<=,) (?=[^\s\]]+\])", NO_BREAK, text)
-
-
-def inline_svg(drawing: Drawing) -> str:
-    """The figure's SVG for use inside a page: no XML header, ids unique to the figure, any size."""
-    svg = drawing.files["svg"].decode()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{drawing.name}-", svg)
-    opening, rest = svg.split(">", 1)
-    opening = re.sub(r' (width|height)="[^"]*"', "", opening)
-    return f'{opening} role="img" aria-label="{drawing.title}">{rest}'
 
 
 def _conditions(study: Study) -> list[tuple[str, str]]:
@@ -222,21 +193,6 @@ def _tally(values: Counter[str]) -> str:
     if len(values) == 1:
         return next(iter(values))
     return "; ".join(f"{value} ({q.plural(n, 'trial')})" for value, n in sorted(values.items()))
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target and rename over it: a reader sees the old file or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        temporary.chmod(0o644)  # mkstemp makes it private; a report is there to be shared
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink()
-        raise
 
 
 def _remove_stale_figures(folder: Path, written: set[str]) -> None:

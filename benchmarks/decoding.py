@@ -12,7 +12,6 @@ Every causal mixer with a recurrent form decodes one sequence token by token, fl
 
 import argparse
 import csv
-import platform
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from experiments.train import processor_name
 from mixers import MIXERS
 from mixers.base import TokenMixer
 
@@ -38,6 +38,7 @@ class Point(NamedTuple):
     context: int
     microseconds_per_token: float
     state_bytes: int
+    machine: str
 
 
 def recurrent_mixers() -> list[tuple[str, TokenMixer]]:
@@ -53,7 +54,7 @@ def recurrent_mixers() -> list[tuple[str, TokenMixer]]:
 
 
 @torch.inference_mode()
-def decode(name: str, mixer: TokenMixer) -> list[Point]:
+def decode(name: str, mixer: TokenMixer, machine: str) -> list[Point]:
     """Time the steps of one long sequence."""
     generator = torch.Generator().manual_seed(0)
     state = mixer.init_state(1)
@@ -66,7 +67,7 @@ def decode(name: str, mixer: TokenMixer) -> list[Point]:
         times.append(time.perf_counter() - start)
         if position in CONTEXTS:
             carried = sum(tensor.nbytes for tensor in state)
-            points.append(Point(name, position, 1e6 * statistics.median(times[-WINDOW:]), carried))
+            points.append(Point(name, position, 1e6 * statistics.median(times[-WINDOW:]), carried, machine))
     return points
 
 
@@ -88,8 +89,9 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="where to write the numbers")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{platform.machine()}, torch {torch.__version__}, {DIM} channels, float32, one thread")
-    points = [point for name, mixer in recurrent_mixers() for point in decode(name, mixer)]
+    machine = f"{processor_name()}, one thread, torch {torch.__version__}, {DIM} channels, float32"
+    print(machine)
+    points = [point for name, mixer in recurrent_mixers() for point in decode(name, mixer, machine)]
     print(table(points))
     if arguments.csv:
         with open(arguments.csv, "w", newline="", encoding="utf-8") as file:

@@ -37,6 +37,8 @@ def run(arguments: Sequence[str], command: str) -> int:
         return _list(rest)
     if verb == "doctor":
         return _doctor(rest)
+    if verb == "report" and "--paper" in rest:
+        return _paper([argument for argument in rest if argument != "--paper"])
     asked = request.parse(rest, verb)
     name, wanted = request.requested_study(asked)
     return {"run": _run, "plan": _plan, "report": _report}[verb](asked, name, wanted, command)
@@ -150,6 +152,20 @@ def _report(asked: Request, name: str, wanted: study.Study, command: str) -> int
     store = Store(asked.runs)
     planned = search.settle(plan.make(name, wanted, folder / "plan.json"), store).plan
     return _write_report(planned, store, folder)
+
+
+def _paper(arguments: Sequence[str]) -> int:
+    from analysis.paper import write_paper
+
+    asked = request.read(request.PaperRequest(), arguments, "run_ablation.py report --paper")
+    report = write_paper(asked.runs / "paper", asked.runs)
+    for note in report.notes:
+        print(f"note: {note}")
+    beside = (
+        f"beside {len(report.studies)} studies of ours" if report.studies else "no study of ours has results"
+    )
+    print(f"{report.figures} figures and {report.tables} tables, {beside}\npage     {report.index}")
+    return 0
 
 
 def _write_report(planned: Plan, store: Store, folder: Path) -> int:

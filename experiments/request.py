@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -19,6 +19,8 @@ from experiments.runtime import Runtime
 from experiments.study import Arm, Study
 from experiments.trial import Recipe, digest
 from mixers.registry import InputError, suggest
+
+Form = TypeVar("Form")
 
 DOTTED = ("task", "skeleton", "train")
 """Parts of a trial whose fields go by dotted name: `--task.canvas 20`."""
@@ -74,6 +76,14 @@ class Request:
         return Runtime(self.device, self.threads, self.backend)
 
 
+@dataclass(frozen=True)
+class PaperRequest:
+    """The figures and tables of the MambaOut paper again, ours beside theirs, with an index page."""
+
+    runs: Path = Path("runs")
+    """Folder whose studies stand beside the published numbers; the page goes to its subfolder paper."""
+
+
 def parse(arguments: Sequence[str], verb: str = "run") -> Request:
     """Read the command line; the study's recipe supplies the defaults of `--train.*`.
 
@@ -87,15 +97,24 @@ def parse(arguments: Sequence[str], verb: str = "run") -> Request:
         studies.load(studies.find(chosen)).train, options.pop("train"), "--train."
     )
     program = "run_ablation.py" if verb == "run" else f"run_ablation.py {verb}"
+    return dataclasses.replace(read(Request(train=recipe), rest, program), options=options)
+
+
+def read(default: Form, arguments: Sequence[str], program: str) -> Form:
+    """The flags of a command as its dataclass; those not given are taken from `default`.
+
+    Raises:
+        InputError: an unknown flag or a value that does not fit.
+        SystemExit: after printing help.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            request = tyro.cli(Request, args=rest, default=Request(train=recipe), prog=program)
+            return tyro.cli(type(default), args=list(arguments), default=default, prog=program)
     except SystemExit as leaving:
         if leaving.code in (0, None):
             raise
         raise InputError(f"{_unboxed(said.getvalue())} (see --help)") from None
-    return dataclasses.replace(request, options=options)
 
 
 def _unboxed(message: str) -> str:

@@ -114,10 +114,10 @@ def load(name: str, folder: Path = FOLDER) -> PublishedTable:
         raise PublishedError(f"{path.name}: cannot be read: {error}") from error
     unknown = {*about["text"], *about["key"]} - set(header)
     if unknown:
-        raise PublishedError(f"{path.name}: sources.toml names columns it lacks: {', '.join(sorted(unknown))}")
-    rows = tuple(
-        _row(name, line, header, cells, about["text"]) for line, cells in enumerate(lines, start=2)
-    )
+        raise PublishedError(
+            f"{path.name}: sources.toml names columns it lacks: {', '.join(sorted(unknown))}"
+        )
+    rows = tuple(_row(name, line, header, cells, about["text"]) for line, cells in enumerate(lines, start=2))
     _check_keys(rows, about["key"])
     return PublishedTable(name, about["source"], about["convention"], tuple(header), rows)
 

@@ -18,7 +18,8 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image, ImageChops
 
-from analysis.report import StudyReport, keep_together, write_study
+from analysis.page import keep_together
+from analysis.report import StudyReport, write_study
 
 Write = Callable[..., Any]
 ACCURACIES = {

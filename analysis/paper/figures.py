@@ -1,0 +1,527 @@
+"""The paper's figures, published numbers and ours told apart at a glance: ours are filled, with intervals.
+
+Figures 1(b), 2 and 3(b) of MambaOut (arXiv 2405.07992), the analysis of sequence lengths, the margins of its
+claim, and what single ingredients were worth. Every data file names the row that each number comes from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from analysis import published
+from analysis import quantities as q
+from analysis.figures import (
+    COLOURS,
+    DASHES,
+    GREY,
+    INK,
+    MARKERS,
+    PAGE,
+    ZONE,
+    Drawing,
+    finished_drawing,
+    legend,
+    legend_label,
+    looks_of,
+    paper_style,
+)
+from analysis.paper import diagrams, long_sequences
+from analysis.paper.ours import OurStudy
+from analysis.paper.tables import margins
+from analysis.records import Json
+from analysis.verdict import Comparison
+
+FAMILIES = {
+    "MambaOut": ("MambaOut-",),
+    "VMamba": ("VMamba-", "VMambaV9-"),
+    "PlainMamba": ("PlainMamba-",),
+    "Vision Mamba": ("Vim-",),
+    "other SSM": ("LocalVim-", "LocalVMamba-", "EfficientVMamba-", "Mamba-2D-"),
+}
+"""The families that Figure 1(b) shows, and the other SSM models of Table 1, by the beginnings of names."""
+
+OPEN: Json = {"linestyle": "", "markersize": 3.5, "markerfacecolor": "white"}
+"""How published numbers are drawn where ours stand beside them."""
+FULL: Json = {"marker": "o", "color": COLOURS[0], "linestyle": "", "markersize": 4}
+CAUSAL: Json = {
+    "marker": "o",
+    "color": COLOURS[1],
+    "linestyle": "",
+    "markersize": 4,
+    "markerfacecolor": "white",
+}
+AREA_PER_MILLION = 1.1  # square points of a bubble per million parameters
+
+
+def draw_all(studies: Sequence[OurStudy], decoding: Sequence[Json]) -> list[Drawing]:
+    """Every figure, in the order of the page; those that need records of ours only where there are any."""
+    with paper_style():
+        drawings = [
+            diagrams.blocks(),
+            accuracy_against_macs(studies),
+            memory(decoding),
+            causality(studies),
+            diagrams.stages(),
+            sequence_lengths(),
+            claim_margins(),
+            ingredients(studies),
+        ]
+    return [drawing for drawing in drawings if drawing is not None]
+
+
+def accuracy_against_macs(studies: Sequence[OurStudy]) -> Drawing:
+    """Figure 1(b): accuracy against MACs, area by parameters; beside it the arms of one study of ours."""
+    ours = _widest(studies)
+    figure = Figure(figsize=(PAGE, 3.1), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1)) if ours else (figure.subplots(), None)
+    rows = _published_bubbles(left)
+    if ours is not None and right is not None:
+        rows += _our_bubbles(right, ours)
+    caption = (
+        "Left: ImageNet-1K top-1 against multiply-accumulates, area by parameters, as published (MambaOut, "
+        "Table 1; grey: models without an SSM); models of one family are joined."
+    )
+    if ours is not None:
+        caption += (
+            f" Right: our own trials of {ours.study.name} ({ours.study.task.partition('(')[0]}), mean and "
+            "95 % t interval over seeds; one skeleton, one switch. The panels share no axis: tasks differ."
+        )
+    return finished_drawing("figure_1b", "Figure 1(b): accuracy, MACs, size", caption, figure, rows)
+
+
+def memory(decoding: Sequence[Json]) -> Drawing | None:
+    """Figure 2, measured: bytes carried and time per token against the length of the context."""
+    if not decoding:
+        return None
+    decoding = [row for row in decoding if float(row["state_bytes"]) > 0]
+    names = list(dict.fromkeys(str(row["mixer"]) for row in decoding))
+    figure = Figure(figsize=(PAGE, max(2.4, 0.5 + 0.14 * len(names))), layout="constrained")
+    carried, timed = figure.subplots(1, 2)
+    for index, name in enumerate(names):
+        points = [row for row in decoding if row["mixer"] == name]
+        contexts = [float(row["context"]) for row in points]
+        style: Json = {
+            "color": COLOURS[index % 7],
+            "marker": MARKERS[(index + index // 7) % 7],
+            "linestyle": DASHES[index % len(DASHES)],
+            "markersize": 3,
+            "label": legend_label(name),
+        }
+        carried.plot(contexts, [float(row["state_bytes"]) for row in points], **style)
+        timed.plot(contexts, [float(row["microseconds_per_token"]) for row in points], **style)
+    for axes, what in ((carried, "carried to the next token (bytes)"), (timed, "time of a token (µs)")):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("context (tokens)")
+        axes.set_ylabel(what)
+        axes.grid(axis="y")
+    carried.set_yscale("log", base=2)
+    carried.yaxis.set_major_locator(LogLocator(base=4, numticks=12))
+    carried.yaxis.set_major_formatter(FuncFormatter(lambda value, _: q.byte_size(value).replace(".00", "")))
+    timed.set_yscale("log")
+    timed.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    for axes in (carried, timed):
+        axes.yaxis.set_minor_locator(NullLocator())
+    legend(figure, carried)
+    where = q.listing(sorted({str(row["machine"]) for row in decoding}))
+    caption = (
+        "What a token mixer carries while decoding, and the time of one step, against the tokens before it. "
+        "A cache grows and loses nothing, a state keeps its size and forgets. Measured by "
+        f"benchmarks/decoding.py: {where}. A mixer that carries nothing is left out."
+    )
+    return finished_drawing(
+        "figure_2", "Figure 2, measured: cache and state", caption, figure, list(decoding)
+    )
+
+
+def causality(studies: Sequence[OurStudy]) -> Drawing:
+    """Figure 3(b): fully visible against causal; published pairs, and ours with intervals."""
+    rows = [*_published_pairs(), *_our_pairs(studies)]
+    ours = [row for row in rows if row["ours"]]
+    figure = Figure(figsize=(PAGE, 0.8 + 0.17 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for place, row in enumerate(rows):
+        pair = [row["full"], row["causal"]]
+        left.plot(pair, [place, place], color=GREY, linewidth=0.8, zorder=1)
+        left.plot(pair[:1], [place], label="fully visible" if place == 0 else None, **FULL)
+        left.plot(pair[1:], [place], label="causal" if place == 0 else None, **CAUSAL)
+        if row["ours"]:
+            right.plot([row["low"], row["high"]], [place, place], color=INK, linewidth=0.9)
+            right.plot([row["difference"]], [place], marker="o", color=INK, markersize=3.5)
+        else:
+            right.plot([row["difference"]], [place], marker="D", color=COLOURS[0], **OPEN)
+    _rows(left, [row["label"] for row in rows])
+    _rows(right, [""] * len(rows))
+    right.axvline(0, color=GREY, linewidth=0.7, zorder=0)
+    for axes in (left, right):
+        axes.grid(axis="x")
+        if ours:
+            axes.axhline(len(rows) - len(ours) - 0.5, color=GREY, linewidth=0.5, linestyle=(0, (1, 2)))
+    left.set_xlabel("accuracy (%); ours on its own task" if ours else "ImageNet top-1 (%)")
+    right.set_xlabel("causal \N{MINUS SIGN} fully visible (points)")
+    left.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
+    caption = (
+        "Left: accuracy with fully visible and with causal token mixing. Right: the difference. Published "
+        "(MambaOut, Figure 3(b); De-focus Attention Networks, Table 1, the same comparison by others): one "
+        "training each, open diamonds."
+    )
+    if ours:
+        names = q.listing(sorted({row["study"] for row in ours}))
+        caption += (
+            f" Ours ({names}, a small task of its own): mean paired difference and 95 % t interval over "
+            "seeds, filled."
+        )
+    return finished_drawing("figure_3b", "Figure 3(b): the price of causality", caption, figure, rows)
+
+
+def sequence_lengths() -> Drawing:
+    """Tokens over 6 D for every backbone, stage and resolution."""
+    records = long_sequences.analysis()
+    shown = [*long_sequences.PLAIN, "mambaout_femto", "mambaout_tiny", "mambaout_small", "mambaout_base"]
+    lines = [(backbone, task) for backbone in shown for task in long_sequences.RESOLUTIONS]
+    figure = Figure(figsize=(PAGE, 0.7 + 0.145 * len(lines)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axvspan(1, 1e3, color=ZONE, linewidth=0, zorder=0)
+    axes.axvline(1, color=GREY, linewidth=0.7, zorder=1)
+    colours = dict(zip(long_sequences.RESOLUTIONS, COLOURS, strict=False))
+    for place, (backbone, task) in enumerate(lines):
+        points = [r for r in records if r["backbone"] == backbone and r["task"] == task]
+        ratios = [float(str(record["ratio"])) for record in points]
+        axes.plot(ratios, [place] * len(ratios), color=colours[task], linewidth=0.7, zorder=2)
+        for record, ratio in zip(points, ratios, strict=True):
+            number = record["stage"]
+            if number is None:
+                axes.plot([ratio], [place], marker="o", color=colours[task], markersize=4)
+            else:
+                axes.annotate(
+                    str(number),
+                    (ratio, place),
+                    ha="center",
+                    va="center",
+                    fontsize=5.5,
+                    color="white",
+                    bbox={"boxstyle": "circle,pad=0.15", "facecolor": colours[task], "linewidth": 0},
+                )
+    axes.set_xscale("log")
+    axes.set_xlim(0.007, 320)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _rows(axes, [f"{backbone}, {task}" for backbone, task in lines])
+    axes.set_xlabel("tokens / 6 D; shaded: long, attention's quadratic part is the larger one")
+    axes.grid(axis="x")
+    caption = (
+        "Length of the sequences that a block sees over 6 D, MambaOut's measure of a long one, at 224 x 224 "
+        "(ImageNet), 800 x 1280 (COCO) and 512 x 2048 (ADE20K). Dots: plain ViTs with 16 x 16 patches, as in "
+        "the paper. Numbers: the stages of MambaOut's hierarchies, where the paper does not look: stage 1 is "
+        "long everywhere, stage 4 nowhere."
+    )
+    return finished_drawing("long_sequences", "Which sequences are long", caption, figure, records)
+
+
+def claim_margins() -> Drawing:
+    """MambaOut minus the best SSM of its size, task by task."""
+    found = margins()
+    tasks = list(dict.fromkeys(margin.task for margin in found))
+    figure = Figure(figsize=(PAGE, 1.9), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(0, color=GREY, linewidth=0.7, zorder=0)
+    for place, margin in enumerate(found):
+        colour = COLOURS[tasks.index(margin.task)]
+        axes.bar([place], [margin.points], width=0.62, color=colour, zorder=2)
+        side, align = (2, "bottom") if margin.points >= 0 else (-2, "top")
+        axes.annotate(
+            q.signed(margin.points, 1),
+            (place, margin.points),
+            (0, side),
+            textcoords="offset points",
+            ha="center",
+            va=align,
+            fontsize=6,
+        )
+    axes.set_xticks(range(len(found)), [margin.size for margin in found])
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylim(-2.8, 1.2)
+    axes.set_ylabel("MambaOut \N{MINUS SIGN} best SSM (points)")
+    for task in tasks:
+        places = [place for place, margin in enumerate(found) if margin.task == task]
+        axes.annotate(
+            task,
+            (sum(places) / len(places), 1.15),
+            ha="center",
+            va="top",
+            fontweight="bold",
+            color=COLOURS[tasks.index(task)],
+        )
+    rows = [
+        {
+            "task": m.task,
+            "size": m.size,
+            "mambaout": m.mambaout.number(m.column),
+            "best": m.best.number(m.column),
+            "which": m.best.text(m.model_column),
+            "points": m.points,
+            "origin": f"{m.mambaout.origin}, {m.best.line}",
+        }
+        for m in found
+    ]
+    caption = (
+        "What the claim rests on: MambaOut minus the best model of its size that has an SSM, from the "
+        "paper's Tables 1 to 3. One published number each, no seeds: nobody can say which of the small bars "
+        "would survive a second run."
+    )
+    return finished_drawing("margins", "Margins of the claim", caption, figure, rows)
+
+
+def ingredients(studies: Sequence[OurStudy]) -> Drawing:
+    """What each ingredient was worth: in papers, and in our trials on the task of the widest study."""
+    effects = sorted(published.effects(), key=lambda effect: effect.points)
+    ours = _our_effects(studies)
+    counts = [len(effects), len(ours)]
+    figure = Figure(figsize=(PAGE, 0.9 + 0.16 * sum(counts)), layout="constrained")
+    if ours:
+        top, bottom = figure.subplots(2, 1, height_ratios=counts)
+        _our_effect_rows(bottom, ours)
+    else:
+        top = figure.subplots()
+    for place, effect in enumerate(effects):
+        top.plot([0, effect.points], [place, place], color=GREY, linewidth=0.7, zorder=1)
+        top.plot([effect.points], [place], marker="D", color=COLOURS[0], **OPEN)
+    _rows(top, [f"{effect.component} ({effect.paper})" for effect in effects])
+    top.axvline(0, color=GREY, linewidth=0.7, zorder=0)
+    top.grid(axis="x")
+    top.set_xlabel("published, one training each (points)")
+    caption = (
+        "What a change was worth: published differences of two rows of one table (open diamonds; ImageNet "
+        "top-1 unless said otherwise), one training each."
+    )
+    rows: list[Json] = [
+        {
+            "component": effect.component,
+            "from": effect.paper,
+            "points": effect.points,
+            "low": None,
+            "high": None,
+            "origin": f"{effect.before.origin}, {effect.after.line}",
+        }
+        for effect in effects
+    ]
+    if ours:
+        caption += (
+            f" Below, on another task ({ours[0][0].study.task.partition('(')[0]}) and another scale: our "
+            "paired differences with 95 % t intervals over seeds (filled), linear between −1 and 1 point, "
+            "logarithmic beyond."
+        )
+        rows += [
+            {
+                "component": f"{comparison.arm} in place of {comparison.baseline}",
+                "from": study.study.name,
+                "points": comparison.interval.mean,
+                "low": comparison.interval.low,
+                "high": comparison.interval.high,
+                "origin": f"studies/{study.study.name}.csv",
+            }
+            for study, comparison in ours
+        ]
+    return finished_drawing("ingredients", "What each ingredient was worth", caption, figure, rows)
+
+
+def _our_effects(studies: Sequence[OurStudy]) -> list[tuple[OurStudy, Comparison]]:
+    """Our comparisons on one task: effects in points are comparable only there."""
+    widest = _widest(studies)
+    return [
+        (study, comparison)
+        for study in studies
+        if widest is not None and study.study.task == widest.study.task and not study.study.cases
+        for comparison in study.comparisons
+        if math.isfinite(comparison.interval.mean)
+    ]
+
+
+def _our_effect_rows(axes: Axes, ours: Sequence[tuple[OurStudy, Comparison]]) -> None:
+    for place, (_, comparison) in enumerate(ours):
+        estimate = comparison.interval
+        axes.plot([estimate.low, estimate.high], [place, place], color=INK, linewidth=0.9)
+        axes.plot([estimate.mean], [place], marker="o", color=INK, markersize=3.5)
+    _rows(axes, [f"{c.arm} in place of {c.baseline} ({s.study.name})" for s, c in ours])
+    axes.axvline(0, color=GREY, linewidth=0.7, zorder=0)
+    axes.grid(axis="x")
+    axes.set_xscale("symlog", linthresh=1.0)
+    ticks = (-30, -10, -3, -1, 0, 1, 3, 10, 30)
+    low, high = axes.get_xlim()
+    axes.set_xticks([value for value in ticks if low <= value <= high])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: q.amount(value)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("ours, paired over seeds (points)")
+
+
+def _published_bubbles(axes: Axes) -> list[Json]:
+    table = published.load("mambaout_table1_imagenet")
+    family_of = {row.text("model"): _family(row.text("model")) for row in table.rows}
+    rows = []
+    drawn = [row for row in table.rows if not math.isnan(row.number("macs_G"))]
+    for row in sorted(drawn, key=lambda row: -row.number("params_M")):  # small bubbles stay visible
+        family = family_of[row.text("model")]
+        colour = GREY if family is None else COLOURS[list(FAMILIES).index(family)]
+        axes.scatter(
+            [row.number("macs_G")],
+            [row.number("top1")],
+            s=AREA_PER_MILLION * row.number("params_M"),
+            facecolor=colour,
+            alpha=0.18 if family is None else 0.6,
+            edgecolor="white",
+            linewidth=0.4,
+            zorder=1 if family is None else 3,
+        )
+        rows.append(
+            {
+                "ours": 0,
+                "name": row.text("model"),
+                "family": family,
+                "macs": 1e9 * row.number("macs_G"),
+                "params": 1e6 * row.number("params_M"),
+                "accuracy": row.number("top1"),
+                "low": None,
+                "high": None,
+                "origin": row.origin,
+            }
+        )
+    for family, colour in zip(FAMILIES, COLOURS, strict=False):
+        if family != "other SSM":
+            line = sorted(
+                (r.number("macs_G"), r.number("top1")) for r in drawn if family_of[r.text("model")] == family
+            )
+            axes.plot(*zip(*line, strict=True), color=colour, linewidth=0.8, alpha=0.7, zorder=2)
+    handles = [
+        Line2D([], [], marker="o", linestyle="", markersize=4, color=colour, label=family)
+        for family, colour in zip(FAMILIES, COLOURS, strict=False)
+    ]
+    handles.append(
+        Line2D([], [], marker="o", linestyle="", markersize=4, color=GREY, alpha=0.4, label="without an SSM")
+    )
+    for millions in (10, 50, 90):
+        size = math.sqrt(AREA_PER_MILLION * millions)
+        handles.append(
+            Line2D(
+                [],
+                [],
+                marker="o",
+                linestyle="",
+                markersize=size,
+                markerfacecolor="none",
+                markeredgecolor=GREY,
+                markeredgewidth=0.6,
+                label=f"{millions} M",
+            )
+        )
+    axes.legend(handles=handles, loc="lower right", labelspacing=0.5)
+    axes.set_xlabel("MACs (G), forward, 224 x 224")
+    axes.set_ylabel("ImageNet top-1 (%), published")
+    axes.grid(axis="y")
+    return rows
+
+
+def _our_bubbles(axes: Axes, ours: OurStudy) -> list[Json]:
+    arms = [arm for arm in ours.arms.values() if arm.test.n and arm.costs.macs is not None]
+    looks = looks_of(arms)
+    rows: list[Json] = []
+    for arm in arms:
+        test = arm.test
+        error = [[test.mean - test.low], [test.high - test.mean]] if test.n > 1 else None
+        style: Json = {"linestyle": "", "elinewidth": 0.8, "markersize": 5, "label": legend_label(arm.name)}
+        axes.errorbar([arm.costs.macs or math.nan], [test.mean], error, **style, **looks[arm.name])
+        rows.append(
+            {
+                "ours": 1,
+                "name": arm.name,
+                "family": ours.study.name,
+                "macs": arm.costs.macs,
+                "params": arm.costs.params,
+                "accuracy": test.mean,
+                "low": test.low,
+                "high": test.high,
+                "origin": f"studies/{ours.study.name}.csv",
+            }
+        )
+    axes.legend(loc="best")
+    axes.set_xlabel("MACs of an example, forward")
+    axes.set_ylabel(f"test {ours.study.metric.name} ({ours.study.metric.unit}), ours: {ours.study.name}")
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: q.count(value, trim=True)))
+    axes.grid(axis="y")
+    return rows
+
+
+def _published_pairs() -> list[Json]:
+    """Published accuracies of the same model with fully visible and with causal mixing."""
+    vit, defocus = published.load("mambaout_fig3_causal_vit"), published.load("defocus_causal_vs_full")
+    causal = {row.text("model"): row for row in defocus.rows if row.number("causal") == 1}
+    full = {row.text("model"): row for row in defocus.rows if row.number("causal") == 0}
+    found = [
+        (
+            f"{model} (MambaOut)",
+            vit.find(model=model, attention_mode="fully_visible"),
+            vit.find(model=model, attention_mode="causal"),
+            "imagenet_top1",
+        )
+        for model in ("ViT-Ti", "ViT-S")
+    ]
+    found += [
+        (f"{model} (De-focus)", full[model], causal[model], "top1") for model in causal if model in full
+    ]
+    return [
+        {
+            "label": label,
+            "ours": 0,
+            "study": "",
+            "full": before.number(column),
+            "causal": after.number(column),
+            "difference": after.number(column) - before.number(column),
+            "low": None,
+            "high": None,
+            "origin": f"{before.origin}, {after.line}",
+        }
+        for label, before, after, column in found
+    ]
+
+
+def _our_pairs(studies: Sequence[OurStudy]) -> list[Json]:
+    """Our comparisons of an arm "causal X" with its baseline "X"."""
+    return [
+        {
+            "label": f"{comparison.baseline} (ours)",
+            "ours": 1,
+            "study": study.study.name,
+            "full": study.arms[comparison.baseline].test.mean,
+            "causal": study.arms[comparison.arm].test.mean,
+            "difference": comparison.interval.mean,
+            "low": comparison.interval.low,
+            "high": comparison.interval.high,
+            "origin": f"studies/{study.study.name}.csv",
+        }
+        for study in studies
+        if study.in_percent
+        for comparison in study.comparisons
+        if comparison.arm == f"causal {comparison.baseline}" and math.isfinite(comparison.interval.mean)
+    ]
+
+
+def _widest(studies: Sequence[OurStudy]) -> OurStudy | None:
+    """The study to stand beside Figure 1(b): digits-ladder, or the one with most arms."""
+    fit = [ours for ours in studies if ours.in_percent and not ours.study.cases]
+    return max(fit, key=lambda ours: (ours.study.name == "digits-ladder", len(ours.arms)), default=None)
+
+
+def _family(model: str) -> str | None:
+    return next((family for family, starts in FAMILIES.items() if model.startswith(starts)), None)
+
+
+def _rows(axes: Axes, labels: list[str]) -> None:
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)

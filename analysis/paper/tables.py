@@ -1,0 +1,314 @@
+"""The paper's tables with our rows beside them, and what follows from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis import published
+from analysis import quantities as q
+from analysis.paper import long_sequences
+from analysis.paper.ours import OurStudy
+from analysis.published import PublishedTable, Row
+from analysis.summary import ArmSummary
+from analysis.tables import Cell, Column, Table, escape_latex
+
+SIZES = ("femto", "tiny", "small", "base")
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of the page: its file name, its title, its cells."""
+
+    name: str
+    title: str
+    table: Table
+
+
+@dataclass(frozen=True)
+class Margin:
+    """MambaOut against the best SSM of the same size in one published table, in points."""
+
+    task: str
+    size: str
+    mambaout: Row
+    best: Row
+    column: str
+    model_column: str
+
+    @property
+    def points(self) -> float:
+        return self.mambaout.number(self.column) - self.best.number(self.column)
+
+
+def all_tables(studies: Sequence[OurStudy]) -> list[PaperTable]:
+    """Every table, in the order of the page."""
+    return [
+        _published_with_ours(
+            "table_1", "Table 1: ImageNet", "mambaout_table1_imagenet", "model", "top1", studies
+        ),
+        _as_published("table_2", "Table 2: COCO", "mambaout_table2_coco"),
+        _as_published("table_3", "Table 3: ADE20K", "mambaout_table3_ade20k"),
+        PaperTable("margins", "Margins of the claim", _margin_table()),
+        PaperTable("long_sequences", "Which stages are long", _long_sequence_table()),
+        PaperTable("effects", "What each ingredient was worth", _effect_table(studies)),
+        _as_published("later_models", "Models after the paper", "later_ssm_models"),
+        _as_published("same_block", "Same block, mixer swapped (PointMamba)", "pointmamba_same_block_swap"),
+        _as_published("discrepancies", "Where papers disagree", "discrepancies"),
+    ]
+
+
+def margins() -> list[Margin]:
+    """For each task and size: MambaOut, and the best model whose token mixing contains an SSM."""
+    asked = [
+        ("ImageNet top-1", "mambaout_table1_imagenet", "model", "top1"),
+        ("COCO box AP", "mambaout_table2_coco", "backbone", "APb"),
+        ("COCO mask AP", "mambaout_table2_coco", "backbone", "APm"),
+        ("ADE20K mIoU, single scale", "mambaout_table3_ade20k", "backbone", "mIoU_SS"),
+    ]
+    found = []
+    for task, name, model, column in asked:
+        rows = published.load(name).rows
+        for size in SIZES:
+            known = [row for row in rows if row.text("group") == size and row.cells[column] is not None]
+            ours = [row for row in known if row.text(model).startswith("MambaOut")]
+            with_ssm = [row for row in known if "SSM" in row.text("token_mixing")]
+            if ours and with_ssm:
+                best = max(with_ssm, key=lambda row: row.number(column))
+                found.append(Margin(task, size, ours[0], best, column, model))
+    return found
+
+
+def latex_long(table: Table, label: str) -> str:
+    """A `longtable`, for tables of more rows than a page has; needs longtable and booktabs."""
+    alignment = "".join("r" if column.numeric else "l" for column in table.columns)
+    heading = " & ".join(escape_latex(column.heading) for column in table.columns) + r" \\"
+    body = [
+        " & ".join(escape_latex(row[column.key].line) for column in table.columns) + r" \\"
+        for row in table.rows
+    ]
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs} and \usepackage{longtable}",
+            r"{\scriptsize\setlength{\tabcolsep}{3pt}",
+            rf"\begin{{longtable}}{{@{{}}{alignment}@{{}}}}",
+            rf"\caption{{{escape_latex(' '.join(table.caption))}}}\label{{tab:{label}}}\\",
+            r"\toprule",
+            heading,
+            r"\midrule",
+            r"\endfirsthead",
+            r"\toprule",
+            heading,
+            r"\midrule",
+            r"\endhead",
+            r"\bottomrule",
+            r"\endlastfoot",
+            *body,
+            r"\end{longtable}}",
+            "",
+        ]
+    )
+
+
+def our_interval(arm: ArmSummary, decimals: int) -> str:
+    """``[98.1, 99.4] (5 seeds)``"""
+    test = arm.test
+    bounds = f"[{q.number(test.low, decimals)}, {q.number(test.high, decimals)}] " if test.n > 1 else ""
+    return f"{bounds}({arm.spread} {'seed' if arm.spread == '1' else 'seeds'})"
+
+
+def _as_published(name: str, title: str, source: str) -> PaperTable:
+    table = published.load(source)
+    return PaperTable(
+        name, title, Table(_columns(table), [_cells(row, table) for row in table.rows], _caption(table), [])
+    )
+
+
+def _published_with_ours(
+    name: str, title: str, source: str, model: str, metric: str, studies: Sequence[OurStudy]
+) -> PaperTable:
+    """The published rows, then those of our studies that are measured in the same unit, under their task.
+
+    Ours stand in groups of their own: they are other tasks at other sizes, so a difference from a published
+    row means nothing, a difference between our rows does.
+    """
+    table = published.load(source)
+    columns = _columns(table)
+    rows = [_cells(row, table) for row in table.rows]
+    shown = [ours for ours in studies if ours.in_percent and not ours.study.cases]
+    for ours in shown:
+        decimals = q.decimals_for(ours.study.margin, "%")
+        for arm in ours.arms.values():
+            if not arm.test.n:
+                continue
+            cells = {column.key: Cell("") for column in columns}
+            cells["group"] = Cell(f"ours: {ours.study.name}")
+            cells[model] = Cell(arm.name)
+            cells["token_mixing"] = Cell(arm.arm.mixer)
+            cells["params_M"] = _scaled(arm.costs.params, 1e6)
+            cells["macs_G"] = _scaled(arm.costs.macs, 1e9)
+            cells[metric] = Cell(
+                q.number(arm.test.mean, decimals), our_interval(arm, decimals), arm.test.mean
+            )
+            cells["origin"] = Cell(f"studies/{ours.study.name}.csv")
+            rows.append(cells)
+    caption = _caption(table)
+    if shown:
+        tasks = q.listing([f"{ours.study.name} on {ours.study.task.partition('(')[0]}" for ours in shown])
+        caption.append(
+            f"Rows of ours ({tasks}): mean and 95 % t interval over seeds; another task and size, so to be "
+            "compared with one another, not with the published rows."
+        )
+    return PaperTable(name, title, Table(columns, rows, caption, []))
+
+
+def _scaled(value: float | None, unit: float) -> Cell:
+    return Cell("" if value is None else f"{value / unit:.3g}", value=None if value is None else value / unit)
+
+
+HEADINGS = {
+    "params_M": "params (M)",
+    "macs_G": "MACs (G)",
+    "flops_G": "MACs (G)",
+    "top1": "top-1 (%)",
+    "token_mixing": "token mixing",
+    "mIoU_SS": "mIoU SS",
+    "mIoU_MS": "mIoU MS",
+    "coco1x_APb": "COCO box AP",
+    "coco1x_APm": "COCO mask AP",
+    "ade_SS": "ADE20K SS",
+    "ade_MS": "ADE20K MS",
+    "OBJ_BG": "OBJ-BG (%)",
+    "OBJ_ONLY": "OBJ-ONLY (%)",
+    "APb": "box AP",
+    "APb50": "box AP50",
+    "APb75": "box AP75",
+    "APm": "mask AP",
+    "APm50": "mask AP50",
+    "APm75": "mask AP75",
+    "where_else": "where",
+}
+
+
+def _columns(table: PublishedTable) -> list[Column]:
+    numeric = {
+        column: any(isinstance(row.cells[column], float) for row in table.rows) for column in table.columns
+    }
+    columns = [
+        Column(column, HEADINGS.get(column, column.replace("_", " ")), numeric[column])
+        for column in table.columns
+    ]
+    return [*columns, Column("origin", "row", False)]
+
+
+def _cells(row: Row, table: PublishedTable) -> dict[str, Cell]:
+    cells = {column: _cell(row, column) for column in table.columns}
+    return cells | {"origin": Cell(row.origin)}
+
+
+def _cell(row: Row, column: str) -> Cell:
+    value = row.cells[column]
+    return Cell(row.text(column), value=value if isinstance(value, float) else None)
+
+
+def _caption(table: PublishedTable) -> list[str]:
+    return [f"{table.source}.", f"{table.convention}."]
+
+
+def _margin_table() -> Table:
+    columns = [
+        Column("task", "task", False),
+        Column("size", "size", False),
+        Column("mambaout", "MambaOut", True),
+        Column("best", "best with an SSM", True),
+        Column("model", "which", False),
+        Column("points", "difference (points)", True),
+        Column("origin", "rows", False),
+    ]
+    rows = [
+        {
+            "task": Cell(margin.task),
+            "size": Cell(margin.size),
+            "mambaout": Cell(
+                margin.mambaout.text(margin.column), value=margin.mambaout.number(margin.column)
+            ),
+            "best": Cell(margin.best.text(margin.column), value=margin.best.number(margin.column)),
+            "model": Cell(margin.best.text(margin.model_column)),
+            "points": Cell(q.signed(margin.points, 1), value=margin.points),
+            "origin": Cell(f"{margin.mambaout.origin}, {margin.best.origin.rpartition(':')[2]}"),
+        }
+        for margin in margins()
+    ]
+    caption = [
+        "MambaOut minus the best model of the same group with an SSM among its mixers, from Tables 1 to 3.",
+        "One published number each, without seeds. A user who trained MambaOut-Tiny again got 82.6 in place "
+        "of 82.7 (discrepancies.csv): noise may well be as large as the differences on ImageNet.",
+    ]
+    return Table(columns, rows, caption, [])
+
+
+def _long_sequence_table() -> Table:
+    keys = ["backbone", "stage", "task", "tokens", "channels", "threshold", "ratio"]
+    headings = ["backbone", "stage", "task", "tokens L", "channels D", "threshold 6 D", "L / 6 D"]
+    columns = [
+        Column(key, heading, key not in ("backbone", "task", "stage"))
+        for key, heading in zip(keys, headings, strict=True)
+    ]
+    columns.append(Column("origin", "row", False))
+    rows = []
+    for record in long_sequences.analysis():
+        cells = {
+            key: Cell("" if record[key] is None else f"{record[key]}")
+            for key in ("backbone", "task", "stage")
+        }
+        for key in ("tokens", "channels", "threshold"):
+            cells[key] = Cell(f"{record[key]:,.0f}", value=float(str(record[key])))
+        cells["ratio"] = Cell(f"{record['ratio']:.3f}", value=float(str(record["ratio"])))
+        cells["origin"] = Cell(str(record["origin"] or "D of the ViT paper, 16 x 16 patches"))
+        rows.append(cells)
+    caption = [
+        "Tokens against the length from which attention's quadratic part is the larger one, 24 D² L + 4 D L² "
+        "operations in all (MambaOut, eq. 6 and 7). Above 1 a sequence is long.",
+        "The paper looks at plain ViTs; in a hierarchy the first stages are long on every task, "
+        "the last one on none.",
+    ]
+    return Table(columns, rows, caption, [])
+
+
+def _effect_table(studies: Sequence[OurStudy]) -> Table:
+    columns = [
+        Column("component", "ingredient", False),
+        Column("points", "effect (points)", True),
+        Column("paper", "from", False),
+        Column("origin", "rows", False),
+    ]
+    rows = [
+        {
+            "component": Cell(effect.component),
+            "points": Cell(q.signed(effect.points, 2), value=effect.points),
+            "paper": Cell(effect.paper),
+            "origin": Cell(f"{effect.before.origin}, {effect.after.line}"),
+        }
+        for effect in published.effects()
+    ]
+    for ours in studies:
+        decimals = q.decimals_for(ours.study.margin, "%")
+        for comparison in ours.comparisons if ours.in_percent and not ours.study.cases else ():
+            estimate = comparison.interval
+            if math.isfinite(estimate.mean):
+                bounds = q.interval(estimate.low, estimate.high, decimals)
+                rows.append(
+                    {
+                        "component": Cell(f"{comparison.arm} in place of {comparison.baseline}"),
+                        "points": Cell(q.signed(estimate.mean, decimals), bounds, estimate.mean),
+                        "paper": Cell(f"ours: {ours.study.name}"),
+                        "origin": Cell(f"studies/{ours.study.name}.csv"),
+                    }
+                )
+    caption = [
+        "Difference of two rows of one published table, ImageNet top-1 in points unless the ingredient says "
+        "otherwise; single trainings without an interval.",
+        "Ours: mean paired difference with its 95 % t interval, on the study's own task.",
+    ]
+    return Table(columns, rows, caption, [])

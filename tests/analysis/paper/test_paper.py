@@ -1,0 +1,193 @@
+"""The paper's figures and tables as a whole: what is written, where each number comes from, what if not."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import run_ablation
+from analysis import published
+from analysis.paper import figures, ours, write_paper
+from analysis.paper.tables import all_tables, margins
+
+Write = Callable[..., Any]
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def nothing_checked_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("analysis.paper.CHECKED_IN", tmp_path / "none")
+
+
+@pytest.fixture
+def runs(write_records: Write) -> Path:
+    """A runs folder with one study of four arms, two of which differ in causality."""
+    records = write_records(
+        {
+            "conv": [97.0, 97.5, 97.2],
+            "identity": [70.1, 69.5, 70.6],
+            "causal conv": [96.8, 97.3, 97.4],
+            "ssm": [97.1, 97.9, 97.0],
+        }
+    )
+    return Path(records.study).parents[1]
+
+
+@pytest.fixture
+def decoding(runs: Path) -> Path:
+    path = runs / "decoding.csv"
+    rows = [
+        f"{name},{context},{time},{size},a machine"
+        for name, time, size in (("ssm", 80, 4864), ("causal-attention", 40, 32768), ("identity", 1, 0))
+        for context in (64, 128)
+    ]
+    path.write_text("\n".join(["mixer,context,microseconds_per_token,state_bytes,machine", *rows]) + "\n")
+    return path
+
+
+def test_every_figure_and_table_is_written(runs: Path, decoding: Path, tmp_path: Path) -> None:
+    report = write_paper(tmp_path / "paper", runs)
+    drawn = {path.stem for path in (tmp_path / "paper" / "figures").iterdir()}
+    wanted = {"figure_1a", "figure_1b", "figure_2", "figure_3b", "figure_4", "long_sequences", "margins"}
+    assert drawn == wanted | {"ingredients"}
+    assert report.figures == len(drawn)
+    for name in drawn:
+        for suffix in ("png", "svg", "pdf", "csv"):
+            assert (tmp_path / "paper" / "figures" / f"{name}.{suffix}").stat().st_size > 0
+    tables = {path.stem for path in (tmp_path / "paper" / "tables").iterdir()}
+    assert {"table_1", "table_2", "table_3", "margins", "effects", "discrepancies"} <= tables
+    page = report.index.read_text()
+    for path in re.findall(r'href="((?:figures|tables|published)/[^"]+)"', page):
+        assert (report.index.parent / path).is_file(), path
+    assert report.studies == ("demo_study",)
+    assert report.notes == ()
+
+
+def test_the_same_records_give_the_same_bytes(runs: Path, decoding: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write_paper(tmp_path / name, runs)
+    first, second = (
+        {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+        for root in (tmp_path / "first", tmp_path / "second")
+    )
+    assert first == second
+
+
+def test_every_published_number_names_its_row(runs: Path, tmp_path: Path) -> None:
+    write_paper(tmp_path / "paper", runs)
+    origins = 0
+    for name in ("figure_1b", "figure_3b", "margins", "ingredients"):
+        with open(tmp_path / "paper" / "figures" / f"{name}.csv", newline="") as file:
+            for row in csv.DictReader(file):
+                path, _, lines = row["origin"].partition(":")
+                if path.startswith("studies/"):
+                    assert (tmp_path / "paper" / path).is_file()
+                    continue
+                text = (tmp_path / "paper" / "published" / path).read_text().splitlines()
+                assert all(0 < int(line) - 1 < len(text) for line in re.findall(r"\d+", lines))
+                origins += 1
+    assert origins > 100
+
+
+def test_ours_stand_in_the_table_with_their_interval(runs: Path) -> None:
+    studies, _ = ours.find_studies([runs])
+    table = all_tables(studies)[0].table
+    (row,) = [row for row in table.rows if row["model"].text == "ssm"]
+    assert row["group"].text == "ours: demo_study"
+    assert row["top1"].value == pytest.approx((97.1 + 97.9 + 97.0) / 3)
+    assert row["top1"].detail.endswith("(3 seeds)")
+
+
+def test_pairs_that_differ_in_causality_are_found(runs: Path) -> None:
+    studies, _ = ours.find_studies([runs])
+    drawing = figures.causality(studies)
+    rows = list(csv.DictReader(drawing.files["csv"].decode().splitlines()))
+    (own,) = [row for row in rows if row["ours"] == "1"]
+    assert own["label"] == "conv (ours)"
+    assert float(own["difference"]) == pytest.approx(float(own["causal"]) - float(own["full"]))
+    assert float(own["low"]) < float(own["difference"]) < float(own["high"])
+    assert {row["label"] for row in rows} >= {"ViT-Ti (MambaOut)", "DeiT-Small (De-focus)"}
+
+
+@pytest.mark.parametrize(
+    ("task", "size", "points", "best"),
+    [
+        ("ImageNet top-1", "femto", +0.2, "EfficientVMamba-S"),
+        ("ImageNet top-1", "tiny", 0.0, "LocalVMamba-T"),
+        ("ImageNet top-1", "small", +0.4, "LocalVMamba-S"),
+        ("ImageNet top-1", "base", +0.3, "VMambaV9-B"),
+        ("COCO box AP", "tiny", -2.3, "VMambaV9-T"),
+        ("COCO mask AP", "base", -0.9, "VMambaV9-B"),
+        ("ADE20K mIoU, single scale", "base", -1.4, "VMambaV9-B"),
+    ],
+)
+def test_margins(task: str, size: str, points: float, best: str) -> None:
+    (margin,) = [each for each in margins() if (each.task, each.size) == (task, size)]
+    assert margin.points == pytest.approx(points)
+    assert margin.best.text(margin.model_column) == best
+
+
+def test_without_any_record(tmp_path: Path) -> None:
+    report = write_paper(tmp_path / "paper", tmp_path / "no runs")
+    assert report.studies == ()
+    assert not (tmp_path / "paper" / "figures" / "figure_2.png").exists()  # nothing measured, nothing drawn
+
+
+def test_what_cannot_be_read_is_said(runs: Path, tmp_path: Path) -> None:
+    (runs / "studies" / "broken").mkdir()
+    (runs / "studies" / "broken" / "plan.json").write_text("{")
+    (runs / "decoding.csv").write_text("mixer,context\n")
+    notes = write_paper(tmp_path / "paper", runs).notes
+    assert any(note.startswith("broken is left out:") and str(runs) not in note for note in notes)
+    assert any("decoding.csv is left out: it lacks the columns machine" in note for note in notes)
+
+
+def test_the_command_needs_no_torch(runs: Path) -> None:
+    """`report --paper` with torch made impossible to import."""
+    code = (
+        "import sys\n"
+        "class NoTorch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'torch': raise ImportError('no torch here')\n"
+        "sys.meta_path.insert(0, NoTorch())\n"
+        "import run_ablation\n"
+        f"sys.exit(run_ablation.main(['report', '--paper', '--runs', {str(runs)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (runs / "paper" / "index.html").is_file()
+    assert "figures" in done.stdout
+
+
+def test_a_flag_that_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_ablation.main(["report", "--paper", "--seeds", "3"]) == 2
+    assert "--seeds" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
+def test_the_latex_compiles(runs: Path, tmp_path: Path) -> None:
+    write_paper(tmp_path / "paper", runs)
+    inputs = "\n".join(rf"\input{{{path}}}" for path in sorted((tmp_path / "paper" / "tables").glob("*.tex")))
+    packages = "".join(rf"\usepackage{{{name}}}" for name in ("booktabs", "graphicx", "longtable"))
+    document = rf"\documentclass{{article}}{packages}\begin{{document}}{inputs}\end{{document}}"
+    (tmp_path / "all.tex").write_text(document)
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_the_copied_tables_are_those_of_the_registry(runs: Path, tmp_path: Path) -> None:
+    write_paper(tmp_path / "paper", runs)
+    for name in published.names():
+        original = (published.FOLDER / f"{name}.csv").read_bytes()
+        assert (tmp_path / "paper" / "published" / f"{name}.csv").read_bytes() == original

@@ -14,10 +14,10 @@ from experiments.skeletons.base import Skeleton
 from experiments.tasks import TASKS
 from experiments.tasks.base import Metric, Task, generator
 from experiments.trial import Recipe, Trial, stream
-from mixers import MIXERS, Component, InputError, backends
+from mixers import MIXERS, Component, InputError, backends, contract
 from mixers.base import TokenMixer
 from mixers.directions import ScanCore
-from mixers.registry import suggest
+from mixers.registry import is_own, suggest
 
 
 def resolve(
@@ -37,10 +37,12 @@ def resolve(
     if spec.input != "image" and (train.mixup or train.cutmix):
         raise InputError(f"mixup and cutmix mix images, but task {task.name} has {spec.input}")
     skeleton = SKELETONS.resolve(skeleton, option_defaults(skeleton))
+    rank = len(spec.grid)
     mixers = tuple(
-        MIXERS.resolve(each, MIXERS.load(each.name).place_defaults(len(spec.grid), spec.causal))
-        for each in mixer
+        MIXERS.resolve(each, MIXERS.load(each.name).place_defaults(rank, spec.causal)) for each in mixer
     )
+    for chosen in {each.name: each for each in mixers if is_own(each.name)}.values():
+        contract.check(chosen.name, MIXERS.load(chosen.name), chosen.options, rank)
     return Trial(mixers, skeleton, task, train, seed)
 
 

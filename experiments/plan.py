@@ -17,7 +17,8 @@ from experiments.code_version import source_digest
 from experiments.store import write_json
 from experiments.study import Arm, Case, Option, Study, changed_recipe
 from experiments.trial import SCHEMA_VERSION, Trial, digest
-from mixers.registry import Component, InputError, Registry
+from mixers import MIXERS
+from mixers.registry import Component, InputError, Registry, is_own
 
 DETAILS = ("metric", "budget", "baselines")
 
@@ -196,7 +197,15 @@ def _flat(trial: Trial) -> dict[str, Any]:
 
 def _key(name: str, study: Study) -> str:
     same_for_any_seeds = dataclasses.asdict(dataclasses.replace(study, seeds=1))
-    return digest([name, same_for_any_seeds, source_digest()])
+    return digest([name, same_for_any_seeds, source_digest(), _own_sources(study)])
+
+
+def _own_sources(study: Study) -> list[str]:
+    """The user's own mixers with the hashes of their files, which `source_digest` does not cover."""
+    texts = [arm.mixer for arm in study.all_arms()]
+    texts += [text for case in study.all_cases() for text in case.mixers.values()]
+    components = [component for text in texts for component in MIXERS.parse_pattern(text)]
+    return [MIXERS.with_source(component.name) for component in components if is_own(component.name)]
 
 
 def make(name: str, study: Study, stored: Path) -> Plan:
@@ -294,7 +303,6 @@ def _template(study: Study, case: Case, arm: Arm) -> Trial:
     from experiments import build
     from experiments.skeletons import SKELETONS
     from experiments.tasks import TASKS
-    from mixers import MIXERS
 
     where = f"case {case.name}: " if case.name else ""
     task = _changed(TASKS, study.task, case.task)

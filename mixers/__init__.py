@@ -25,6 +25,7 @@ MIXERS = Registry(
         "sepconv": "mixers.sepconv:SepConv",
         "gated-conv": "mixers.gated_conv:GatedConv",
     },
+    own_base="mixers.base:TokenMixer",
 )
 
 __all__ = ["MIXERS", "Component", "InputError", "Registry"]

@@ -4,16 +4,24 @@ One `Registry` serves token mixers, skeletons and tasks. An entry is a class or 
 dotted path, so that listing names costs no import. Its keyword-only parameters *are* its options:
 their annotations are checked by pydantic, their defaults are the defaults, and a name that is not
 among them is an error. Nothing is passed through `**kwargs`.
+
+A component of the user's own needs no entry: `my_module:MyMixer(option=value)` names a class in a file on the
+Python path or in the working directory. Resolved, its name carries the hash of that file,
+`my_module:MyMixer@1f0c6e2a93b7`, because a trial must say all that determines its number.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import importlib.util
 import inspect
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -55,11 +63,14 @@ class Registry:
     Args:
         kind: what the entries are, in error messages: "mixer", "skeleton", "task".
         entries: name -> "package.module:attribute", imported when first used.
+        own_base: dotted path of the class that a user's own components must derive from; None for a
+            registry that takes none.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, entries: Mapping[str, str], own_base: str | None = None) -> None:
         self.kind = kind
         self._entries = dict(entries)
+        self._own_base = own_base
         self._option_models: dict[str, type[BaseModel]] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -74,7 +85,7 @@ class Registry:
         Raises:
             InputError: malformed text or an unknown name.
         """
-        match = re.fullmatch(r"\s*([\w.\-]+)\s*(?:\((.*)\))?\s*", text, flags=re.DOTALL)
+        match = re.fullmatch(r"\s*([\w.:@\-]+)\s*(?:\((.*)\))?\s*", text, flags=re.DOTALL)
         if match is None:
             raise InputError(f"{self.kind} {text!r} is not of the form name or name(option=value, ...)")
         name, inside = match.group(1), match.group(2)
@@ -109,11 +120,21 @@ class Registry:
         """Import the entry.
 
         Raises:
-            InputError: unknown name.
+            InputError: unknown name; or an own component that is not there, not what it must be, or changed
+                since its name was resolved.
         """
         self._require(name)
-        module, _, attribute = self._entries[name].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        if is_own(name):
+            return self._load_own(name)
+        return _imported(self._entries[name])
+
+    def with_source(self, name: str) -> str:
+        """The name of an own component with the hash of its file; any other name as it is.
+
+        Raises:
+            InputError: its file cannot be found.
+        """
+        return f"{name.partition('@')[0]}@{_source_hash(name)}" if is_own(name) else name
 
     def resolve(self, component: Component, defaults: Mapping[str, Any] | None = None) -> Component:
         """Check and type every option and fill in those that were not given.
@@ -135,7 +156,7 @@ class Registry:
             raise InputError(
                 f"{self.kind} {component.name}: {option}: {first['msg']} (got {first['input']!r})"
             ) from None
-        return Component(component.name, filled.model_dump(mode="json"))
+        return Component(self.with_source(component.name), filled.model_dump(mode="json"))
 
     def create(self, component: Component, *args: Any) -> Any:
         """Call the entry with positional `args` and the resolved options."""
@@ -151,7 +172,26 @@ class Registry:
                     f"{self.kind} {component.name} has no option {option!r}{suggest(option, known)} ({have})"
                 )
 
+    def _load_own(self, name: str) -> Any:
+        path, _, planned = name.partition("@")
+        source = _source_hash(name)
+        if planned and planned != source:
+            raise InputError(f"{self.kind} {path} has changed since this trial was planned; plan it again")
+        try:
+            _import_as_it_is(path.partition(":")[0], source)
+            entry = _imported(path)
+        except AttributeError:
+            raise InputError(f"{path.replace(':', ' has no ')}") from None
+        except Exception as error:  # whatever a file of the user's does when it is imported
+            raise InputError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+        base = _imported(self._own_base or "builtins:object")
+        if not (inspect.isclass(entry) and issubclass(entry, base)):
+            raise InputError(f"{path} is not a subclass of {self._own_base}, as a {self.kind} must be")
+        return entry
+
     def _require(self, name: str) -> None:
+        if is_own(name) and self._own_base is not None:
+            return
         if name not in self._entries:
             known = ", ".join(self._entries)
             raise InputError(f"unknown {self.kind} {name!r}{suggest(name, self._entries)} (known: {known})")
@@ -169,3 +209,44 @@ class Registry:
             config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
             self._option_models[name] = create_model(f"{name} options", __config__=config, **fields)
         return self._option_models[name]
+
+
+def is_own(name: str) -> bool:
+    """Whether a name stands for a class in a file of the user's."""
+    return ":" in name
+
+
+def _imported(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+_own_modules: dict[str, str] = {}
+"""Hash of each own module's file when it was last imported."""
+
+
+def _import_as_it_is(module: str, source: str) -> None:
+    """Import a module of the user's, again if its file has changed, as it does in a notebook."""
+    if _own_modules.get(module, source) != source and module in sys.modules:
+        importlib.reload(sys.modules[module])
+    importlib.import_module(module)
+    _own_modules[module] = source
+
+
+def _source_hash(name: str) -> str:
+    """12 hexadecimal digits over the file that an own component is in.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    module = name.partition(":")[0]
+    if str(Path.cwd()) not in sys.path:  # a script's own folder is on it, the working directory is not
+        sys.path.append(str(Path.cwd()))
+    importlib.invalidate_caches()  # the file may be seconds old
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not found.origin or not Path(found.origin).is_file():
+        raise InputError(f"no module {module!r} in {Path.cwd()} or on the Python path (asked for {name})")
+    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()[:12]

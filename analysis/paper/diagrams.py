@@ -117,7 +117,7 @@ def _block(axes: Axes, name: str, block: Json, rows: int) -> None:
         color=GREY,
         linewidth=0.8,
     )
-    axes.set_ylim(-1.2, rows + 0.9)
+    axes.set_ylim(0.6, rows + 0.9)
 
 
 def _merged(parts: Sequence[Json]) -> list[str]:

@@ -1,0 +1,168 @@
+"""A mixer from the user's own file: found, held to the contract, and part of what a trial is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import run_ablation
+from experiments import plan, study
+from experiments.build import resolve
+from experiments.trial import Recipe
+from mixers import MIXERS, InputError
+from mixers.registry import is_own
+
+GOOD = '''
+import torch
+from mixers.base import TokenMixer, raster_causal_mask
+
+class Shift(TokenMixer):
+    """Every token becomes its predecessor, times a learned scale."""
+
+    causal = True
+
+    def __init__(self, dim: int, grid_rank: int, *, steps: int = 1) -> None:
+        super().__init__(dim, grid_rank)
+        self.steps = steps
+        self.scale = torch.nn.Parameter(torch.ones(dim))
+
+    def forward(self, x):
+        tokens = x.flatten(1, -2)
+        moved = torch.nn.functional.pad(tokens, (0, 0, self.steps, 0))[:, : tokens.shape[1]]
+        return (moved * self.scale).view_as(x)
+
+    def dependency_mask(self, grid):
+        length = 1
+        for size in grid:
+            length *= size
+        return torch.diag(torch.ones(max(0, length - self.steps)), -self.steps).bool()[:length, :length]
+
+    def macs(self, grid):
+        return self.dim
+'''
+
+
+@pytest.fixture
+def write_mixer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
+    """Write the source of a module into the working directory and give its name, new in every test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    name = "own_" + "".join(c if c.isalnum() else "_" for c in request.node.name)
+
+    def write(source: str) -> str:
+        (tmp_path / f"{name}.py").write_text(source)
+        return name
+
+    yield write
+    sys.modules.pop(name, None)
+
+
+def resolved(text: str):
+    component = MIXERS.parse_pattern(text)
+    from experiments.skeletons import SKELETONS
+    from experiments.tasks import TASKS
+
+    return resolve(component, SKELETONS.parse("isotropic-nano"), TASKS.parse("digits"), Recipe(), 0)
+
+
+def test_it_is_resolved_with_the_hash_of_its_file(write_mixer) -> None:
+    module = write_mixer(GOOD)
+    trial = resolved(f"{module}:Shift(steps=2)")
+    (mixer,) = trial.mixer
+    name, _, digest = mixer.name.partition("@")
+    assert name == f"{module}:Shift"
+    assert len(digest) == 12
+    assert mixer.options == {"steps": 2}
+    (read_back,) = MIXERS.parse_pattern(trial.mixer_text)
+    assert MIXERS.resolve(read_back) == mixer
+
+
+def test_another_source_is_another_trial_and_an_old_name_is_refused(write_mixer) -> None:
+    module = write_mixer(GOOD)
+    before = resolved(f"{module}:Shift")
+    write_mixer(GOOD + "\n# a change\n")
+    after = resolved(f"{module}:Shift")
+    assert before.id != after.id
+    with pytest.raises(InputError, match="has changed since this trial was planned"):
+        MIXERS.load(before.mixer[0].name)
+
+
+def test_a_changed_file_makes_another_plan(write_mixer, tmp_path: Path) -> None:
+    module = write_mixer(GOOD)
+    wanted = study.Study(
+        question="", varied="", fixed="", cost="", answer="", task="digits", skeleton="isotropic-nano",
+        baseline="conv", mixers=("conv", f"{module}:Shift"), seeds=3, match="none", margin=1.0,
+    )  # fmt: skip
+    stored = tmp_path / "plan.json"
+    first = plan.make("own", wanted, stored)
+    plan.write(first, stored, "command")
+    assert plan.make("own", wanted, stored).arms == first.arms
+    write_mixer(GOOD + "\n# a change\n")
+    second = plan.make("own", wanted, stored)
+    assert second.arms[1].template.id != first.arms[1].template.id
+    assert second.arms[0].template.id == first.arms[0].template.id
+
+
+RETURN = "return (moved * self.scale).view_as(x)"
+STEPS = "self.steps = steps"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (RETURN, f"{RETURN} + x", "token 0 depends on token 0, but its dependency_mask says otherwise"),
+        (RETURN, "return moved * self.scale", "turns .* into"),
+        (RETURN, "raise RuntimeError('no')", "fails on a .* grid of 16 channels: no"),
+        (STEPS, f"{STEPS}; self.idle = torch.nn.Parameter(torch.ones(1))", "idle gets no gradient"),
+        ("-self.steps).bool()", "self.steps).bool()", "dependency_mask says otherwise"),
+        ("return self.dim", "return -1", "counts -1 MACs"),
+    ],
+)
+def test_it_is_held_to_the_contract(write_mixer, before: str, after: str, message: str) -> None:
+    assert before in GOOD
+    module = write_mixer(GOOD.replace(before, after))
+    with pytest.raises(InputError, match=message):
+        resolved(f"{module}:Shift")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nowhere_at_all:Mixer", "no module 'nowhere_at_all'"),
+        ("mixers.conv:Nothing", "mixers.conv has no Nothing"),
+        ("pathlib:Path", "is not a subclass of mixers.base:TokenMixer"),
+        ("json:loads", "is not a subclass"),
+        ("mixers.conv:DepthwiseConv(kernel=3)", "has no option 'kernel'"),
+    ],
+)
+def test_what_is_no_mixer_is_said(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolved(text)
+
+
+def test_a_file_that_cannot_be_imported(write_mixer) -> None:
+    module = write_mixer("raise KeyError('oops')\n")
+    with pytest.raises(InputError, match="cannot be imported: KeyError: 'oops'"):
+        resolved(f"{module}:Shift")
+
+
+def test_tasks_and_skeletons_take_none() -> None:
+    from experiments.tasks import TASKS
+
+    assert is_own("a:B")
+    with pytest.raises(InputError, match="unknown task"):
+        TASKS.parse("my_task:Task")
+
+
+def test_it_runs_from_the_command_line(write_mixer, capsys: pytest.CaptureFixture[str]) -> None:
+    module = write_mixer(GOOD)
+    options = "--seeds 1 --train.epochs 1 --train.warmup-epochs 0 --match none --workers 1"
+    command = ["--mixer", f"{module}:Shift", *options.split()]
+    assert run_ablation.main(command) == 0
+    said = capsys.readouterr().out
+    assert f"{module}:Shift" in said
+    assert "2 of 2 trials to run" in said
+    assert run_ablation.main(command) == 0
+    assert "0 of 2 trials to run" in capsys.readouterr().out

@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import chdtri, nctdtr, ndtr, stdtrit
+from numpy.typing import NDArray
+from scipy.special import chdtri, ndtr, stdtrit
 
 SEEDS = (3, 4, 5, 7, 10, 15, 20)
 SIZES = (0.5, 1.0, 2.0, 3.0, 5.0)
@@ -19,22 +20,27 @@ QUANTILES = 20_000  # of the standard deviation's distribution
 def power_of_difference(effect: float, n: int, alpha: float = 0.05) -> float:
     """Chance that the paired t test calls a true difference of `effect` standard deviations one.
 
-    The non-central t distribution beyond its critical values, both of them (Cohen 1988, ch. 2).
+    Given the standard deviation s, the mean must lie beyond ``t(1 - alpha / 2, n - 1) s / sqrt(n)`` on either
+    side; the average of that chance over quantiles of s (Cohen 1988, ch. 2).
     """
-    critical, shift = stdtrit(n - 1, 1 - alpha / 2), effect * math.sqrt(n)
-    return float(1 - nctdtr(n - 1, shift, critical) + nctdtr(n - 1, shift, -critical))
+    critical, shift = stdtrit(n - 1, 1 - alpha / 2) * _sd_quantiles(n), effect * math.sqrt(n)
+    return float(np.mean(ndtr(shift - critical) + ndtr(-shift - critical)))
 
 
 def power_of_equivalence(margin: float, n: int, alpha: float = 0.05) -> float:
-    """Chance that two one-sided t tests call no difference at all equivalent; `margin` in standard deviations.
+    """Chance that two one-sided t tests call two equal arms equivalent; `margin` in standard deviations.
 
     Given the standard deviation s, the mean must lie within ``margin - t(1 - alpha, n - 1) s / sqrt(n)``;
     the average of that chance over quantiles of s (Schuirmann 1987).
     """
+    critical, room = stdtrit(n - 1, 1 - alpha) * _sd_quantiles(n), margin * math.sqrt(n)
+    return float(np.mean(2 * ndtr(np.maximum(0.0, room - critical)) - 1))
+
+
+def _sd_quantiles(n: int) -> NDArray[np.float64]:
+    """Equally likely values of the standard deviation of n normal numbers, in units of the true one."""
     tail = (np.arange(QUANTILES) + 0.5) / QUANTILES
-    sd = np.sqrt(chdtri(n - 1, tail) / (n - 1))  # in units of the true one
-    room = np.maximum(0.0, margin - stdtrit(n - 1, 1 - alpha) * sd / math.sqrt(n))
-    return float(np.mean(2 * ndtr(room * math.sqrt(n)) - 1))
+    return np.sqrt(chdtri(n - 1, tail) / (n - 1))
 
 
 def page() -> str:
@@ -43,10 +49,10 @@ def page() -> str:
         [
             "# How many seeds",
             "",
-            "Printed by `python -m analysis.power`. One comparison at 5 %, pairs of seeds whose differences are",
-            "normal with standard deviation sd. Holm's adjustment over several comparisons asks for more. The sd",
-            "of a study of yours is in its `table.csv`; where a verdict is undecided, the report says how large a",
-            "difference it could have seen, and about how many seeds would decide.",
+            "Printed by `python -m analysis.power`. One comparison at 5 %, of pairs of seeds whose",
+            "differences are normal with standard deviation sd. Holm's adjustment over several comparisons asks",
+            "for more. The sd of a study of yours is in its `table.csv`; where a verdict is undecided, the report",
+            "says how large a difference it could have seen, and about how many seeds would decide.",
             "",
             "Chance to see a difference (helps or hurts), by its true size:",
             "",

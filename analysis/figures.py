@@ -88,7 +88,7 @@ def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     arms, left_out = _at_most(MOST_ROWS, [arm for arm in arms if arm.test.n])
     if not arms:
         return None
-    labels = [_wrap(arm.name, 20) for arm in arms]
+    labels = [wrapped(arm.name, 20) for arm in arms]
     figure = Figure(figsize=(COLUMN, 0.55 + _row_height(labels, 0.4) * len(arms)), layout="constrained")
     axes = figure.add_subplot()
     values = [arm.arm.values("test", name) for arm in arms]
@@ -136,7 +136,7 @@ def differences(study: Study, arms: list[ArmSummary], comparisons: list[Comparis
     comparisons, left_out = _at_most(MOST_ROWS, comparisons)
     if not any(c.n for c in comparisons):
         return None
-    labels = [_wrap(f"{c.arm} {q.MINUS} {c.baseline}", 40) for c in comparisons]
+    labels = [wrapped(f"{c.arm} {q.MINUS} {c.baseline}", 40) for c in comparisons]
     figure = Figure(figsize=(PAGE, 0.75 + _row_height(labels, 0.32) * len(labels)), layout="constrained")
     axes = figure.add_subplot()
     if study.margin is not None:
@@ -428,7 +428,7 @@ def legend(figure: Figure, axes: Axes) -> None:
 
 
 def legend_label(name: str) -> str:
-    return _wrap(q.shortened(name, 60), 22)
+    return wrapped(q.shortened(name, 60), 22)
 
 
 def _legend_room(arms: list[ArmSummary], least: float) -> float:
@@ -437,7 +437,7 @@ def _legend_room(arms: list[ArmSummary], least: float) -> float:
     return max(least, 0.12 * lines + 0.05 * len(arms) + 0.2)
 
 
-def _wrap(name: str, width: int) -> str:
+def wrapped(name: str, width: int) -> str:
     """Break a long name between words and cut words that no line holds. A dollar sign is no mathematics."""
     words = [q.shortened(word, width) for word in name.replace("(", "( ").split()]
     lines = textwrap.wrap(" ".join(words), width, break_long_words=False)

@@ -52,7 +52,7 @@ def page() -> str:
             "Printed by `python -m analysis.power`. One comparison at 5 %, of pairs of seeds whose",
             "differences are normal with standard deviation sd. Holm's adjustment over several comparisons",
             "asks for more. The sd of a study of yours is in its `table.csv`; where a verdict is undecided,",
-            "the report says how large a difference it could have seen, and about how many seeds would decide.",
+            "the report says how large a difference it could have seen, and how many seeds would decide.",
             "",
             "Chance to see a difference (helps or hurts), by its true size:",
             "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ def run(arguments: Sequence[str], command: str) -> int:
         return _list(rest)
     if verb == "doctor":
         return _doctor(rest)
+    if verb == "look":
+        return _look(rest)
     if verb == "report" and "--paper" in rest:
         return _paper([argument for argument in rest if argument != "--paper"])
     asked = request.parse(rest, verb)
@@ -165,6 +168,23 @@ def _paper(arguments: Sequence[str]) -> int:
         f"beside {len(report.studies)} studies of ours" if report.studies else "no study of ours has results"
     )
     print(f"{report.figures} figures and {report.tables} tables, {beside}\npage     {report.index}")
+    return 0
+
+
+def _look(arguments: Sequence[str]) -> int:
+    asked = request.read(request.LookRequest(), arguments, "run_ablation.py look")
+    if not 1 <= asked.side <= 64:
+        raise InputError(f"--side must be from 1 to 64, got {asked.side}")
+
+    from analysis.look import write
+    from experiments.look import look
+
+    cells = look(asked.mixer, asked.runs, asked.study, asked.side)
+    drawn = write(asked.runs / "look", [dataclasses.asdict(cell) for cell in cells])
+    if not any(cell.figure == "receptive_fields" for cell in cells):
+        print(f"note: no trained image model with weights in {asked.runs}; run_ablation.py trains some")
+    for path in drawn:
+        print(f"figure   {path}")
     return 0
 
 

@@ -22,13 +22,13 @@ class Monitor:
         labels: what to call each trial, by its id.
         store: where they are.
         workers: how many run at once.
-        out: where to print.
+        out: where to print; standard error if None.
     """
 
     def __init__(
-        self, labels: Mapping[str, str], store: Store, workers: int, out: TextIO = sys.stderr
+        self, labels: Mapping[str, str], store: Store, workers: int, out: TextIO | None = None
     ) -> None:
-        self._labels, self._store, self._workers, self._out = labels, store, workers, out
+        self._labels, self._store, self._workers, self._out = labels, store, workers, out or sys.stderr
         self._finished = {trial_id for trial_id in self._labels if finished(store.folder(trial_id))}
         self._durations: list[float] = []
         self._total = len(self._labels)

@@ -61,6 +61,8 @@ class Request:
     """Where trials run."""
     backend: str = "auto"
     """Of the selective scan; see `doctor`."""
+    keep_weights: bool = True
+    """Of finished trials, for `look` and `demo`."""
     options: Annotated[Mapping[str, Mapping[str, str]], tyro.conf.Suppress] = field(default_factory=dict)
 
     @property
@@ -73,7 +75,7 @@ class Request:
         for name, value in (("--threads", self.threads), ("--workers", self.workers)):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
-        return Runtime(self.device, self.threads, self.backend)
+        return Runtime(self.device, self.threads, self.backend, keep_weights=self.keep_weights)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,40 @@ class PaperRequest:
 
     runs: Path = Path("runs")
     """Folder whose studies stand beside the published numbers; the page goes to its subfolder paper."""
+
+
+LOOKED_AT = (
+    "conv",
+    "causal-conv",
+    "pooling",
+    "ssm(scan=forward, conv=none)",
+    "ssm(scan=bidirectional, conv=none)",
+    "ssm(scan=cross, conv=none)",
+    "ssm",
+    "s4d(conv=none)",
+    "ssd(conv=none)",
+    "gru(conv=none)",
+    "attention(head_dim=4)",
+    "causal-attention(head_dim=4)",
+    "window-attention(window=3, head_dim=4)",
+    "linear-attention(head_dim=4)",
+    "random",
+)
+
+
+@dataclass(frozen=True)
+class LookRequest:
+    """What a token can see: scan orders, influence maps of single mixers, and the effective receptive
+    fields of trained image models before and after training."""
+
+    mixer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MIXER ...")] = LOOKED_AT
+    """Mixers to look at on their own."""
+    study: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Trained models of this study only; default: all of the runs folder."""
+    side: int = 15
+    """Tokens along a side of the image that a single mixer is looked at on."""
+    runs: Path = Path("runs")
+    """Folder of trials and studies; the figures go to its subfolder look."""
 
 
 def parse(arguments: Sequence[str], verb: str = "run") -> Request:
@@ -250,7 +286,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.=]+", "_", text.lower()).strip("_")
 
 
-VERBS = ("plan", "list", "report", "doctor")
+VERBS = ("plan", "list", "report", "look", "doctor")
 
 
 def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:

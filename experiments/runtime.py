@@ -14,9 +14,11 @@ class Runtime:
         threads: of one trial. One by default: more would change the order of sums, and so the bits.
         backend: of the selective scan; "auto" takes the fastest that runs.
         checkpoint_every: seconds between two checkpoints.
+        keep_weights: of a finished trial, for `look` and `demo`.
     """
 
     device: str = "auto"
     threads: int = 1
     backend: str = "auto"
     checkpoint_every: float = 20.0
+    keep_weights: bool = True

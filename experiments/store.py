@@ -5,6 +5,7 @@
                      checkpoint.pt     to continue from; removed when the trial is finished
                      curve.csv         one row per epoch
                      predictions.npz   what it answered on every test example
+                     weights.safetensors   the weights that were tested, unless told not to keep them
                      timing.json       what differs from run to run: seconds, speed, memory, host
                      result.json       what the trial gave; written last, so it means "done"
     runs/studies/<name>/               plan, tables, figures and report of a study
@@ -71,6 +72,10 @@ class TrialFolder:
     @property
     def predictions(self) -> Path:
         return self.path / "predictions.npz"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights.safetensors"
 
     @property
     def log(self) -> Path:

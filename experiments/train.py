@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import timm
 import torch
 from timm.data.mixup import Mixup
@@ -303,6 +304,10 @@ class _Run:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, allow_pickle=False, **predictions._asdict())
             write_bytes(self.folder.predictions, buffer.getvalue())
+            if self.runtime.keep_weights:
+                # tied weights are stored twice: the format knows no shared memory
+                weights = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
+                write_bytes(self.folder.weights, safetensors.torch.save(weights))
         else:
             selected_epoch = self.progress.epoch
             error = f"{self.cause}, in epoch {self.progress.epoch + 1}, step {self.progress.step}"

@@ -1,0 +1,147 @@
+"""Figures of what a token can see, drawn from the maps that `experiments.look` computes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from analysis.figures import COLOURS, GREY, PAGE, Drawing, finished_drawing, paper_style, wrapped
+from analysis.page import write_atomically
+from analysis.records import Json
+
+COLUMNS = 6  # maps side by side
+SIDE_OF_ORDERS = 8  # tokens of the grid that scan orders are drawn on
+FLOOR = 1e-4
+"""Influences are drawn on a logarithmic scale from here to 1; what is below is white, like nothing."""
+
+
+def write(folder: Path, rows: Sequence[Json]) -> list[Path]:
+    """Draw what the rows hold and write each figure with its data; returns the PNG of each.
+
+    Args:
+        folder: where to.
+        rows: fields of `experiments.look.Cell`, one dictionary per number.
+    """
+    with paper_style():
+        drawings = [
+            drawing for drawing in (scan_orders(rows), influence(rows), receptive_fields(rows)) if drawing
+        ]
+    for drawing in drawings:
+        for suffix, content in drawing.files.items():
+            write_atomically(folder / f"{drawing.name}.{suffix}", content)
+    return [folder / f"{drawing.name}.png" for drawing in drawings]
+
+
+def scan_orders(rows: Sequence[Json]) -> Drawing | None:
+    """The path of each scan over a small grid, one axes per order and segment."""
+    cells = _of("scan_orders", rows)
+    walks = list(dict.fromkeys((row["panel"], row["part"]) for row in cells))
+    if not walks:
+        return None
+    scans = [panel for panel, _ in walks]
+    titles = [f"{panel}\n{part}" if scans.count(panel) > 1 else panel for panel, part in walks]
+    figure, panels = _grid_of_axes(titles, 1.18)
+    for walk, axes in zip(walks, panels, strict=True):
+        _path(axes, [row for row in cells if (row["panel"], row["part"]) == walk])
+    caption = (
+        "The orders in which the scans visit the tokens of an 8 x 8 image, from the circle on, from dark to "
+        "light. A segment begins with an empty state. All but forward and atrous are walked both ways."
+    )
+    return finished_drawing("scan_orders", "Scan orders", caption, figure, cells)
+
+
+def influence(rows: Sequence[Json]) -> Drawing | None:
+    """One heat map per mixer: what the output at the centre depends on."""
+    cells = _of("influence", rows)
+    names = list(dict.fromkeys(row["panel"] for row in cells))
+    if not names:
+        return None
+    figure, panels = _grid_of_axes(names, 1.18)
+    for name, axes in zip(names, panels, strict=True):
+        _heat(axes, _matrix([row for row in cells if row["panel"] == name]))
+    caption = (
+        "Influence of each input token on the output at the centre (cross) of a single, fresh mixer: mean "
+        "over initialisations, random inputs and projections of the output, the largest value in each map "
+        f"being 1, on a logarithmic scale down to {FLOOR:g}. White: no influence."
+    )
+    return finished_drawing("influence", "What a mixer lets a token see", caption, figure, cells)
+
+
+def receptive_fields(rows: Sequence[Json]) -> Drawing | None:
+    """Two heat maps per trained arm: the effective receptive field before and after training."""
+    cells = _of("receptive_fields", rows)
+    names = list(dict.fromkeys(row["panel"] for row in cells))
+    if not names:
+        return None
+    titles = [f"{name}\n{part}" for name in names for part in ("before", "after")]
+    figure, panels = _grid_of_axes(titles, 1.3)
+    places = [(name, part) for name in names for part in ("before", "after")]
+    for (name, part), axes in zip(places, panels, strict=True):
+        _heat(axes, _matrix([row for row in cells if (row["panel"], row["part"]) == (name, part)]))
+    caption = (
+        "Effective receptive field of the feature at the centre of the last block (cross), in pixels of test "
+        "images, before and after training (seed 0): mean absolute gradient, the largest value in each map "
+        f"being 1, on a logarithmic scale down to {FLOOR:g}."
+    )
+    return finished_drawing("receptive_fields", "Effective receptive fields", caption, figure, cells)
+
+
+def _of(figure: str, rows: Sequence[Json]) -> list[Json]:
+    return [row for row in rows if row["figure"] == figure]
+
+
+def _grid_of_axes(titles: Sequence[str], inches: float) -> tuple[Figure, list[Axes]]:
+    lines = math.ceil(len(titles) / COLUMNS)
+    figure = Figure(figsize=(PAGE, inches * lines + 0.1), layout="constrained")
+    grid = figure.subplots(lines, COLUMNS, squeeze=False)
+    panels = list(grid.flat)
+    for axes in panels:
+        axes.axis("off")
+        axes.set_aspect("equal")
+    for axes, title in zip(panels, titles, strict=False):
+        text = "\n".join(wrapped(line, 21) for line in title.splitlines())
+        axes.set_title(text, fontsize=5.6, linespacing=1.1)
+    return figure, panels[: len(titles)]
+
+
+def _path(axes: Axes, cells: Sequence[Json]) -> None:
+    walk = sorted(cells, key=lambda row: row["value"])
+    points = [(row["column"], row["row"]) for row in walk]
+    for step, ((x, y), (next_x, next_y)) in enumerate(itertools.pairwise(points)):
+        shade = _shade(step / len(points))
+        axes.plot([x, next_x], [y, next_y], color=shade, linewidth=1.0, solid_capstyle="round")
+    axes.plot(*points[0], marker="o", markersize=3, color=COLOURS[1], linestyle="")
+    side = SIDE_OF_ORDERS
+    axes.set_xlim(-0.7, side - 0.3)
+    axes.set_ylim(side - 0.3, -0.7)
+
+
+def _shade(progress: float) -> tuple[float, float, float]:
+    """From near black to a light blue."""
+    dark, light = np.array([0.05, 0.15, 0.25]), np.array([0.62, 0.80, 0.92])
+    red, green, blue = dark + progress * (light - dark)
+    return float(red), float(green), float(blue)
+
+
+def _matrix(cells: Sequence[Json]) -> NDArray[np.float64]:
+    height, width = (1 + max(row[axis] for row in cells) for axis in ("row", "column"))
+    matrix = np.zeros((height, width))
+    for row in cells:
+        matrix[row["row"], row["column"]] = row["value"]
+    return matrix
+
+
+def _heat(axes: Axes, values: NDArray[np.float64]) -> None:
+    shown = np.clip(np.log10(np.maximum(values, 1e-12)) / -math.log10(FLOOR) + 1, 0, 1)  # 1 -> 1, FLOOR -> 0
+    axes.imshow(shown, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    height, width = values.shape
+    axes.plot([width // 2], [height // 2], marker="+", markersize=4, markeredgewidth=0.7, color=COLOURS[1])
+    axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=GREY, linewidth=0.5))

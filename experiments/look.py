@@ -1,0 +1,141 @@
+"""What a token can see: scan orders, single mixers, and whole models before and after training.
+
+Every map is a grid of numbers. For a mixer, the influence of an input token on the output at the centre is
+the mean absolute gradient of random projections of that output; for a model, the effective receptive field
+(Luo et al., arXiv 1701.04128) is that of the centre feature with respect to the pixels, over test images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from experiments.build import create_task
+from experiments.skeletons.base import Skeleton
+from experiments.trained import Trained, trained
+from mixers import MIXERS
+from mixers.base import TokenMixer
+from mixers.registry import InputError
+from mixers.scan_orders import scan_pattern
+
+DIM = 16
+DRAWS = 8  # initialisations, inputs and projections that an influence is averaged over
+IMAGES = 64
+ORDER_GRID = (8, 8)
+SCANS: dict[str, dict[str, int]] = {
+    "forward": {},
+    "bidirectional": {},
+    "cross": {},
+    "local": {"window": 4},
+    "continuous": {},
+    "atrous": {"atrous_step": 2},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of one map.
+
+    Attributes:
+        figure: "scan_orders", "influence" or "receptive_fields".
+        panel: which map: a scan, a mixer, or an arm of a study.
+        part: which of the maps of a panel: an order and its segment, or "before" and "after" training.
+        row: from the top.
+        column: from the left.
+        value: the step of a visit, or an influence, of which the largest in a map is 1.
+    """
+
+    figure: str
+    panel: str
+    part: str
+    row: int
+    column: int
+    value: float
+
+
+def look(mixers: Sequence[str], runs: Path, study: str | None, side: int) -> list[Cell]:
+    """All the maps.
+
+    Args:
+        mixers: texts of mixers, e.g. ``ssm(scan=cross)``.
+        runs: folder whose trained trials are looked at.
+        study: only those of this study; None for every image study.
+        side: of the square grid that a single mixer is looked at on.
+
+    Raises:
+        InputError: an unknown mixer or option, or one that does not fit the grid.
+    """
+    cells = list(scan_orders())
+    for text in mixers:
+        cells += _cells("influence", text, "", mixer_influence(text, side))
+    for each in trained(runs, study):
+        if create_task(each.trial.task).spec.input == "image":
+            for part, model in (("before", each.initial()), ("after", each.load())):
+                name = f"{each.arm} ({each.study})" if study is None else each.arm
+                cells += _cells("receptive_fields", name, part, receptive_field(each, model))
+    return cells
+
+
+def scan_orders() -> Iterator[Cell]:
+    """Each walk of each scan over a small grid: the step at which a token is visited."""
+    for name, options in SCANS.items():
+        pattern = scan_pattern(name, 2, window=options.get("window"), atrous_step=options.get("atrous_step"))
+        for number, make_order in enumerate(pattern.orders):
+            order = make_order(ORDER_GRID, None)
+            step = 0
+            for segment, tokens in enumerate(order.tokens.split(order.segments)):
+                for token in tokens.tolist():
+                    row, column = divmod(token, ORDER_GRID[1])
+                    part = f"order {number + 1}, segment {segment + 1}"
+                    yield Cell("scan_orders", name, part, row, column, step)
+                    step += 1
+
+
+def mixer_influence(text: str, side: int) -> Tensor:
+    """(side, side): what the output at the centre depends on in a fresh mixer, the largest being 1.
+
+    Raises:
+        InputError: the mixer is unknown, or does not take images.
+    """
+    component = MIXERS.parse(text)
+    mixer_class = MIXERS.load(component.name)
+    resolved = MIXERS.resolve(component, mixer_class.place_defaults(2, False))
+    total = torch.zeros(side, side)
+    for draw in range(DRAWS):
+        torch.manual_seed(draw)
+        try:
+            mixer: TokenMixer = MIXERS.create(resolved, DIM, 2)
+        except ValueError as error:
+            raise InputError(f"mixer {text}: {error}") from None
+        x = torch.randn(1, side, side, DIM, requires_grad=True)
+        y = mixer.eval()(x)[0, side // 2, side // 2]  # (C,)
+        (y @ torch.randn(DIM)).backward()
+        if x.grad is not None:
+            total += x.grad[0].abs().sum(-1)
+    return _scaled(total)
+
+
+def receptive_field(each: Trained, model: Skeleton) -> Tensor:
+    """(H, W): what the feature at the centre depends on in the pixels of test images, the largest being 1."""
+    batch = next(iter(create_task(each.trial.task).load(each.trial.seed).batches("test", IMAGES)))
+    images = batch.inputs.clone().requires_grad_()  # (B, channels, H, W)
+    features = model.forward_features(images)  # (B, *grid, C)
+    height, width = features.shape[1:3]
+    features[:, height // 2, width // 2].sum().backward()
+    assert images.grad is not None
+    return _scaled(images.grad.abs().sum((0, 1)))
+
+
+def _scaled(influence: Tensor) -> Tensor:
+    largest = influence.max()
+    return influence / largest if largest > 0 else influence
+
+
+def _cells(figure: str, panel: str, part: str, values: Tensor) -> Iterator[Cell]:
+    for row, line in enumerate(values.tolist()):
+        for column, value in enumerate(line):
+            yield Cell(figure, panel, part, row, column, value)

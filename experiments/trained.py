@@ -1,0 +1,80 @@
+"""Trained models of finished trials, built again from what is stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from experiments.build import build_model
+from experiments.skeletons.base import Skeleton
+from experiments.store import TrialFolder
+from experiments.trial import Trial
+from mixers.registry import InputError
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished trial whose weights were kept.
+
+    Attributes:
+        study: it belongs to.
+        arm: as the study names it.
+        trial: what was run.
+        folder: where it is stored.
+    """
+
+    study: str
+    arm: str
+    trial: Trial
+    folder: TrialFolder
+
+    def initial(self) -> Skeleton:
+        """The model before training."""
+        return build_model(self.trial).eval()
+
+    def load(self) -> Skeleton:
+        """The model after training.
+
+        Raises:
+            InputError: the stored weights cannot be read or are not of this model.
+        """
+        model = self.initial()
+        try:
+            model.load_state_dict(safetensors.torch.load_file(self.folder.weights))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise InputError(f"{self.folder.weights} does not fit its trial: {first}") from None
+        return model
+
+
+def trained(runs: Path, study: str | None = None, seed: int = 0) -> Iterator[Trained]:
+    """The trained trials of one seed, study by study, arm by arm, in the order of the plans.
+
+    Args:
+        runs: a runs folder.
+        study: only those of this one.
+        seed: of the trials.
+    """
+    for plan in sorted((runs / "studies").glob("*/plan.json")):
+        if study not in (None, plan.parent.name):
+            continue
+        try:
+            arms = json.loads(plan.read_text(encoding="utf-8"))["arms"]
+            planned = [
+                (arm["name"], trial["trial_id"])
+                for arm in arms
+                for trial in arm["trials"]
+                if trial["seed"] == seed
+            ]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{plan} is not a plan that can be read: {error!r}") from None
+        for arm, trial_id in planned:
+            folder = TrialFolder(runs / "trials" / trial_id, trial_id)
+            result = folder.result()
+            if result is not None and result["status"] == "ok" and folder.weights.is_file():
+                yield Trained(plan.parent.name, arm, Trial.from_dict(result["trial"]), folder)

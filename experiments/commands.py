@@ -40,6 +40,8 @@ def run(arguments: Sequence[str], command: str) -> int:
         return _doctor(rest)
     if verb == "look":
         return _look(rest)
+    if verb == "bench":
+        return _bench(rest)
     if verb == "report" and "--paper" in rest:
         return _paper([argument for argument in rest if argument != "--paper"])
     asked = request.parse(rest, verb)
@@ -185,6 +187,28 @@ def _look(arguments: Sequence[str]) -> int:
         print(f"note: no trained image model with weights in {asked.runs}; run_ablation.py trains some")
     for path in drawn:
         print(f"figure   {path}")
+    return 0
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    asked = request.read(request.BenchRequest(), arguments, "run_ablation.py bench")
+    asked.check()
+
+    from analysis.bench import crossovers, write
+    from experiments.bench import bench, measure_machine
+    from mixers import MIXERS
+
+    mixers = asked.mixer or [name for name in MIXERS if 1 in MIXERS.load(name).grid_ranks]
+    machine = measure_machine(asked.device, asked.dtype, asked.threads)
+    points = []
+    for point in bench(mixers, asked.dim, asked.length, asked.batch, asked.seconds, machine):
+        points.append(dataclasses.asdict(point))
+        took = f"skipped: {point.skipped}" if point.median_ms is None else f"{point.median_ms:9.3f} ms"
+        print(f"{point.mixer:<28} {point.dim:>5} x {point.length:<6,} {point.what:<18} {took}", flush=True)
+    for path in write(asked.runs / "bench", points, dataclasses.asdict(machine)):
+        print(f"written  {path}")
+    for sentence in crossovers(points):
+        print(sentence)
     return 0
 
 

@@ -120,6 +120,45 @@ class LookRequest:
     """Folder of trials and studies; the figures go to its subfolder look."""
 
 
+@dataclass(frozen=True)
+class BenchRequest:
+    """Latency, throughput and memory of token mixers against length and width, beside what the machine
+    can do at most, with the lengths at which one overtakes another."""
+
+    mixer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MIXER ...")] = ()
+    """Mixers to measure; default: all that take sequences, in their causal form if they have one."""
+    length: Annotated[tuple[int, ...], tyro.conf.arg(metavar="L ...")] = (256, 1024, 4096)
+    """Tokens."""
+    dim: Annotated[tuple[int, ...], tyro.conf.arg(metavar="C ...")] = (64,)
+    """Channels."""
+    batch: int = 1
+    """Sequences."""
+    seconds: float = 0.5
+    """To measure each point for; one that would take far longer is skipped, and said to be."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and inputs."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where."""
+    threads: int = 1
+    """Of torch on the CPU."""
+    runs: Path = Path("runs")
+    """The table and the figures go to its subfolder bench."""
+
+    def check(self) -> None:
+        """Check what the types cannot.
+
+        Raises:
+            InputError: a number that makes no sense.
+        """
+        for name in ("length", "dim", "batch", "threads"):
+            values = getattr(self, name)
+            for value in values if isinstance(values, tuple) else (values,):
+                if value < 1:
+                    raise InputError(f"--{name} must be at least 1, got {value}")
+        if not 0 < self.seconds < float("inf"):
+            raise InputError(f"--seconds must be positive and finite, got {self.seconds:g}")
+
+
 def parse(arguments: Sequence[str], verb: str = "run") -> Request:
     """Read the command line; the study's recipe supplies the defaults of `--train.*`.
 
@@ -286,7 +325,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.=]+", "_", text.lower()).strip("_")
 
 
-VERBS = ("plan", "list", "report", "look", "doctor")
+VERBS = ("plan", "list", "report", "look", "bench", "doctor")
 
 
 def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:

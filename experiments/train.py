@@ -361,7 +361,13 @@ def decode(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def torch_device(name: str) -> torch.device:
-    """The device asked for; "auto" is a CUDA GPU if there is one."""
+    """The device asked for; "auto" is a CUDA GPU if there is one.
+
+    Raises:
+        InputError: a GPU is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("torch finds no CUDA GPU here; --device cpu runs anywhere")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)

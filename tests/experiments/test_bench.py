@@ -1,0 +1,97 @@
+"""The bench: its counting of memory and limits, what it skips, and the command."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+import run_ablation
+from experiments import bench
+
+MACHINE = bench.Machine("cpu", "test", 1, "float32", torch.__version__, 1e10, 1e10)
+
+
+def test_live_bytes_counts_what_is_alive_at_the_same_time() -> None:
+    x = torch.zeros(1000)  # float32
+    with bench.LiveBytes() as live:
+        y = x + 1  # 4000 bytes
+        z = y * 2  # 8000
+        del y
+        z = z + 1  # 8000 again, then 4000
+        z[:10].add_(1)  # a view, in place: nothing new
+    assert live.peak == 8000
+    assert z.sum() > 0
+
+
+def test_live_bytes_counts_what_the_backward_pass_must_keep() -> None:
+    x = torch.ones(1000, requires_grad=True)
+    with bench.LiveBytes() as live:
+        torch.autograd.grad(x.exp().exp().sum(), x)
+    assert live.peak >= 2 * 4000  # both results are needed for the gradient
+
+
+def test_points_have_times_limits_and_memory() -> None:
+    points = list(bench.bench(["conv(kernel_size=3)"], [8], [64, 16], 2, 0.01, MACHINE))
+    assert [(p.length, p.what) for p in points] == [
+        (length, what) for length in (16, 64) for what in (bench.FORWARD, bench.BOTH)
+    ]
+    for point in points:
+        assert point.skipped is None
+        assert point.p20_ms <= point.median_ms <= point.p80_ms
+        assert point.peak_bytes >= 2 * point.length * 8 * 4 * 2  # input and output
+    forward, both = points[2:]
+    assert forward.macs == 2 * 64 * 8 * 3
+    assert both.macs == 3 * forward.macs
+    moved = (2 * 2 * 64 * 8 + 8 * 3 + 8) * 4
+    assert forward.limit_ms == pytest.approx(1e3 * max(moved, forward.macs) / 1e10)
+
+
+def test_what_would_take_too_long_is_skipped_and_said() -> None:
+    before = bench.Point("ssm", bench.FORWARD, 8, 16, 1, "cpu", 1000, 1.0, median_ms=100.0)
+    after = bench.Point("ssm", bench.FORWARD, 8, 64, 1, "cpu", 4000, 1.0)
+    assert bench._too_slow(after, before, seconds=1.0) is None
+    skipped = bench._too_slow(after, before, seconds=0.01)
+    assert skipped is not None
+    assert skipped.skipped == "a pass would take about 0.4 s"
+    assert skipped.median_ms is None
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--mixer conv causal-attention(head_dim=4) --length 8 32 --dim 8 --seconds 0.01"
+    assert run_ablation.main(["bench", *options.split(), "--runs", str(tmp_path)]) == 0
+    assert "forward + backward" in capsys.readouterr().out
+    with open(tmp_path / "bench" / "bench.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    assert {row["device"] for row in rows} == {"cpu"}
+    assert all(float(row["bytes_per_second"]) > 1e8 for row in rows)
+    assert (tmp_path / "bench" / "bench_8.png").stat().st_size > 0
+    assert "| conv | 8 | 32 | forward |" in (tmp_path / "bench" / "bench.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--mixer convv", "unknown mixer 'convv'; did you mean 'conv'?"),
+        ("--length 0", "--length must be at least 1"),
+        ("--dim 0", "--dim must be at least 1"),
+        ("--batch 0", "--batch must be at least 1"),
+        ("--seconds -1", "--seconds must be positive"),
+        ("--seconds nan", "--seconds must be positive"),
+        ("--mixer ssm(scan=cross) --dim 8", "ssm(scan=cross) at 8 channels: scan=cross is for images"),
+        ("--device cuda", "no CUDA GPU"),
+        ("--dtype float16", "float16"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    options: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "cuda" in options and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert run_ablation.main(["bench", *options.split(), "--runs", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") <= 2

@@ -138,8 +138,8 @@ def against_length(points: Sequence[Json], machine: Json) -> Drawing | None:
     legend(figure, timed)
     caption = (
         f"Forward and backward pass of a single mixer at {dim} channels, batch {shown[0]['batch']}: median "
-        "time per token and the most memory held in tensors. Dashed: reading and writing the tokens once, the "
-        f"least that any mixer must do. {_where(machine)} {' '.join(crossovers(points))}"
+        "time per token and the most memory held in tensors. Dashed: reading and writing the tokens once, "
+        f"the least that any mixer must do. {_where(machine)} {' '.join(crossovers(points))}"
     )
     return finished_drawing(f"bench_{dim}", "Time and memory against length", caption, figure, list(points))
 

@@ -62,6 +62,9 @@ def sweep(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compariso
     _lines(right, study, pairs, styles)
     for axes in (left, right):
         _case_axis(axes, study)
+    if study.metric.unit == "%":  # an interval of three unlike seeds reaches beyond what a percentage can be
+        low, high = left.get_ylim()
+        left.set_ylim(max(low, -4), min(high, 104))
     left.set_ylabel(f"test {study.metric.name} ({study.metric.unit})")
     right.set_ylabel(f"difference ({study.metric.difference_unit})")
     legend(figure, left)

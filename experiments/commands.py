@@ -82,11 +82,14 @@ def _choose_rates(planned: Plan, store: Store, asked: Request) -> Plan:
 
 
 def _rate_lines(planned: Plan) -> str:
-    lines = []
+    """A line per search; the cases that test the same trained models share one."""
+    lines: dict[str, str] = {}
     for arm in planned.search["arms"] if planned.search else ():
+        trials = [trial for point in arm["points"] for trial in point["trials"]]
         edge = f", still at the {arm['at_edge']} edge" if arm["at_edge"] else ""
-        lines.append(f"  {arm['name']}: {arm['chosen']:g} of {len(arm['points'])}{edge}\n")
-    return "".join(["Learning rates, chosen on validation:\n", *lines])
+        text = f"{arm['name']}: {arm['chosen']:g} of {len(arm['points'])}{edge}"
+        lines.setdefault(" ".join(trials), f"  {text}\n")
+    return "".join(["Learning rates, chosen on validation:\n", *lines.values()])
 
 
 def _train(what: str, trials: list[Trial], labels: Mapping[str, str], store: Store, asked: Request) -> None:

@@ -221,6 +221,10 @@ def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
             error = [[test.mean - test.low], [test.high - test.mean]] if test.n > 1 else None
             style = {"elinewidth": 0.8, "linestyle": "", "label": legend_label(arm.name)}
             axes.errorbar(math.nan if value is None else value, test.mean, error, **style, **looks[arm.name])
+        front = pareto_front(arms, price, study.metric.direction)
+        axes.plot(
+            *front, color=GREY, linewidth=0.7, linestyle=(0, (1, 1.2)), drawstyle="steps-post", zorder=0
+        )
         _cost_axis(axes, [getattr(arm.costs, price) for arm in arms])
         axes.set_xlabel(label)
         axes.grid(axis="y")
@@ -228,12 +232,30 @@ def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     legend(figure, panels[0])
     caption = (
         f"Test {study.metric.name} (mean, {q.percent(1 - study.alpha)} t interval over seeds) against what "
-        f"an arm costs. Throughput is measured while training, on the machine named below. "
-        f"{_counted([arm.test.n for arm in arms])} {selection_rule(study, arms)}"
+        f"an arm costs; dotted: the arms that no other beats in both. Throughput is measured while training, on "
+        f"the machine named below. {_counted([arm.test.n for arm in arms])} {selection_rule(study, arms)}"
     )
     if outside:
         caption += f" Too far out to draw: {q.listing(list(outside))}."
     return finished_drawing("costs", "Cost", caption + left_out, figure, rows)
+
+
+def pareto_front(arms: list[ArmSummary], price: str, direction: int) -> tuple[list[float], list[float]]:
+    """Prices and test means of the arms that none beats in both, in the order of the price.
+
+    Args:
+        arms: with at least one finished trial.
+        price: an attribute of `Costs`; less is better, except for throughput.
+        direction: +1 if a higher test metric is better, -1 if a lower one.
+    """
+    sign = -1 if price == "examples_per_second" else 1
+    known = [(sign * getattr(arm.costs, price), arm.test.mean) for arm in arms if getattr(arm.costs, price)]
+    front: list[tuple[float, float]] = []
+    for cost, mean in sorted(known, key=lambda each: (each[0], -direction * each[1])):
+        if not front or direction * mean > direction * front[-1][1]:
+            front.append((cost, mean))
+    front = sorted((sign * cost, mean) for cost, mean in front)
+    return [cost for cost, _ in front], [mean for _, mean in front]
 
 
 @contextmanager

@@ -18,8 +18,11 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image, ImageChops
 
+from analysis.figures import pareto_front
 from analysis.page import keep_together
+from analysis.records import load_study
 from analysis.report import StudyReport, write_study
+from analysis.summary import summarise
 
 Write = Callable[..., Any]
 ACCURACIES = {
@@ -304,3 +307,24 @@ def test_a_browser_shows_the_page_and_sorts_the_table(
     assert means == sorted(means)
     assert means[1] < 96 < means[2]  # the two last rows of the plan have changed places
     assert 'aria-sort="ascending"' in dom
+
+
+@pytest.mark.parametrize(
+    ("direction", "expected"),
+    [(1, ["cheap", "middle", "best"]), (-1, ["cheap"])],
+)
+def test_the_pareto_front_is_what_no_arm_beats(
+    write_records: Write, direction: int, expected: list[str]
+) -> None:
+    records = write_records(
+        {"cheap": [90.0, 90.2], "middle": [92.0, 92.2], "wasteful": [91.0, 91.2], "best": [95.0, 95.2]}
+    )
+    for price, arm in enumerate(("cheap", "middle", "wasteful", "best"), start=1):
+        for seed in range(2):
+            result = json.loads((records.folder(arm, seed) / "result.json").read_text())
+            records.edit(arm, seed, costs=result["costs"] | {"params": 1000 * price})
+    study = load_study(records.study, records.trials)
+    arms = summarise(study)
+    prices, means = pareto_front(list(arms.values()), "params", direction)
+    assert means == [arms[name].test.mean for name in expected]
+    assert prices == sorted(prices)

@@ -4,9 +4,9 @@ Symbols, here and in every mixer: B batch, L length (number of tokens), C channe
 between B and C: `(L,)` for a sequence (rank 1), `(H, W)` for an image (rank 2), read in raster
 order (row by row) wherever an order is needed. N is the SSM's state size per channel.
 
-A token mixer is the part of a block that moves information between positions, and nothing else: no
-norm, no residual, no gate, no channel MLP. Those belong to the skeleton, which receives the mixer as
-a factory and never asks which one it holds.
+A token mixer is the part of a block that moves information between positions: no residual, no channel
+MLP, and no norm or gate other than those of its own definition (gated linear attention has both). The
+block's belong to the skeleton, which receives the mixer as a factory and never asks which one it holds.
 
 What a mixer must do
     * subclass `TokenMixer`; take `(dim, grid_rank)` first and its options as typed keyword-only

@@ -195,3 +195,18 @@ def test_adapter_refuses_what_the_kernel_lacks(mamba_ssm: None) -> None:
         selective_scan_mamba_ssm(*(t.double() for t in inputs))
     with pytest.raises(ValueError, match="d_state up to 256, got 300"):
         selective_scan_mamba_ssm(*make_inputs(1, 2, 1, 300))
+
+
+def test_a_kernel_can_be_tried_out_in_the_middle_of_inference() -> None:
+    """The first scan of a process may run where nothing can be differentiated; its probe must not suffer."""
+
+    def needs_gradients() -> float:
+        x = torch.ones(3, requires_grad=True)
+        (gradient,) = torch.autograd.grad(x.square().sum(), x)
+        return float((gradient - 2).abs().max())
+
+    with torch.inference_mode():
+        probe = backends.try_out("test", "torch", "cpu", "no fix", needs_gradients)
+    assert probe.ran, probe.reason
+    with torch.no_grad():
+        assert backends.try_out("test", "torch", "cpu", "no fix", needs_gradients).ran

@@ -346,3 +346,18 @@ def test_bad_options_are_refused_with_a_sentence(text: str, message: str) -> Non
 def test_the_text_of_a_resolved_mixer_reads_back(name: str) -> None:
     resolved = MIXERS.resolve(MIXERS.parse(name))
     assert MIXERS.resolve(MIXERS.parse(str(resolved))) == resolved
+
+
+@pytest.mark.parametrize(("text", "rank"), ranks())
+def test_infers_and_trains_afterwards(text: str, rank: int) -> None:
+    """Nothing that inference left behind (caches, plans, buffers) may keep a later pass from training."""
+    mixer = build(text, rank).float().train()
+    x = inputs(GRIDS[rank][-1]).float()
+    with torch.inference_mode():
+        inferred = mixer(x)
+    trained = mixer(x)
+    torch.testing.assert_close(trained, inferred.clone())
+    parameters = [parameter for parameter in mixer.parameters() if parameter.requires_grad]
+    if parameters:
+        trained.square().sum().backward()
+        assert all(parameter.grad is not None for parameter in parameters)

@@ -8,6 +8,7 @@
     run_ablation.py report --paper         the MambaOut paper's figures and tables, ours beside theirs
     run_ablation.py look                   what a token can see, mixer by mixer, before and after training
     run_ablation.py bench                  latency and memory of mixers against length and width
+    run_ablation.py demo                   a page to play with trained models
     run_ablation.py list                   mixers, skeletons, tasks, studies
     run_ablation.py doctor                 which kernels run on this machine
 

@@ -42,6 +42,8 @@ def run(arguments: Sequence[str], command: str) -> int:
         return _look(rest)
     if verb == "bench":
         return _bench(rest)
+    if verb == "demo":
+        return _demo(rest)
     if verb == "report" and "--paper" in rest:
         return _paper([argument for argument in rest if argument != "--paper"])
     asked = request.parse(rest, verb)
@@ -190,6 +192,22 @@ def _look(arguments: Sequence[str]) -> int:
         print(f"note: no trained image model with weights in {asked.runs}; run_ablation.py trains some")
     for path in drawn:
         print(f"figure   {path}")
+    return 0
+
+
+def _demo(arguments: Sequence[str]) -> int:
+    asked = request.read(request.DemoRequest(), arguments, "run_ablation.py demo")
+    if not 1024 <= asked.port < 65536:
+        raise InputError(f"--port must be from 1024 to 65535, got {asked.port}")
+
+    from experiments import demo
+
+    loaded = demo.load(asked.runs, asked.study)
+    print(
+        f"{', '.join(loaded.models)} of {loaded.title}\nhttp://127.0.0.1:{asked.port} until Ctrl-C",
+        flush=True,
+    )
+    demo.serve(loaded, asked.port)
     return 0
 
 

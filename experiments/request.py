@@ -159,6 +159,19 @@ class BenchRequest:
             raise InputError(f"--seconds must be positive and finite, got {self.seconds:g}")
 
 
+@dataclass(frozen=True)
+class DemoRequest:
+    """A page to play with the trained image models of a study: their answers side by side, and what each
+    depends on. Needs Gradio (uv sync --extra demo)."""
+
+    study: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Whose models; default: the first study of the runs folder that has any."""
+    port: int = 7860
+    """Of the page, on this machine only."""
+    runs: Path = Path("runs")
+    """Folder of trials and studies."""
+
+
 def parse(arguments: Sequence[str], verb: str = "run") -> Request:
     """Read the command line; the study's recipe supplies the defaults of `--train.*`.
 
@@ -325,7 +338,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.=]+", "_", text.lower()).strip("_")
 
 
-VERBS = ("plan", "list", "report", "look", "bench", "doctor")
+VERBS = ("plan", "list", "report", "look", "bench", "demo", "doctor")
 
 
 def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:

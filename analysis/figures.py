@@ -232,8 +232,8 @@ def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     legend(figure, panels[0])
     caption = (
         f"Test {study.metric.name} (mean, {q.percent(1 - study.alpha)} t interval over seeds) against what "
-        f"an arm costs; dotted: the arms that no other beats in both. Throughput is measured while training, on "
-        f"the machine named below. {_counted([arm.test.n for arm in arms])} {selection_rule(study, arms)}"
+        f"an arm costs; dotted: the arms that no other beats in both. Throughput is measured while training, "
+        f"on the machine named below. {_counted([arm.test.n for arm in arms])} {selection_rule(study, arms)}"
     )
     if outside:
         caption += f" Too far out to draw: {q.listing(list(outside))}."

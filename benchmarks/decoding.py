@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments.train import processor_name
+from experiments.machine import processor_name
 from mixers import MIXERS
 from mixers.base import TokenMixer
 

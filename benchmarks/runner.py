@@ -22,10 +22,12 @@ import torch
 
 from experiments import plan, study
 from experiments.build import build_model, create_task
+from experiments.machine import processor_name
+from experiments.recipe import make_optimizer, make_scheduler
 from experiments.runtime import Runtime
 from experiments.store import Store
 from experiments.tasks.base import Split
-from experiments.train import make_optimizer, make_scheduler, processor_name, run_trial
+from experiments.train import run_trial
 from experiments.trial import Trial
 
 ROOT = Path(__file__).resolve().parent.parent

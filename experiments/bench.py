@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from experiments.build import choose_backend
-from experiments.train import processor_name, torch_device
+from experiments.machine import processor_name, torch_device
 from mixers import MIXERS
 from mixers.base import TokenMixer
 from mixers.registry import InputError

@@ -101,3 +101,27 @@ def example_input(task: TaskSpec, batch_size: int, device: str) -> Tensor:
     if task.input == "image":
         return torch.zeros(batch_size, task.channels, *task.grid, device=device)
     return torch.zeros(batch_size, *task.grid, dtype=torch.long, device=device)
+
+
+def training_memory(model: nn.Module, inputs: Tensor, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes held at the end of a forward pass in training: parameters, gradients, optimizer, activations.
+
+    Counted, not sampled: process memory on a CPU moves with the allocator and with what ran before.
+    """
+    parameters = {parameter.data_ptr() for parameter in model.parameters()}
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = model(inputs)  # keeps the graph, and with it the storages, alive
+    activations = sum(storages.values()) + outputs.nbytes
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    moments = sum(value.nbytes for value in states if isinstance(value, Tensor))
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return activations + moments + 2 * weights

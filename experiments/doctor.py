@@ -7,7 +7,7 @@ import platform
 import torch
 import torch.nn.functional as F
 
-from experiments.train import processor_name
+from experiments.machine import processor_name
 from mixers import backends
 
 

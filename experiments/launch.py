@@ -128,7 +128,7 @@ def check_backend(runtime: Runtime) -> None:
     """
     if runtime.backend == "auto" and runtime.device != "cuda":
         return
-    from experiments.train import torch_device
+    from experiments.machine import torch_device
     from mixers import backends
 
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import platform
 import random
 import socket
 import time
@@ -12,43 +11,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import safetensors.torch
-import timm
 import torch
-from timm.data.mixup import Mixup
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from experiments.build import build_model, choose_backend, count_costs, create_task
-from experiments.code_version import code_version
-from experiments.cost import token_mixers
+from experiments.cost import training_memory
+from experiments.evaluate import Answers, evaluate, evaluate_extra_tests
+from experiments.machine import provenance, torch_device
+from experiments.recipe import make_mixup, make_optimizer, make_scheduler
 from experiments.runtime import Runtime
-from experiments.skeletons.causal_lm import CausalLM
 from experiments.store import TrialFolder, write_bytes
-from experiments.tasks.base import IGNORE, Task, TaskData
-from experiments.trial import SCHEMA_VERSION, Recipe, Trial, stream
-from mixers.registry import InputError
+from experiments.tasks.base import Task, TaskData, to_device
+from experiments.trial import SCHEMA_VERSION, Trial, stream
 
-EVALUATION_TOKENS = 2**18  # of one batch of answers
-EVALUATION_BATCH = 256
-IN_PARALLEL = 2**15  # longer sequences are read token by token, if the mixers can
 PROGRESS_EVERY = 0.5  # seconds between two progress reports
 
 
 class Interrupted(Exception):
     """The trial was asked to stop and has saved its checkpoint."""
-
-
-class Predictions(NamedTuple):
-    """What was predicted for every example of a split, as stored in `predictions.npz`."""
-
-    example: np.ndarray
-    target: np.ndarray
-    prediction: np.ndarray
 
 
 @dataclass
@@ -126,8 +110,8 @@ class _Run:
         at = self.progress
         for batch in self.data.train_batches(at.epoch, self.recipe.batch_size, start=at.step):
             seed_global_generators(stream(self.trial.seed, "noise", at.epoch, at.step), self.device)
-            inputs = batch.inputs.to(self.device)
-            loss = self._step(inputs, batch.targets.to(self.device))
+            inputs, targets = to_device((batch.inputs, batch.targets), self.device)
+            loss = self._step(inputs, targets)
             at.step += 1
             at.loss_sum += loss
             if not math.isfinite(loss):
@@ -141,13 +125,13 @@ class _Run:
                 self.save()
         return True
 
-    def _step(self, inputs: Tensor, targets: Tensor) -> float:
+    def _step(self, inputs: Any, targets: Any) -> float:
         self.scheduler.step_update(self.progress.epoch * self.steps_per_epoch + self.progress.step)
         smoothing = self.recipe.label_smoothing
         if self.mixup is not None:
             inputs, targets = self.mixup(inputs, targets)
             smoothing = 0.0  # the mixed targets are smoothed already
-        loss = self.task.loss(self.model(inputs), targets, smoothing) + self.model.auxiliary_loss()
+        loss = self.task.training_loss(self.model, inputs, targets, smoothing) + self.model.auxiliary_loss()
         value = loss.item()
         if not math.isfinite(value):
             return value  # before it reaches the weights, so that its origin can still be found
@@ -184,53 +168,9 @@ class _Run:
         best = max(values) if metric.higher_is_better else min(values)
         return values.index(best) == len(values) - 1  # the first of equals stays
 
-    # -------------------------------------------------------------- evaluation
-
-    @torch.inference_mode()
-    def evaluate(self, split: str) -> tuple[dict[str, float], Predictions]:
-        """Metrics of a split, and what was predicted for every example of it.
-
-        Raises:
-            TypeError: a sequence is too long to be read at once, and the mixers cannot read it in steps.
-        """
-        self.model.eval()
-        loss_sum, scored, parts = 0.0, 0, []
-        for batch in self.data.batches(split, self._evaluation_batch()):
-            outputs = self._answer(batch.inputs.to(self.device))
-            targets = batch.targets.to(self.device)
-            count = int((targets != IGNORE).sum())
-            loss_sum += self.task.loss(outputs, targets).item() * count
-            scored += count
-            parts.append((batch.examples, targets.cpu(), self.task.predict(outputs).cpu()))
-        example, target, prediction = (torch.cat(column) for column in zip(*parts, strict=True))
-        metrics = self.task.measure(prediction, target, loss_sum / scored)
-        return metrics, Predictions(example.numpy(), target.numpy(), prediction.numpy())
-
-    def _evaluation_batch(self) -> int:
-        spec = self.task.spec
-        answers = math.prod(spec.grid) if spec.output == "per-token" else 1
-        return max(1, min(EVALUATION_BATCH, EVALUATION_TOKENS // answers))
-
-    def _answer(self, inputs: Tensor) -> Tensor:
-        """The model's outputs; one answer for a very long sequence comes from reading it token by token."""
-        length = inputs.shape[1]
-        if self.task.spec.input != "tokens" or self.task.spec.output != "one" or length <= IN_PARALLEL:
-            outputs: Tensor = self.model(inputs)
-            return outputs
-        return decode(self.model, inputs)
-
-    def extra_tests(self) -> tuple[dict[str, float], dict[str, str]]:
-        """Metrics of the task's further test sets, `accuracy_1024`, and why others have none."""
-        metrics: dict[str, float] = {}
-        skipped: dict[str, str] = {}
-        for name in self.data.extra_tests:
-            try:
-                found, _ = self.evaluate(f"test_{name}")
-            except (TypeError, InputError) as error:
-                skipped[name] = str(error)
-            else:
-                metrics |= {f"{metric}_{name}": value for metric, value in found.items()}
-        return metrics, skipped
+    def evaluate(self, split: str) -> tuple[dict[str, float], Answers]:
+        """Metrics of a split, and what was answered to every example of it."""
+        return evaluate(self.model, self.task, self.data, split, self.device)
 
     # ------------------------------------------------------ files of the trial
 
@@ -298,11 +238,11 @@ class _Run:
                 self.model.load_state_dict(self.best_weights)
                 selected_epoch = self.progress.best_epoch
             metrics["validation"], _ = self.evaluate("validation")
-            metrics["test"], predictions = self.evaluate("test")
-            further, skipped = self.extra_tests()
+            metrics["test"], answers = self.evaluate("test")
+            further, skipped = evaluate_extra_tests(self.model, self.task, self.data, self.device)
             metrics["test"] |= further
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, allow_pickle=False, **predictions._asdict())
+            np.savez_compressed(buffer, allow_pickle=False, **answers)
             write_bytes(self.folder.predictions, buffer.getvalue())
             if self.runtime.keep_weights:
                 # tied weights are stored twice: the format knows no shared memory
@@ -343,73 +283,6 @@ class _Run:
         return training_memory(self.model, batch.inputs, self.optimizer)
 
 
-def decode(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Read sequences token by token, in memory that does not grow: (B, L) -> (B, classes) after the last.
-
-    Raises:
-        TypeError: the model cannot, or what it carries grows with the length.
-    """
-    if not isinstance(model, CausalLM):
-        raise TypeError(f"{type(model).__name__} cannot read {inputs.shape[1]:,} tokens one by one")
-    growing = [name for name, mixer in token_mixers(model) if mixer.state_size(2) != mixer.state_size(1)]
-    if growing:
-        raise TypeError(f"{inputs.shape[1]:,} tokens do not fit: what {growing[0]} carries grows with each")
-    state = model.init_state(len(inputs))
-    for ids in inputs.unbind(1):
-        outputs, state = model.step(ids, state)
-    return outputs
-
-
-def torch_device(name: str) -> torch.device:
-    """The device asked for; "auto" is a CUDA GPU if there is one.
-
-    Raises:
-        InputError: a GPU is asked for and there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("torch finds no CUDA GPU here; --device cpu runs anywhere")
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """timm's optimizer; norms, biases and `model.no_weight_decay()` are not decayed."""
-    adaptive: dict[str, Any] = {} if recipe.opt == "sgd" else {"betas": recipe.betas, "eps": recipe.eps}
-    return create_optimizer_v2(
-        model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=0.9, **adaptive
-    )
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> Any:
-    """timm's cosine schedule with linear warm-up, stepped at every update."""
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=recipe.epochs,
-        warmup_epochs=recipe.warmup_epochs,
-        warmup_lr=recipe.warmup_lr,
-        min_lr=recipe.min_lr,
-        step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
-    )
-    return scheduler
-
-
-def make_mixup(recipe: Recipe, classes: int) -> Mixup | None:
-    """timm's mixup and cutmix, or None when both are off."""
-    if recipe.mixup == 0 and recipe.cutmix == 0:
-        return None
-    return Mixup(
-        mixup_alpha=recipe.mixup,
-        cutmix_alpha=recipe.cutmix,
-        prob=recipe.mixup_prob,
-        switch_prob=recipe.mixup_switch_prob,
-        label_smoothing=recipe.label_smoothing,
-        num_classes=classes,
-    )
-
-
 def seed_global_generators(seed: int, device: torch.device) -> None:
     """Seed the generators that library code draws from: stochastic depth (torch), mixup (NumPy)."""
     torch.default_generator.manual_seed(seed)  # torch.manual_seed is far slower
@@ -435,55 +308,3 @@ def first_non_finite(model: nn.Module, inputs: Tensor) -> str:
     for hook in hooks:
         hook.remove()
     return found[0] if found else "though every layer's output is"
-
-
-def training_memory(model: nn.Module, inputs: Tensor, optimizer: torch.optim.Optimizer) -> int:
-    """Bytes held at the end of a forward pass in training: parameters, gradients, optimizer, activations.
-
-    Counted, not sampled: process memory on a CPU moves with the allocator and with what ran before.
-    """
-    parameters = {parameter.data_ptr() for parameter in model.parameters()}
-    storages: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = model(inputs)  # keeps the graph, and with it the storages, alive
-    activations = sum(storages.values()) + outputs.nbytes
-    states = [value for state in optimizer.state.values() for value in state.values()]
-    moments = sum(value.nbytes for value in states if isinstance(value, Tensor))
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    return activations + moments + 2 * weights
-
-
-def provenance(device: torch.device, threads: int, backend: dict[str, str]) -> dict[str, Any]:
-    """What a number was made with."""
-    on_gpu = device.type == "cuda"
-    return {
-        "backend": backend,
-        "device": device.type,
-        "hardware": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
-        "threads": threads,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "numpy": np.__version__,
-        },
-        "code": code_version(),
-    }
-
-
-def processor_name() -> str:
-    """The CPU's name as the system gives it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()

@@ -40,12 +40,19 @@ class Recipe:
     """Adam's epsilon."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Not applied to norms, biases and what a mixer exempts."""
-    warmup_epochs: Annotated[int, Field(ge=0)] = 2
+    sched: Literal["cosine", "multistep", "poly"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 2.0
     """Linear warm-up, inside `epochs`."""
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
     """Learning rate that the warm-up starts from."""
     min_lr: Annotated[float, Field(ge=0)] = 1e-5
-    """Learning rate that the cosine ends at."""
+    """Learning rate that cosine and poly end at."""
+    cooldown_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs at `min_lr`, added to `epochs`."""
+    decay_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Epochs at which multistep multiplies the learning rate by `decay_rate`."""
+    decay_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     clip_grad: Annotated[float, Field(gt=0)] | None = None
     """Largest gradient norm; None for no clipping, as in the paper."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -57,6 +64,12 @@ class Recipe:
     """Share of batches that are mixed."""
     mixup_switch_prob: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Of those, the share that gets cutmix when both are on."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay per step of the moving average of the weights, which is then what is tested; None for none."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of matrix products in training and tests (autocast); weights stay in float32."""
+    weights: str | None = None
+    """Weights to start from: "timm" for the released ones, or a file; None to start from the seed."""
     selection: Literal["last", "best"] = "last"
     """Weights that are tested: those of the last epoch, or of the best one on the validation split."""
 

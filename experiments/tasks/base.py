@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments.interface import TaskSpec
 from experiments.trial import stream
@@ -38,10 +38,14 @@ class Metric:
 
 
 class Batch(NamedTuple):
-    """Inputs and targets, with the id of each example in the whole data set."""
+    """Inputs and targets, with the id of each example in the whole data set.
 
-    inputs: Tensor
-    targets: Tensor
+    Inputs are what the skeleton takes and targets what the task's loss does: tensors with the examples
+    first, or lists and dictionaries of tensors where examples differ in shape.
+    """
+
+    inputs: Any
+    targets: Any
     examples: Tensor
 
 
@@ -89,14 +93,26 @@ class Task(Protocol):
     def load(self, seed: int) -> TaskData:
         """The data of this seed."""
 
-    def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Mean loss; targets are class ids or, after mixup, class probabilities."""
+    def training_loss(
+        self, model: nn.Module, inputs: Any, targets: Any, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Mean loss of a batch; targets are those of a `Batch` or, after mixup, class probabilities."""
 
-    def predict(self, outputs: Tensor) -> Tensor:
-        """Predicted class ids, of the shape of the targets."""
+    def scorer(self) -> Scorer:
+        """Marks the answers to one split."""
 
-    def measure(self, predictions: Tensor, targets: Tensor, mean_loss: float) -> dict[str, float]:
-        """Every number reported for a split, the metric's among them."""
+
+class Scorer(Protocol):
+    """Takes a model's answers to a split batch by batch, then says what they are worth."""
+
+    def add(self, outputs: Any, targets: Any, examples: Tensor) -> None:
+        """The outputs of a batch, its targets on the same device, and the ids of its examples."""
+
+    def metrics(self) -> dict[str, float]:
+        """Every number reported for the split, the metric's among them."""
+
+    def answers(self) -> dict[str, np.ndarray]:
+        """What is stored of every example: `example`, `target` and `prediction`, examples first."""
 
 
 ACCURACY = Metric("accuracy", "%", "points", higher_is_better=True)
@@ -108,13 +124,20 @@ class Classification:
     metric = ACCURACY
     other_metrics: tuple[Metric, ...] = ()
 
+    def training_loss(
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, label_smoothing: float = 0.0
+    ) -> Tensor:
+        return self.loss(model(inputs), targets, label_smoothing)
+
+    def scorer(self) -> Scorer:
+        return ClassificationScorer(self)
+
     def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Mean loss; targets are class ids or, after mixup, class probabilities."""
         return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
 
-    def predict(self, outputs: Tensor) -> Tensor:
-        return outputs.argmax(dim=-1)
-
     def measure(self, predictions: Tensor, targets: Tensor, mean_loss: float) -> dict[str, float]:
+        """Every number reported for a split, from what was predicted for all of it."""
         return {"accuracy": 100.0 * (predictions == targets).double().mean().item(), "loss": mean_loss}
 
 
@@ -132,6 +155,43 @@ class TokenClassification(Classification):
         right = (predictions == targets) & scored
         accuracy = (right.sum(1).double() / scored.sum(1)).mean().item()
         return {"accuracy": 100.0 * accuracy, "loss": mean_loss}
+
+
+class ClassificationScorer:
+    """Keeps every prediction, and the loss over what is asked."""
+
+    def __init__(self, task: Classification) -> None:
+        self._task = task
+        self._loss_sum, self._scored = 0.0, 0
+        self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, outputs: Tensor, targets: Tensor, examples: Tensor) -> None:
+        count = int((targets != IGNORE).sum())
+        self._loss_sum += self._task.loss(outputs, targets).item() * count
+        self._scored += count
+        self._batches.append((examples, targets.cpu(), outputs.argmax(dim=-1).cpu()))
+
+    def metrics(self) -> dict[str, float]:
+        _, targets, predictions = self._columns()
+        return self._task.measure(predictions, targets, self._loss_sum / self._scored)
+
+    def answers(self) -> dict[str, np.ndarray]:
+        names = ("example", "target", "prediction")
+        return {name: column.numpy() for name, column in zip(names, self._columns(), strict=True)}
+
+    def _columns(self) -> list[Tensor]:
+        return [torch.cat(column) for column in zip(*self._batches, strict=True)]
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Tensors, and those inside lists, tuples and dictionaries, on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: to_device(inner, device) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_device(inner, device) for inner in value)
+    return value
 
 
 def generator(seed: int) -> torch.Generator:

@@ -12,11 +12,12 @@ import torch
 from experiments import build
 from experiments.build import build_model, create_task
 from experiments.cost import token_mixers
+from experiments.recipe import make_optimizer
 from experiments.runtime import Runtime
 from experiments.skeletons import SKELETONS
 from experiments.store import Store, TrialFolder
 from experiments.tasks import TASKS
-from experiments.train import Interrupted, make_optimizer, run_trial
+from experiments.train import Interrupted, run_trial
 from experiments.trial import Recipe, Trial
 from mixers import MIXERS, InputError, backends
 from mixers.s6 import SelectiveScan
@@ -218,7 +219,7 @@ def test_long_sequences_are_read_token_by_token_or_not_at_all(
     tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once, _, _ = outcome(run(token_trial("ssm", INDUCTION), Store(tmp_path / "at once")))
-    monkeypatch.setattr("experiments.train.IN_PARALLEL", 15)
+    monkeypatch.setattr("experiments.evaluate.IN_PARALLEL", 15)
     in_steps, _, _ = outcome(run(token_trial("ssm", INDUCTION), Store(tmp_path / "in steps")))
     for name in ("accuracy_16", "accuracy_32"):
         assert in_steps["metrics"]["test"][name] == pytest.approx(at_once["metrics"]["test"][name])

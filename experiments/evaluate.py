@@ -1,0 +1,85 @@
+"""A model's answers to a split, marked by its task."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from experiments.cost import token_mixers
+from experiments.interface import TaskSpec
+from experiments.skeletons.causal_lm import CausalLM
+from experiments.tasks.base import Task, TaskData, to_device
+from mixers.registry import InputError
+
+ANSWERS_AT_ONCE = 2**18
+EXAMPLES_AT_ONCE = 256
+IN_PARALLEL = 2**15  # longer sequences are read token by token, if the mixers can
+
+Answers = dict[str, np.ndarray]
+"""What was answered to every example of a split, as stored in `predictions.npz`."""
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, task: Task, data: TaskData, split: str, device: torch.device
+) -> tuple[dict[str, float], Answers]:
+    """Metrics of a split, and what was answered to every example of it.
+
+    Raises:
+        TypeError: a sequence is too long to be read at once, and the mixers cannot read it in steps.
+    """
+    model.eval()
+    scorer = task.scorer()
+    for batch in data.batches(split, _examples_at_once(task.spec)):
+        inputs, targets = to_device((batch.inputs, batch.targets), device)
+        scorer.add(_answer(model, task.spec, inputs), targets, batch.examples)
+    return scorer.metrics(), scorer.answers()
+
+
+def evaluate_extra_tests(
+    model: nn.Module, task: Task, data: TaskData, device: torch.device
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Metrics of the task's further test sets, `accuracy_1024`, and why others have none."""
+    metrics: dict[str, float] = {}
+    skipped: dict[str, str] = {}
+    for name in data.extra_tests:
+        try:
+            found, _ = evaluate(model, task, data, f"test_{name}", device)
+        except (TypeError, InputError) as error:
+            skipped[name] = str(error)
+        else:
+            metrics |= {f"{metric}_{name}": value for metric, value in found.items()}
+    return metrics, skipped
+
+
+def _examples_at_once(spec: TaskSpec) -> int:
+    answers = math.prod(spec.grid) if spec.output == "per-token" else 1
+    return max(1, min(EXAMPLES_AT_ONCE, ANSWERS_AT_ONCE // answers))
+
+
+def _answer(model: nn.Module, spec: TaskSpec, inputs: Any) -> Any:
+    """The model's outputs; one answer for a very long sequence comes from reading it token by token."""
+    if spec.input == "tokens" and spec.output == "one" and inputs.shape[1] > IN_PARALLEL:
+        return decode(model, inputs)
+    return model(inputs)
+
+
+def decode(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Read sequences token by token, in memory that does not grow: (B, L) -> (B, classes) after the last.
+
+    Raises:
+        TypeError: the model cannot, or what it carries grows with the length.
+    """
+    if not isinstance(model, CausalLM):
+        raise TypeError(f"{type(model).__name__} cannot read {inputs.shape[1]:,} tokens one by one")
+    growing = [name for name, mixer in token_mixers(model) if mixer.state_size(2) != mixer.state_size(1)]
+    if growing:
+        raise TypeError(f"{inputs.shape[1]:,} tokens do not fit: what {growing[0]} carries grows with each")
+    state = model.init_state(len(inputs))
+    for ids in inputs.unbind(1):
+        outputs, state = model.step(ids, state)
+    return outputs

@@ -1,0 +1,54 @@
+"""The machine that a trial runs on, and what is recorded of it."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+
+from experiments.code_version import code_version
+from mixers.registry import InputError
+
+
+def torch_device(name: str) -> torch.device:
+    """The device asked for; "auto" is a CUDA GPU if there is one.
+
+    Raises:
+        InputError: a GPU is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("torch finds no CUDA GPU here; --device cpu runs anywhere")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def provenance(device: torch.device, threads: int, backend: dict[str, str]) -> dict[str, Any]:
+    """What a number was made with."""
+    on_gpu = device.type == "cuda"
+    return {
+        "backend": backend,
+        "device": device.type,
+        "hardware": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
+        "threads": threads,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "numpy": np.__version__,
+        },
+        "code": code_version(),
+    }
+
+
+def processor_name() -> str:
+    """The CPU's name as the system gives it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

@@ -34,9 +34,14 @@ def resolve(
     """
     task = TASKS.resolve(task)
     spec = create_task(task).spec
-    if spec.input != "image" and (train.mixup or train.cutmix):
-        raise InputError(f"mixup and cutmix mix images, but task {task.name} has {spec.input}")
-    skeleton = SKELETONS.resolve(skeleton, option_defaults(skeleton))
+    if train.mixup or train.cutmix:
+        if spec.input != "image":
+            raise InputError(f"mixup and cutmix mix images, but task {task.name} has {spec.input}")
+        if spec.output != "one":
+            raise InputError(
+                f"mixup and cutmix mix labels of whole images, but task {task.name} asks for {spec.output}"
+            )
+    skeleton = SKELETONS.resolve(skeleton, option_defaults(skeleton, spec.output))
     rank = len(spec.grid)
     mixers = tuple(
         MIXERS.resolve(each, MIXERS.load(each.name).place_defaults(rank, spec.causal)) for each in mixer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import MethodType
 
@@ -103,10 +103,15 @@ def example_input(task: TaskSpec, batch_size: int, device: str) -> Tensor:
     return torch.zeros(batch_size, *task.grid, dtype=torch.long, device=device)
 
 
-def training_memory(model: nn.Module, inputs: Tensor, optimizer: torch.optim.Optimizer) -> int:
+def training_memory(model: nn.Module, loss_of: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> int:
     """Bytes held at the end of a forward pass in training: parameters, gradients, optimizer, activations.
 
     Counted, not sampled: process memory on a CPU moves with the allocator and with what ran before.
+
+    Args:
+        model: that is trained.
+        loss_of: runs the model on a batch and gives its loss.
+        optimizer: after at least one step.
     """
     parameters = {parameter.data_ptr() for parameter in model.parameters()}
     storages: dict[int, int] = {}
@@ -119,8 +124,8 @@ def training_memory(model: nn.Module, inputs: Tensor, optimizer: torch.optim.Opt
 
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = model(inputs)  # keeps the graph, and with it the storages, alive
-    activations = sum(storages.values()) + outputs.nbytes
+        loss = loss_of()  # keeps the graph, and with it the storages, alive
+    activations = sum(storages.values()) + loss.nbytes
     states = [value for state in optimizer.state.values() for value in state.values()]
     moments = sum(value.nbytes for value in states if isinstance(value, Tensor))
     weights = sum(parameter.nbytes for parameter in model.parameters())

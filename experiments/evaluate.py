@@ -57,7 +57,7 @@ def evaluate_extra_tests(
 
 
 def _examples_at_once(spec: TaskSpec) -> int:
-    answers = math.prod(spec.grid) if spec.output == "per-token" else 1
+    answers = math.prod(spec.grid) if spec.output in ("per-token", "per-pixel") else 1
     return max(1, min(EXAMPLES_AT_ONCE, ANSWERS_AT_ONCE // answers))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+Output = Literal["one", "per-token", "per-pixel", "instances"]
+
 
 @dataclass(frozen=True)
 class TaskSpec:
@@ -14,8 +16,11 @@ class TaskSpec:
         input: "image" for floats `(B, channels, H, W)`, "tokens" for integer ids `(B, L)`.
         channels: image channels, or the vocabulary size.
         grid: `(H, W)` in pixels, or `(L,)`.
-        classes: size of the output's last axis.
-        output: "one" for logits `(B, classes)`, "per-token" for `(B, *grid, classes)`.
+        classes: size of the output's last axis; for "instances", classes of objects.
+        output: "one" for logits `(B, classes)`, "per-token" for `(B, *grid, classes)`, "per-pixel" for
+            `(B, h, w, classes)` of any `h <= H` and `w <= W`, which the task resizes to its labels (in
+            training also a tuple of such logits: the answer, then those of auxiliary heads), "instances" for
+            the boxes, masks and classes of the objects in each image.
         causal: whether seeing a later token would be cheating.
     """
 
@@ -23,7 +28,7 @@ class TaskSpec:
     channels: int
     grid: tuple[int, ...]
     classes: int
-    output: Literal["one", "per-token"] = "one"
+    output: Output = "one"
     causal: bool = False
 
 

@@ -280,7 +280,11 @@ class _Run:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         batch = next(self.data.train_batches(0, self.recipe.batch_size))
-        return training_memory(self.model, batch.inputs, self.optimizer)
+        return training_memory(
+            self.model,
+            lambda: self.task.training_loss(self.model, batch.inputs, batch.targets),
+            self.optimizer,
+        )
 
 
 def seed_global_generators(seed: int, device: torch.device) -> None:

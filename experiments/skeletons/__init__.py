@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.interface import Output
 from mixers.registry import Component, Registry
 
 SKELETONS = Registry(
@@ -30,13 +31,17 @@ SKELETONS = Registry(
 )
 
 
-def option_defaults(skeleton: Component) -> Mapping[str, Any]:
+def option_defaults(skeleton: Component, output: Output = "one") -> Mapping[str, Any]:
     """What `SKELETONS.resolve` needs to know beyond the signature: the block's preset and the size's values.
 
     Nothing is built. A block that does not exist is left for `resolve` to refuse.
+
+    Args:
+        skeleton: with the options that were given.
+        output: of the task, on which the head depends.
 
     Raises:
         InputError: unknown skeleton.
     """
     entry: Any = SKELETONS.load(skeleton.name)
-    return entry.option_defaults(skeleton.options.get("block"))
+    return entry.option_defaults(skeleton.options.get("block"), output)

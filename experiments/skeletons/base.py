@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from timm.layers.layer_scale import LayerScale
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from experiments.interface import TaskSpec
+from experiments.interface import Output, TaskSpec
 from experiments.skeletons.blocks import NORM_EPS, PRESETS, BlockName, mixer_slots
+from experiments.skeletons.dense import PerPixel, UPerNet
 from experiments.skeletons.moe import MixtureOfExperts
 from mixers.registry import InputError
 
 Readout = Literal["mean", "last", "middle"]
-HeadName = Literal["mlp", "linear"]
+HeadName = Literal["mlp", "linear", "upernet", "fpn"]
 Init = Literal["fixed", "fan-in"]
 PatternOver = Literal["stage", "layer"]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
+
+HEADS: Mapping[Output, tuple[HeadName, ...]] = {
+    "one": ("mlp", "linear"),
+    "per-pixel": ("linear", "upernet", "fpn"),
+}
+"""Heads by the kind of answer."""
 
 INIT_STD = 0.02  # MambaOut's and ViT's, meant for hundreds of channels
 POSITION_STD = 0.5  # with init "fan-in", whose tokens have unit scale: attention must be able to read them
@@ -35,18 +43,53 @@ class Skeleton(nn.Module, ABC):
 
     block_name: ClassVar[BlockName] = "gated"
     drop_path_rate: ClassVar[float]
-    head_name: ClassVar[HeadName]
+    heads: ClassVar[Mapping[Output, HeadName]]
+    """The kinds of task that it takes, and the head of each unless another is asked for."""
+    dense_width: ClassVar[int] = 512  # channels of the heads "upernet" and "fpn"
     init_name: ClassVar[Init] = "fixed"
     pattern_over: ClassVar[PatternOver] = "layer"  # what several mixers alternate over
 
-    head: Head
+    head: nn.Module
     init: Init
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage_norms: nn.ModuleList | None = None  # of the maps that dense heads read
+
     @classmethod
-    def option_defaults(cls, block: str | None = None) -> dict[str, Any]:
-        """The values that options have when left out, where they depend on the block or the size."""
-        of_the_size = {"drop_path": cls.drop_path_rate, "head": cls.head_name, "init": cls.init_name}
+    def option_defaults(cls, block: str | None = None, output: Output = "one") -> dict[str, Any]:
+        """The values that options have when left out, where they depend on block, size or task."""
+        of_the_size = {"drop_path": cls.drop_path_rate, "head": cls.heads.get(output), "init": cls.init_name}
         return {**PRESETS.get(block or cls.block_name, {}), **of_the_size}
+
+    def add_head(self, task: TaskSpec, dims: Sequence[int], readout: Readout, name: HeadName | None) -> None:
+        """Add what answers the task and, if it is a dense one, a LayerNorm for each map that it reads.
+
+        Args:
+            task: what is asked.
+            dims: channels of the maps of `forward_stages`.
+            readout: of a task with one answer.
+            name: of the head; None for that of the class.
+
+        Raises:
+            InputError: the head or the readout does not suit the task.
+        """
+        name = name or self.heads[task.output]
+        if name not in HEADS[task.output]:
+            raise InputError(
+                f"head {name} does not suit this task, whose output is {task.output}: choose "
+                f"{' or '.join(HEADS[task.output])}"
+            )
+        if task.output == "one":
+            self.head = Head(dims[-1], task.classes, readout, name)
+            return
+        if readout != "mean":
+            raise InputError(f"readout {readout} has no meaning where every pixel has an answer of its own")
+        self.stage_norms = nn.ModuleList(nn.LayerNorm(dim, eps=NORM_EPS) for dim in dims)
+        if name == "linear":
+            self.head = PerPixel(dims, task.classes)
+        else:
+            self.head = UPerNet(dims, task.classes, self.dense_width, pooling=name == "upernet")
 
     def drop_path_rates(self, drop_path: float | None, depth: int) -> list[float]:
         """One rate per block, growing linearly from 0 to `drop_path`, or to that of the class if None."""
@@ -57,12 +100,28 @@ class Skeleton(nn.Module, ABC):
     def forward_features(self, x: Tensor) -> Tensor:
         """The task's input -> (B, *grid, C)."""
 
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        """The task's input -> the output of every stage, the finest first; (B, h, w, C) each on images."""
+        return [self.forward_features(x)]
+
+    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
+        """Images (B, channels, H, W) -> the maps that dense heads read: `forward_stages`, each normalised.
+
+        Raises:
+            TypeError: the skeleton was built for a task that is not dense.
+        """
+        if self.stage_norms is None:
+            raise TypeError("this model was built for a task with one answer; it has no pyramid of features")
+        return [norm(stage) for norm, stage in zip(self.stage_norms, self.forward_stages(x), strict=True)]
+
     def forward_head(self, features: Tensor) -> Tensor:
         """(B, *grid, C) -> logits: (B, classes), or (B, *grid, classes) with an answer per token."""
         return self.head(features)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The task's input -> logits."""
+    def forward(self, x: Tensor) -> Any:
+        """The task's input -> what its `TaskSpec.output` says."""
+        if self.stage_norms is not None:
+            return self.head(self.forward_pyramid(x))
         return self.forward_head(self.forward_features(x))
 
     def auxiliary_loss(self) -> Tensor | float:
@@ -106,19 +165,27 @@ class Skeleton(nn.Module, ABC):
 
 
 def _is_constant(model: nn.Module, parameter: str) -> bool:
-    return isinstance(model.get_submodule(parameter.rpartition(".")[0]), nn.LayerNorm | LayerScale)
+    return isinstance(
+        model.get_submodule(parameter.rpartition(".")[0]), nn.LayerNorm | _BatchNorm | LayerScale
+    )
 
 
-def require_image_classification(task: TaskSpec) -> None:
-    """The skeletons in this package that read images take such tasks only.
+def require_images(task: TaskSpec, outputs: Collection[Output]) -> None:
+    """What a skeleton that reads images checks first.
+
+    Args:
+        task: that it is built for.
+        outputs: kinds of answers that the skeleton has heads for.
 
     Raises:
         InputError: any other input or output.
     """
     if task.input != "image":
         raise InputError(f"this skeleton reads images, but the task's input is {task.input!r}")
-    if task.output != "one":
-        raise InputError(f"this skeleton gives one answer per image, but the task asks for {task.output!r}")
+    if task.output not in outputs:
+        raise InputError(
+            f"this skeleton answers {' or '.join(outputs)}, but the task asks for {task.output!r}"
+        )
 
 
 class Head(nn.Module):

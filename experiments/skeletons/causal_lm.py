@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from experiments.interface import MixerFactory, TaskSpec
+from experiments.interface import MixerFactory, Output, TaskSpec
 from experiments.skeletons.base import DropRate, HeadName, Init, Readout, Skeleton, read_out
 from experiments.skeletons.blocks import (
     NORM_EPS,
@@ -74,7 +75,7 @@ class CausalLM(Skeleton):
     """
 
     drop_path_rate: ClassVar[float] = 0.0
-    head_name: ClassVar[HeadName] = "linear"
+    heads: ClassVar[Mapping[Output, HeadName]] = {"one": "linear", "per-token": "linear"}
     block_name: ClassVar[BlockName] = "mamba"
 
     def __init__(
@@ -133,8 +134,8 @@ class CausalLM(Skeleton):
             self.fc.weight = self.embed.weight
 
     @classmethod
-    def option_defaults(cls, block: str | None = None) -> dict[str, Any]:
-        defaults = super().option_defaults(block)
+    def option_defaults(cls, block: str | None = None, output: Output = "one") -> dict[str, Any]:
+        defaults = super().option_defaults(block, output)
         del defaults["head"]  # which is always linear here
         return defaults
 

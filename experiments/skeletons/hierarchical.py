@@ -7,22 +7,21 @@ images and small computers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from experiments.interface import MixerFactory, TaskSpec
+from experiments.interface import MixerFactory, Output, TaskSpec
 from experiments.skeletons.base import (
     DropRate,
-    Head,
     HeadName,
     Init,
     PatternOver,
     Readout,
     Skeleton,
-    require_image_classification,
+    require_images,
 )
 from experiments.skeletons.blocks import (
     NORM_EPS,
@@ -42,7 +41,7 @@ class MambaOut(Skeleton):
 
     Args:
         mixer: makes the token mixer of each block.
-        task: an image classification task, of any image size.
+        task: on images of any size, with one answer or one for every pixel.
         block: preset of the block.
         expansion_ratio: hidden channels per channel; None for the preset's.
         conv_ratio: channels handed to the mixer per channel; None for the preset's.
@@ -53,7 +52,8 @@ class MambaOut(Skeleton):
         layer_scale: initial LayerScale; None for none.
         drop_path: of the last block, growing linearly from 0 at the first; None for the released value.
         readout: what the head looks at.
-        head: "mlp" is MambaOut's; None for that.
+        head: for one answer "mlp", which is MambaOut's, or "linear"; for every pixel "upernet", which is the
+            paper's, "fpn", which is that without the pyramid pooling, or "linear". None for the first.
         init: of the weights, "fixed" is MambaOut's; None for that of the size.
         experts: copies of a metaformer block's channel MLP that a router chooses from; 1 for a plain MLP.
         experts_per_token: how many of them every token goes through.
@@ -67,7 +67,7 @@ class MambaOut(Skeleton):
     depths: ClassVar[tuple[int, ...]]
     dims: ClassVar[tuple[int, ...]]
     stem_strides: ClassVar[tuple[int, int]] = (2, 2)
-    head_name: ClassVar[HeadName] = "mlp"
+    heads: ClassVar[Mapping[Output, HeadName]] = {"one": "mlp", "per-pixel": "upernet"}
     pattern_over: ClassVar[PatternOver] = "stage"
 
     def __init__(
@@ -94,7 +94,7 @@ class MambaOut(Skeleton):
     ) -> None:
         super().__init__()
         self.init = init or self.init_name
-        require_image_classification(task)
+        require_images(task, self.heads)
         mixtures = ExpertOptions(experts, experts_per_token, moe_every, balance)
         options = BlockOptions(
             block, expansion_ratio, conv_ratio, act, bias, gate, mlp, layer_scale, mixtures
@@ -116,10 +116,23 @@ class MambaOut(Skeleton):
             ]
             downsample = Downsample(self.dims[stage - 1], dim) if stage > 0 else nn.Identity()
             self.stages.append(Stage(downsample, blocks))
-        self.head = Head(self.dims[-1], task.classes, readout, head or self.head_name)
+        self.add_head(task, self.dims, readout, head)
+
+    @classmethod
+    def strides(cls) -> list[int]:
+        """Pixels of the image per token, stage by stage; a side of s pixels gives ceil(s / stride) tokens."""
+        return [cls.stem_strides[0] * cls.stem_strides[1] * 2**stage for stage in range(len(cls.dims))]
 
     def forward_features(self, x: Tensor) -> Tensor:
         return self.stages(self.stem(x.permute(0, 2, 3, 1)))  # (B, H, W, channels) -> (B, H', W', C)
+
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        x = self.stem(x.permute(0, 2, 3, 1))
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
 
 
 class Stage(nn.Module):
@@ -176,13 +189,14 @@ class MambaOutNano(MambaOut):
     """Two stages behind a stem of stride 2, for images of 16 to 32 pixels: 8 x 8 and 4 x 4 tokens at 16."""
 
     depths, dims, drop_path_rate, init_name = (2, 4), (32, 64), 0.0, "fan-in"
-    stem_strides = (1, 2)
+    stem_strides, dense_width = (1, 2), 64
 
 
 class MambaOutPico(MambaOut):
     """All four stages at a width for small computers; images from about 64 pixels."""
 
     depths, dims, drop_path_rate, init_name = (2, 2, 6, 2), (32, 64, 128, 192), 0.0, "fan-in"
+    dense_width = 64
 
 
 class MambaOutFemto(MambaOut):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,15 +11,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from experiments.interface import MixerFactory, TaskSpec
+from experiments.interface import MixerFactory, Output, TaskSpec
 from experiments.skeletons.base import (
     DropRate,
-    Head,
     HeadName,
     Init,
     Readout,
     Skeleton,
-    require_image_classification,
+    require_images,
 )
 from experiments.skeletons.blocks import (
     Activation,
@@ -41,7 +41,7 @@ class Isotropic(Skeleton):
 
     Args:
         mixer: makes the token mixer of each block.
-        task: an image classification task, of any image size.
+        task: on images of any size, with one answer or one for every pixel.
         patch_size: side of a patch in pixels; None for that of the size. Images are padded with zeros at
             the right and at the bottom to whole patches.
         position: "learned" adds an embedding to every patch, resized when another image size comes in.
@@ -55,7 +55,8 @@ class Isotropic(Skeleton):
         layer_scale: initial LayerScale; None for none.
         drop_path: of the last block, growing linearly from 0 at the first; None for that of the size.
         readout: what the head looks at.
-        head: None for "linear".
+        head: for one answer "mlp" or "linear"; for every pixel "linear", "upernet" or "fpn" on the one map
+            that there is. None for "linear".
         init: of the linear layers; None for that of the size.
         experts: copies of a metaformer block's channel MLP that a router chooses from; 1 for a plain MLP.
         experts_per_token: how many of them every token goes through.
@@ -69,7 +70,7 @@ class Isotropic(Skeleton):
     depth: ClassVar[int]
     dim: ClassVar[int]
     patch_side: ClassVar[int]
-    head_name: ClassVar[HeadName] = "linear"
+    heads: ClassVar[Mapping[Output, HeadName]] = {"one": "linear", "per-pixel": "linear"}
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class Isotropic(Skeleton):
     ) -> None:
         super().__init__()
         self.init = init or self.init_name
-        require_image_classification(task)
+        require_images(task, self.heads)
         mixtures = ExpertOptions(experts, experts_per_token, moe_every, balance)
         options = BlockOptions(
             block, expansion_ratio, conv_ratio, act, bias, gate, mlp, layer_scale, mixtures
@@ -120,11 +121,11 @@ class Isotropic(Skeleton):
                 for layer in range(self.depth)
             )
         )
-        self.head = Head(self.dim, task.classes, readout, head or self.head_name)
+        self.add_head(task, [self.dim], readout, head)
 
     @classmethod
-    def option_defaults(cls, block: str | None = None) -> dict[str, Any]:
-        return {**super().option_defaults(block), "patch_size": cls.patch_side}
+    def option_defaults(cls, block: str | None = None, output: Output = "one") -> dict[str, Any]:
+        return {**super().option_defaults(block, output), "patch_size": cls.patch_side}
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)  # (B, H, W, C)

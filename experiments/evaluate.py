@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from experiments.cost import token_mixers
 from experiments.interface import TaskSpec
+from experiments.recipe import autocast
 from experiments.skeletons.causal_lm import CausalLM
 from experiments.tasks.base import Task, TaskData, to_device
+from experiments.trial import Precision
 from mixers.registry import InputError
 
 ANSWERS_AT_ONCE = 2**18
@@ -25,7 +27,12 @@ Answers = dict[str, np.ndarray]
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, task: Task, data: TaskData, split: str, device: torch.device
+    model: nn.Module,
+    task: Task,
+    data: TaskData,
+    split: str,
+    device: torch.device,
+    precision: Precision = "float32",
 ) -> tuple[dict[str, float], Answers]:
     """Metrics of a split, and what was answered to every example of it.
 
@@ -36,24 +43,31 @@ def evaluate(
     scorer = task.scorer()
     for batch in data.batches(split, _examples_at_once(task.spec)):
         inputs, targets = to_device((batch.inputs, batch.targets), device)
-        scorer.add(_answer(model, task.spec, inputs), targets, batch.examples)
+        with autocast(device, precision):
+            outputs = _answer(model, task.spec, inputs)
+        scorer.add(_in_float32(outputs), targets, batch.examples)
     return scorer.metrics(), scorer.answers()
 
 
 def evaluate_extra_tests(
-    model: nn.Module, task: Task, data: TaskData, device: torch.device
+    model: nn.Module, task: Task, data: TaskData, device: torch.device, precision: Precision = "float32"
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Metrics of the task's further test sets, `accuracy_1024`, and why others have none."""
     metrics: dict[str, float] = {}
     skipped: dict[str, str] = {}
     for name in data.extra_tests:
         try:
-            found, _ = evaluate(model, task, data, f"test_{name}", device)
+            found, _ = evaluate(model, task, data, f"test_{name}", device, precision)
         except (TypeError, InputError) as error:
             skipped[name] = str(error)
         else:
             metrics |= {f"{metric}_{name}": value for metric, value in found.items()}
     return metrics, skipped
+
+
+def _in_float32(outputs: Any) -> Any:
+    """What autocast left in half precision is measured in full."""
+    return outputs.float() if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs
 
 
 def _examples_at_once(spec: TaskSpec) -> int:

@@ -10,6 +10,7 @@ import timm
 import torch
 
 from experiments.code_version import code_version
+from experiments.runtime import Runtime
 from mixers.registry import InputError
 
 
@@ -26,14 +27,17 @@ def torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def provenance(device: torch.device, threads: int, backend: dict[str, str]) -> dict[str, Any]:
+def provenance(device: torch.device, runtime: Runtime, backend: dict[str, str]) -> dict[str, Any]:
     """What a number was made with."""
     on_gpu = device.type == "cuda"
     return {
         "backend": backend,
         "device": device.type,
         "hardware": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
-        "threads": threads,
+        "threads": runtime.threads,
+        "micro_batch": runtime.micro_batch,
+        "compile": runtime.compile,
+        "channels_last": runtime.channels_last,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -292,7 +292,7 @@ def _resolve_case(study: Study, case: Case) -> tuple[list[PlannedArm], _CaseFact
     recipe = baseline.train
     facts = _CaseFacts(
         dataclasses.asdict(build.choose_metric(task, baseline.task.name, study.metric)),
-        f"{recipe.epochs} epochs of {data.sizes['train']:,} examples, batch {recipe.batch_size}",
+        f"{recipe.all_epochs} epochs of {data.sizes['train']:,} examples, batch {recipe.batch_size}",
         [{"name": naive, "value": value} for naive, value in data.baselines.items()],
     )
     return planned, facts

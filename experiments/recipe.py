@@ -8,9 +8,10 @@ import torch
 from timm.data.mixup import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
 from torch import nn
 
-from experiments.trial import Recipe
+from experiments.trial import Precision, Recipe
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -27,6 +28,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_e
         optimizer,
         sched=recipe.sched,
         num_epochs=recipe.epochs,
+        cooldown_epochs=recipe.cooldown_epochs,
         decay_milestones=list(recipe.decay_epochs),
         decay_rate=recipe.decay_rate,
         warmup_epochs=recipe.warmup_epochs,  # type: ignore[arg-type]  # times the steps of an epoch
@@ -36,6 +38,22 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_e
         updates_per_epoch=steps_per_epoch,
     )
     return scheduler
+
+
+def make_average(model: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
+    """timm's moving average of the weights, or None; it starts as a copy of the model."""
+    return None if recipe.ema_decay is None else ModelEmaV3(model, decay=recipe.ema_decay)
+
+
+def make_scaler(recipe: Recipe, device: torch.device) -> torch.amp.GradScaler:
+    """Scales losses so that gradients do not vanish in float16; does nothing at other precisions."""
+    return torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Matrix products at that precision inside of it."""
+    dtype = getattr(torch, precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def make_mixup(recipe: Recipe, classes: int) -> Mixup | None:

@@ -63,6 +63,12 @@ class Request:
     """Of the selective scan; see `doctor`."""
     keep_weights: bool = True
     """Of finished trials, for `look` and `demo`."""
+    micro_batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Examples per forward and backward pass, where the whole batch does not fit into memory."""
+    compile: bool = False
+    """Run training steps through torch.compile."""
+    channels_last: bool = False
+    """Keep images and convolutions in channels-last memory."""
     options: Annotated[Mapping[str, Mapping[str, str]], tyro.conf.Suppress] = field(default_factory=dict)
 
     @property
@@ -70,12 +76,21 @@ class Request:
         """How trials run.
 
         Raises:
-            InputError: a number of workers or threads that makes no sense.
+            InputError: a number of workers, threads or examples that makes no sense.
         """
-        for name, value in (("--threads", self.threads), ("--workers", self.workers)):
+        for name in ("threads", "workers", "micro_batch"):
+            value = getattr(self, name)
             if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
-        return Runtime(self.device, self.threads, self.backend, keep_weights=self.keep_weights)
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        return Runtime(
+            self.device,
+            self.threads,
+            self.backend,
+            keep_weights=self.keep_weights,
+            micro_batch=self.micro_batch,
+            compile=self.compile,
+            channels_last=self.channels_last,
+        )
 
 
 @dataclass(frozen=True)

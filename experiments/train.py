@@ -22,10 +22,17 @@ from experiments.build import build_model, choose_backend, count_costs, create_t
 from experiments.cost import training_memory
 from experiments.evaluate import Answers, evaluate, evaluate_extra_tests
 from experiments.machine import provenance, torch_device
-from experiments.recipe import make_mixup, make_optimizer, make_scheduler
+from experiments.recipe import (
+    autocast,
+    make_average,
+    make_mixup,
+    make_optimizer,
+    make_scaler,
+    make_scheduler,
+)
 from experiments.runtime import Runtime
 from experiments.store import TrialFolder, write_bytes
-from experiments.tasks.base import Task, TaskData, to_device
+from experiments.tasks.base import Batch, Task, TaskData, part_of, to_device
 from experiments.trial import SCHEMA_VERSION, Trial, stream
 
 PROGRESS_EVERY = 0.5  # seconds between two progress reports
@@ -65,7 +72,7 @@ def run_trial(
     """
     torch.set_num_threads(runtime.threads)
     folder.begin(trial)
-    folder.report_progress(epoch=0, epochs=trial.train.epochs, fraction=0.0, seconds=0.0)
+    folder.report_progress(epoch=0, epochs=trial.train.all_epochs, fraction=0.0, seconds=0.0)
     run = _Run(trial, folder, runtime)
     run.restore()
     status = run.train(stop_requested)
@@ -83,9 +90,16 @@ class _Run:
         self.data: TaskData = self.task.load(trial.seed)
         self.model = build_model(trial).to(self.device)
         self.backend = choose_backend(self.model, runtime.backend, self.device)
+        if runtime.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network: nn.Module = self.model  # what is trained
+        if runtime.compile:
+            self.network = torch.compile(self.model)  # type: ignore[assignment]
+        self.average = make_average(self.model, self.recipe)
         self.steps_per_epoch = self.data.sizes["train"] // self.recipe.batch_size
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.scheduler = make_scheduler(self.optimizer, self.recipe, self.steps_per_epoch)
+        self.scaler = make_scaler(self.recipe, self.device)
         self.mixup = make_mixup(self.recipe, self.task.spec.classes)
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] | None = None
@@ -97,7 +111,7 @@ class _Run:
 
     def train(self, stop_requested: Callable[[], bool]) -> str:
         """All remaining epochs; "ok" or "diverged"."""
-        while self.progress.epoch < self.recipe.epochs:
+        while self.progress.epoch < self.recipe.all_epochs:
             if not self._train_epoch(stop_requested):
                 return "diverged"
             if not self._end_epoch():
@@ -110,12 +124,13 @@ class _Run:
         at = self.progress
         for batch in self.data.train_batches(at.epoch, self.recipe.batch_size, start=at.step):
             seed_global_generators(stream(self.trial.seed, "noise", at.epoch, at.step), self.device)
-            inputs, targets = to_device((batch.inputs, batch.targets), self.device)
-            loss = self._step(inputs, targets)
+            inputs, targets = self._on_device(batch)
+            loss = self._step(inputs, targets, len(batch.examples))
             at.step += 1
             at.loss_sum += loss
             if not math.isfinite(loss):
-                self.cause = f"loss not finite, {first_non_finite(self.model, inputs)}"
+                with autocast(self.device, self.recipe.precision):
+                    self.cause = f"loss not finite, {first_non_finite(self.model, inputs)}"
                 return False
             self._report()
             if stop_requested():
@@ -125,21 +140,48 @@ class _Run:
                 self.save()
         return True
 
-    def _step(self, inputs: Any, targets: Any) -> float:
-        self.scheduler.step_update(self.progress.epoch * self.steps_per_epoch + self.progress.step)
+    def _on_device(self, batch: Batch) -> tuple[Any, Any]:
+        """Inputs and targets of the batch."""
+        inputs, targets = to_device((batch.inputs, batch.targets), self.device)
+        if self.runtime.channels_last and self.task.spec.input == "image":
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs, targets
+
+    def _step(self, inputs: Any, targets: Any, count: int) -> float:
+        """One update of the weights by a batch of `count` examples; its loss."""
+        done = self.progress.epoch * self.steps_per_epoch + self.progress.step
+        self.scheduler.step_update(done)
         smoothing = self.recipe.label_smoothing
         if self.mixup is not None:
             inputs, targets = self.mixup(inputs, targets)
             smoothing = 0.0  # the mixed targets are smoothed already
-        loss = self.task.training_loss(self.model, inputs, targets, smoothing) + self.model.auxiliary_loss()
-        value = loss.item()
-        if not math.isfinite(value):
-            return value  # before it reaches the weights, so that its origin can still be found
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        value = 0.0
+        whole = self.task.loss_weight(targets)
+        size = self.runtime.micro_batch or count
+        for start in range(0, count, size):
+            part = slice(start, start + size)
+            share = self.task.loss_weight(part_of(targets, part)) / whole
+            value += self._backward(part_of(inputs, part), part_of(targets, part), smoothing, share)
+            if not math.isfinite(value):
+                return value  # before it reaches the weights, so that its origin can still be found
         if self.recipe.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.model, step=done + 1)
+        return value
+
+    def _backward(self, inputs: Any, targets: Any, smoothing: float, share: float) -> float:
+        """Add to the gradients what a part of the batch contributes; its share of the batch's loss."""
+        with autocast(self.device, self.recipe.precision):
+            loss = self.task.training_loss(self.network, inputs, targets, smoothing)
+            loss = (loss + self.model.auxiliary_loss()) * share
+        value = loss.item()
+        if math.isfinite(value):
+            self.scaler.scale(loss).backward()
         return value
 
     def _end_epoch(self) -> bool:
@@ -157,7 +199,7 @@ class _Run:
         self._write_curve()
         if self.recipe.selection == "best" and self._is_best():
             at.best_epoch = at.epoch + 1
-            self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self.best_weights = {name: value.clone() for name, value in self.tested.state_dict().items()}
         at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
         self.cause = "validation not finite"
         return all(math.isfinite(value) for value in validation.values())
@@ -168,9 +210,14 @@ class _Run:
         best = max(values) if metric.higher_is_better else min(values)
         return values.index(best) == len(values) - 1  # the first of equals stays
 
+    @property
+    def tested(self) -> nn.Module:
+        """The model with the weights that are tested: their average, if there is one."""
+        return self.model if self.average is None else self.average.module
+
     def evaluate(self, split: str) -> tuple[dict[str, float], Answers]:
         """Metrics of a split, and what was answered to every example of it."""
-        return evaluate(self.model, self.task, self.data, split, self.device)
+        return evaluate(self.tested, self.task, self.data, split, self.device, self.recipe.precision)
 
     # ------------------------------------------------------ files of the trial
 
@@ -184,7 +231,9 @@ class _Run:
                 "trial_id": self.trial.id,
                 "progress": vars(self.progress),
                 "model": self.model.state_dict(),
+                "average": None if self.average is None else self.average.module.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
                 "best_weights": self.best_weights,
             },
             buffer,
@@ -204,7 +253,10 @@ class _Run:
             self.folder.note(f"checkpoint of trial {saved['trial_id']}, starting anew")
             return
         self.model.load_state_dict(saved["model"])
+        if self.average is not None:
+            self.average.module.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
         self.progress = Progress(**saved["progress"])
         self.best_weights = saved["best_weights"]
 
@@ -221,8 +273,8 @@ class _Run:
         done = self.progress.epoch + self.progress.step / self.steps_per_epoch
         self.folder.report_progress(
             epoch=self.progress.epoch + 1,
-            epochs=self.recipe.epochs,
-            fraction=done / self.recipe.epochs,
+            epochs=self.recipe.all_epochs,
+            fraction=done / self.recipe.all_epochs,
             seconds=self.progress.seconds + now - self.started,
         )
 
@@ -232,21 +284,26 @@ class _Run:
         metrics: dict[str, dict[str, float]] = {}
         error = None
         skipped: dict[str, str] = {}
-        selected_epoch = self.recipe.epochs
+        selected_epoch = self.recipe.all_epochs
         if status == "ok":
             if self.best_weights is not None:
-                self.model.load_state_dict(self.best_weights)
+                self.tested.load_state_dict(self.best_weights)
                 selected_epoch = self.progress.best_epoch
             metrics["validation"], _ = self.evaluate("validation")
             metrics["test"], answers = self.evaluate("test")
-            further, skipped = evaluate_extra_tests(self.model, self.task, self.data, self.device)
+            further, skipped = evaluate_extra_tests(
+                self.tested, self.task, self.data, self.device, self.recipe.precision
+            )
             metrics["test"] |= further
             buffer = io.BytesIO()
             np.savez_compressed(buffer, allow_pickle=False, **answers)
             write_bytes(self.folder.predictions, buffer.getvalue())
             if self.runtime.keep_weights:
                 # tied weights are stored twice: the format knows no shared memory
-                weights = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
+                weights = {
+                    name: value.cpu().clone(memory_format=torch.contiguous_format)
+                    for name, value in self.tested.state_dict().items()
+                }
                 write_bytes(self.folder.weights, safetensors.torch.save(weights))
         else:
             selected_epoch = self.progress.epoch
@@ -262,7 +319,7 @@ class _Run:
             "selected_epoch": selected_epoch,
             "costs": count_costs(self.trial).to_dict(),
             "data": {"fingerprint": self.data.fingerprint, **self.data.sizes},
-            "provenance": provenance(self.device, self.runtime.threads, self.backend),
+            "provenance": provenance(self.device, self.runtime, self.backend),
         }
         trained = (self.progress.epoch * self.steps_per_epoch + self.progress.step) * self.recipe.batch_size
         timing = {
@@ -280,11 +337,13 @@ class _Run:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         batch = next(self.data.train_batches(0, self.recipe.batch_size))
-        return training_memory(
-            self.model,
-            lambda: self.task.training_loss(self.model, batch.inputs, batch.targets),
-            self.optimizer,
+        part = slice(self.runtime.micro_batch)
+        inputs, targets = part_of(batch.inputs, part), part_of(batch.targets, part)
+        held = training_memory(
+            self.model, lambda: self.task.training_loss(self.model, inputs, targets), self.optimizer
         )
+        average = [] if self.average is None else self.average.module.parameters()
+        return held + sum(each.nbytes for each in average)
 
 
 def seed_global_generators(seed: int, device: torch.device) -> None:

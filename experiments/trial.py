@@ -19,6 +19,8 @@ from mixers.registry import Component
 SCHEMA_VERSION = 1
 """Raised whenever a stored trial or result would be read differently; older ones are set aside."""
 
+Precision = Literal["float32", "bfloat16", "float16"]
+
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -66,12 +68,17 @@ class Recipe:
     """Of those, the share that gets cutmix when both are on."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay per step of the moving average of the weights, which is then what is tested; None for none."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     """Of matrix products in training and tests (autocast); weights stay in float32."""
     weights: str | None = None
     """Weights to start from: "timm" for the released ones, or a file; None to start from the seed."""
     selection: Literal["last", "best"] = "last"
     """Weights that are tested: those of the last epoch, or of the best one on the validation split."""
+
+    @property
+    def all_epochs(self) -> int:
+        """Epochs that are run, cooldown included."""
+        return self.epochs + self.cooldown_epochs
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -98,6 +98,9 @@ class Task(Protocol):
     ) -> Tensor:
         """Mean loss of a batch; targets are those of a `Batch` or, after mixup, class probabilities."""
 
+    def loss_weight(self, targets: Any) -> float:
+        """Over how much that mean is: what it counts for beside those of the batch's other parts."""
+
     def scorer(self) -> Scorer:
         """Marks the answers to one split."""
 
@@ -127,7 +130,10 @@ class Classification:
     def training_loss(
         self, model: nn.Module, inputs: Tensor, targets: Tensor, label_smoothing: float = 0.0
     ) -> Tensor:
-        return self.loss(model(inputs), targets, label_smoothing)
+        return self.loss(model(inputs).float(), targets, label_smoothing)
+
+    def loss_weight(self, targets: Tensor) -> float:
+        return float(len(targets))
 
     def scorer(self) -> Scorer:
         return ClassificationScorer(self)
@@ -148,6 +154,9 @@ class TokenClassification(Classification):
         return F.cross_entropy(
             outputs.flatten(0, -2), targets.flatten(), ignore_index=IGNORE, label_smoothing=label_smoothing
         )
+
+    def loss_weight(self, targets: Tensor) -> float:
+        return float((targets != IGNORE).sum())
 
     def measure(self, predictions: Tensor, targets: Tensor, mean_loss: float) -> dict[str, float]:
         """Accuracy over the scored tokens of each sequence, averaged over sequences as in zoology."""
@@ -192,6 +201,14 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(to_device(inner, device) for inner in value)
     return value
+
+
+def part_of(value: Any, chosen: slice) -> Any:
+    """Some of a batch's inputs or targets: of tensors and lists, with the examples first; of dictionaries,
+    from every entry."""
+    if isinstance(value, dict):
+        return {key: part_of(inner, chosen) for key, inner in value.items()}
+    return value[chosen]
 
 
 def generator(seed: int) -> torch.Generator:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from experiments import build
 from experiments.build import build_model, create_task
 from experiments.cost import token_mixers
+from experiments.evaluate import evaluate
 from experiments.recipe import make_optimizer
 from experiments.runtime import Runtime
 from experiments.skeletons import SKELETONS
@@ -39,6 +42,11 @@ def run(
     folder = store.folder(trial.id)
     run_trial(trial, folder, Runtime(**runtime), stop)
     return folder
+
+
+def curve(folder: TrialFolder) -> list[float]:
+    """All numbers of the curve, row by row."""
+    return [float(value) for row in folder.curve.read_text().splitlines()[1:] for value in row.split(",")]
 
 
 def test_same_trial_same_bits(tiny_trial: MakeTrial, tmp_path) -> None:
@@ -70,6 +78,104 @@ def test_resuming_equals_no_interruption(tiny_trial: MakeTrial, tmp_path, mixer:
     parts = outcome(run(trial, store))
     assert whole[:2] == parts[:2]
     assert np.array_equal(whole[2], parts[2])
+
+
+def test_resuming_at_a_random_step_with_average_accumulation_and_mixup(
+    tiny_trial: MakeTrial, tmp_path
+) -> None:
+    trial = tiny_trial(
+        "conv",
+        skeleton="isotropic-nano(drop_path=0.2)",
+        batch_size=64,
+        mixup=0.8,
+        cutmix=1.0,
+        ema_decay=0.9,
+        cooldown_epochs=1,
+        selection="best",
+    )
+    whole = outcome(run(trial, Store(tmp_path / "whole"), micro_batch=24))
+    steps = iter(range(1, 1_000))
+    stop_at = random.SystemRandom().randrange(1, 3 * 6)
+    store = Store(tmp_path / "parts")
+    with pytest.raises(Interrupted):
+        run(trial, store, stop=lambda: next(steps) == stop_at, micro_batch=24)
+    parts = outcome(run(trial, store, micro_batch=24))
+    assert whole[:2] == parts[:2], f"stopped at step {stop_at}"
+    assert np.array_equal(whole[2], parts[2])
+    assert whole[0]["provenance"]["micro_batch"] == 24
+
+
+def test_the_scaler_of_float16_is_restored(tiny_trial: MakeTrial, tmp_path) -> None:
+    trial = tiny_trial("conv", precision="float16", clip_grad=1.0, epochs=1, batch_size=128)
+    whole = outcome(run(trial, Store(tmp_path / "whole")))
+    store = Store(tmp_path / "parts")
+    steps = iter(range(1, 1_000))
+    with pytest.raises(Interrupted):
+        run(trial, store, stop=lambda: next(steps) == 2)
+    saved = torch.load(store.folder(trial.id).checkpoint, weights_only=True)
+    assert saved["scaler"]["_growth_tracker"] == 2
+    assert whole[:2] == outcome(run(trial, store))[:2]
+
+
+@pytest.mark.parametrize("size", [4, 7])
+def test_accumulation_changes_rounding_only(tiny_trial: MakeTrial, tmp_path, size: int) -> None:
+    """Parts of different sizes too; and of sequences in which different numbers of tokens are asked for."""
+    copying = token_trial(
+        "ssm", "mad-noisy-recall(length=16, vocabulary=32, train=64, validation=20, test=20)"
+    )
+    for name, trial in (("images", tiny_trial("conv", mixup=0.8, epochs=1)), ("tokens", copying)):
+        curves = [
+            curve(run(trial, Store(tmp_path / f"{name} {part}"), micro_batch=part)) for part in (None, size)
+        ]
+        assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+def test_channels_last_changes_rounding_only(tiny_trial: MakeTrial, tmp_path) -> None:
+    trial = tiny_trial("conv", skeleton="mambaout-nano", epochs=1)
+    plain, last = (curve(run(trial, Store(tmp_path / str(on)), channels_last=on)) for on in (False, True))
+    assert plain == pytest.approx(last, rel=1e-4)
+
+
+def test_the_average_is_what_is_tested_and_kept(tiny_trial: MakeTrial, tmp_path) -> None:
+    """Held against the average taken by hand of the weights after every step."""
+    plain = tiny_trial("conv", epochs=1, warmup_epochs=0)
+    averaged = tiny_trial("conv", epochs=1, warmup_epochs=0, ema_decay=0.5)
+    history: list[dict[str, torch.Tensor]] = []
+    step = torch.optim.AdamW.step
+
+    def record(optimizer: torch.optim.AdamW, closure: None = None) -> None:
+        step(optimizer, closure)
+        weights = [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
+        history.append({str(i): weight for i, weight in enumerate(weights)})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", record)
+        kept = run(plain, Store(tmp_path / "plain"))
+    by_hand = history[0]
+    for weights in history[1:]:
+        by_hand = {name: by_hand[name].lerp(weights[name], 0.5) for name in by_hand}
+    folder = run(averaged, Store(tmp_path / "averaged"))
+    stored = safetensors.torch.load_file(folder.weights)
+    last = safetensors.torch.load_file(kept.weights)
+    assert sum(w.sum().item() for w in stored.values()) == pytest.approx(
+        sum(w.sum().item() for w in by_hand.values()), rel=1e-5
+    )
+    assert any(not torch.equal(stored[name], last[name]) for name in stored)
+    model = build_model(averaged)
+    model.load_state_dict(stored)
+    task = create_task(averaged.task)
+    found, _ = evaluate(model, task, task.load(0), "test", torch.device("cpu"))
+    result = folder.result()
+    assert result is not None
+    assert found == result["metrics"]["test"]
+
+
+def test_cooldown_stays_at_the_lowest_rate(tiny_trial: MakeTrial, store: Store) -> None:
+    rows = run(tiny_trial(cooldown_epochs=2, min_lr=3e-5), store).curve.read_text().splitlines()[1:]
+    assert len(rows) == 4
+    rates = [float(row.split(",")[1]) for row in rows]
+    assert rates[1] > 3e-5
+    assert rates[2:] == pytest.approx([3e-5, 3e-5])
 
 
 def test_a_damaged_checkpoint_starts_anew(tiny_trial: MakeTrial, store: Store) -> None:

@@ -24,6 +24,7 @@ SKELETONS = Registry(
         "mambaout-small": "experiments.skeletons.hierarchical:MambaOutSmall",
         "mambaout-base": "experiments.skeletons.hierarchical:MambaOutBase",
         "isotropic-nano": "experiments.skeletons.isotropic:IsotropicNano",
+        "isotropic-dense": "experiments.skeletons.isotropic:IsotropicDense",
         "isotropic-tiny": "experiments.skeletons.isotropic:IsotropicTiny",
         "isotropic-small": "experiments.skeletons.isotropic:IsotropicSmall",
         "causal-lm": "experiments.skeletons.causal_lm:CausalLM",

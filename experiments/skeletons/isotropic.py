@@ -29,7 +29,9 @@ from experiments.skeletons.blocks import (
     LayerScaleInit,
     MlpName,
 )
+from experiments.skeletons.hierarchical import Stem
 from experiments.skeletons.moe import BALANCE, Balance, ExpertOptions, Experts, ExpertsPerToken, MoeEvery
+from mixers.registry import InputError
 
 PatchSize = Annotated[int, Field(ge=1, le=64)]
 
@@ -105,10 +107,10 @@ class Isotropic(Skeleton):
         )
         rates = self.drop_path_rates(drop_path, self.depth)
         with_experts = mixtures.layers(self.depth)
-        self.patch_embed = PatchEmbed(task.channels, self.dim, patch_size or self.patch_side)
+        self.patch_embed = self.embed(task.channels, patch_size or self.patch_side)
         self.pos_embed: nn.Parameter | None = None
         if position == "learned":
-            grid = self.patch_embed.grid(task.grid)
+            grid = [-(-side // (patch_size or self.patch_side)) for side in task.grid]
             self.pos_embed = nn.Parameter(torch.zeros(*grid, self.dim))  # (H, W, C)
         self.blocks = nn.Sequential(
             *(
@@ -122,6 +124,10 @@ class Isotropic(Skeleton):
             )
         )
         self.add_head(task, [self.dim], readout, head)
+
+    def embed(self, channels: int, patch_size: int) -> nn.Module:
+        """What turns images (B, channels, H, W) into tokens (B, ceil(H / p), ceil(W / p), dim)."""
+        return PatchEmbed(channels, self.dim, patch_size)
 
     @classmethod
     def option_defaults(cls, block: str | None = None, output: Output = "one") -> dict[str, Any]:
@@ -145,13 +151,29 @@ class PatchEmbed(nn.Conv2d):
         super().__init__(channels, dim, kernel_size=patch_size, stride=patch_size)
         self.patch_size = patch_size
 
-    def grid(self, image: tuple[int, ...]) -> tuple[int, ...]:
-        """The patches along each axis of an image."""
-        return tuple(-(-side // self.patch_size) for side in image)
-
     def forward(self, x: Tensor) -> Tensor:
         right, bottom = -x.shape[-1] % self.patch_size, -x.shape[-2] % self.patch_size
         return super().forward(F.pad(x, (0, right, 0, bottom))).permute(0, 2, 3, 1).contiguous()
+
+
+class OverlappingEmbed(Stem):
+    """(B, channels, H, W) -> (B, ceil(H / p), ceil(W / p), dim): MambaOut's stem, whose patches overlap.
+
+    Raises:
+        InputError: two 3 x 3 convolutions do not overlap at such a patch size.
+    """
+
+    def __init__(self, channels: int, dim: int, patch_size: int) -> None:
+        if patch_size not in OVERLAPPING:
+            raise InputError(f"patch_size of overlapping patches must be 1, 2 or 4, got {patch_size}")
+        super().__init__(channels, dim, OVERLAPPING[patch_size])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1))
+
+
+OVERLAPPING = {1: (1, 1), 2: (1, 2), 4: (2, 2)}
+"""Strides of the stem's two convolutions, by the patch size."""
 
 
 def resize_positions(positions: Tensor, height: int, width: int) -> Tensor:
@@ -167,6 +189,16 @@ class IsotropicNano(Isotropic):
     """Four blocks of 32 channels, for images of 8 to 32 pixels: 6 x 6 tokens at 12."""
 
     depth, dim, patch_side, drop_path_rate, init_name = 4, 32, 2, 0.0, "fan-in"
+
+
+class IsotropicDense(Isotropic):
+    """Two blocks of 48 channels at stride 4 behind overlapping patches: dense tasks on small computers."""
+
+    depth, dim, patch_side, drop_path_rate, init_name = 2, 48, 4, 0.0, "fan-in"
+    dense_width = 48
+
+    def embed(self, channels: int, patch_size: int) -> nn.Module:
+        return OverlappingEmbed(channels, self.dim, patch_size)
 
 
 class IsotropicTiny(Isotropic):

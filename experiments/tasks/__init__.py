@@ -8,6 +8,7 @@ TASKS = Registry(
         "digits": "experiments.tasks.digits:Digits",
         "sequential-digits": "experiments.tasks.sequential_digits:SequentialDigits",
         "textures": "experiments.tasks.textures:Textures",
+        "scenes": "experiments.tasks.scenes:SceneSegmentation",
         "bytes": "experiments.tasks.bytes:Bytes",
         "mqar": "experiments.tasks.mqar:MQAR",
         "selective-copy": "experiments.tasks.selective_copy:SelectiveCopy",

@@ -59,11 +59,13 @@ CHANGED = {
     "mad-memorization": "vocabulary=23",
 }
 GENERATED = tuple(name for name in SMALL if name not in ("digits", "sequential-digits", "textures", "bytes"))
-names = pytest.mark.parametrize("name", list(TASKS))
+DENSE = ("scenes",)
+"""Their answers are of another shape; each has a file of tests of its own."""
+names = pytest.mark.parametrize("name", list(SMALL))
 
 
 def test_every_task_is_tested() -> None:
-    assert set(SMALL) == set(CHANGED) == set(TASKS)
+    assert {*SMALL, *DENSE} == {*CHANGED, *DENSE} == set(TASKS)
 
 
 def create(text: str) -> Task:

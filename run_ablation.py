@@ -4,6 +4,7 @@
     run_ablation.py --mixer ssm            one arm and the baseline it is judged against
     run_ablation.py --study NAME|FILE.toml a study that is checked in, or your own
     run_ablation.py plan ...               what would run, without running it
+    run_ablation.py status ...             how far it is, while it runs here or elsewhere
     run_ablation.py report ...             tables, figures and report again, without running anything
     run_ablation.py report --paper         the MambaOut paper's figures and tables, ours beside theirs
     run_ablation.py look                   what a token can see, mixer by mixer, before and after training
@@ -12,7 +13,8 @@
     run_ablation.py list                   mixers, skeletons, tasks, studies
     run_ablation.py doctor                 which kernels run on this machine
 
-Exit codes: 0 done, 1 some trials failed, 2 bad input, 130 interrupted (the same command continues).
+Exit codes: 0 done, 1 some trials failed, 2 bad input; 130 interrupted and 143 told to end (SIGTERM, as in
+pre-emption), both after saving: the same command continues.
 """
 
 from __future__ import annotations
@@ -21,14 +23,25 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
+from experiments.store import DiskFull
 from mixers.registry import InputError
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which saves and ends like Ctrl-C but leaves its own exit code."""
+
+
+def terminate(signum: int, frame: FrameType | None) -> None:
+    """Handle SIGTERM."""
+    raise Terminated
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # pre-emption ends like Ctrl-C: saved
+    signal.signal(signal.SIGTERM, terminate)
     try:
         from experiments import commands
 
@@ -36,9 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"run_ablation.py: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; finished trials are kept, the same command continues", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        by_signal = isinstance(stopped, Terminated)
+        what = "told to end (SIGTERM)" if by_signal else "interrupted"
+        print(f"\n{what}; finished trials are kept, the same command continues", file=sys.stderr)
+        return 143 if by_signal else 130
+    except DiskFull as error:
+        print(
+            f"run_ablation.py: {error}; make room, then the same command continues from what was kept",
+            file=sys.stderr,
+        )
+        return 1
     except BrokenPipeError:
         sys.stderr.close()
         return 0

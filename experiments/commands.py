@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import launch, plan, request, search, study
+from experiments import executors, launch, plan, request, search, status, study
+from experiments.launch import Shard
 from experiments.monitor import Monitor
 from experiments.plan import Plan, PlannedArm
 from experiments.request import Request
+from experiments.search import Search
 from experiments.store import Store
 from experiments.trial import Trial
 from mixers.registry import InputError
@@ -48,20 +51,40 @@ def run(arguments: Sequence[str], command: str) -> int:
         return _paper([argument for argument in rest if argument != "--paper"])
     asked = request.parse(rest, verb)
     name, wanted = request.requested_study(asked)
-    return {"run": _run, "plan": _plan, "report": _report}[verb](asked, name, wanted, command)
+    return {"run": _run, "plan": _plan, "status": _status, "report": _report}[verb](
+        asked, name, wanted, command
+    )
 
 
 def _run(asked: Request, name: str, wanted: study.Study, command: str) -> int:
-    launch.check_backend(asked.runtime)
+    _check(asked)
     folder = asked.runs / "studies" / name
     planned = plan.make(name, wanted, folder / "plan.json")
     store = Store(asked.runs)
     plan.write(planned, folder / "plan.json", command)
     print(_matching_lines(planned), end="")
-    planned = _choose_rates(planned, store, asked)
+    chosen = _choose_rates(planned, store, asked)
+    if chosen.open:
+        _say_what_waits(chosen, asked)
+        return 0
+    planned = chosen.plan
     plan.write(planned, folder / "plan.json", command)
     _train(f"{name}: {_size(planned)}", planned.trials(), planned.labels(), store, asked)
-    return _write_report(planned, store, folder)
+    return _write_report(planned, store, folder, asked.share)
+
+
+def _check(asked: Request) -> None:
+    """Refuse what cannot run before anything is planned.
+
+    Raises:
+        InputError: a placement, a shard or a backend that does not exist.
+    """
+    _ = asked.share
+    if asked.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise InputError(
+            "--tensorboard needs tensorboard, which is not installed: uv sync --extra tensorboard"
+        )
+    executors.find(asked.executor).check(asked.runtime, asked.placement)
 
 
 def _size(planned: Plan) -> str:
@@ -69,18 +92,34 @@ def _size(planned: Plan) -> str:
     return f"{len(planned.study.all_arms())} arms{cases} x {planned.study.seeds} seeds"
 
 
-def _choose_rates(planned: Plan, store: Store, asked: Request) -> Plan:
-    """Run the search for learning rates, if the study asks for one, until it is settled."""
+def _choose_rates(planned: Plan, store: Store, asked: Request) -> Search:
+    """Run the search for learning rates, if the study asks for one, until it is settled.
+
+    A shard of it is settled only once the other shards have done theirs; until then some trials stay open.
+    """
     attempted: set[str] = set()
     found = search.settle(planned, store)
     while found.open:
-        trials = list(found.open.values())
-        _train(f"{planned.name}: learning rates", trials, found.labels, store, asked)
-        attempted |= found.open.keys()
+        own = _own(list(found.open.values()), asked)
+        if not own:
+            return found
+        _train(f"{planned.name}: learning rates", own, found.labels, store, asked)
+        attempted |= {trial.id for trial in own}
         found = search.settle(planned, store, attempted)
     if found.plan.search:
         print(_rate_lines(found.plan), end="")
-    return found.plan
+    return found
+
+
+def _own(trials: list[Trial], asked: Request) -> list[Trial]:
+    return trials if asked.share is None else asked.share.select(trials)
+
+
+def _say_what_waits(found: Search, asked: Request) -> None:
+    print(
+        f"{len(found.open)} trials that choose the learning rates belong to other shards than {asked.shard}; "
+        "run those, then the same again"
+    )
 
 
 def _rate_lines(planned: Plan) -> str:
@@ -95,17 +134,18 @@ def _rate_lines(planned: Plan) -> str:
 
 
 def _train(what: str, trials: list[Trial], labels: Mapping[str, str], store: Store, asked: Request) -> None:
-    """Run those of the trials that are not finished, and say so."""
+    """Run those of the trials that are not finished and in this shard, and say so."""
+    trials = _own(trials, asked)
     for note in launch.set_unusable_aside(trials, store):
         print(f"note: {note}")
     to_do = launch.missing(trials, store)
-    print(f"{what}, {len(to_do)} of {len(trials)} trials to run", flush=True)
+    where = f" of shard {asked.shard}" if asked.shard else ""
+    print(f"{what}, {len(to_do)} of {len(trials)} trials{where} to run", flush=True)
     if not to_do:
         return
-    runtime = asked.runtime
-    monitor = Monitor(labels, store, launch.processes(asked.workers, runtime.threads, len(to_do)))
+    monitor = Monitor({trial.id: labels[trial.id] for trial in trials}, store)
     try:
-        launch.run_local(trials, store, runtime, asked.workers, monitor)
+        executors.find(asked.executor).run(trials, store, asked.runtime, asked.placement, monitor)
     finally:
         monitor.close()
 
@@ -161,7 +201,26 @@ def _report(asked: Request, name: str, wanted: study.Study, command: str) -> int
         raise InputError(f"{folder} holds no study: run it first, without the word report")
     store = Store(asked.runs)
     planned = search.settle(plan.make(name, wanted, folder / "plan.json"), store).plan
-    return _write_report(planned, store, folder)
+    return _write_report(planned, store, folder, asked.share)
+
+
+def _status(asked: Request, name: str, wanted: study.Study, command: str) -> int:
+    folder = asked.runs / "studies" / name
+    if not (folder / "plan.json").exists():
+        raise InputError(f"{folder} holds no study: run it first, without the word status")
+    store = Store(asked.runs)
+    found = search.settle(plan.make(name, wanted, folder / "plan.json"), store)
+    print(f"{name}: {wanted.question}")
+    if found.open:
+        labels = {trial_id: found.labels[trial_id] for trial_id in found.open}
+        statuses = status.examine(labels, dict.fromkeys(labels, "learning rates"), store)
+    else:
+        statuses = status.examine(found.plan.labels(), found.plan.arms_by_trial(), store)
+    said = status.lines(statuses)
+    if asked.share is not None:
+        said += status.shard_lines(statuses, asked.share)
+    print("\n".join(said))
+    return 0
 
 
 def _paper(arguments: Sequence[str]) -> int:
@@ -233,7 +292,7 @@ def _bench(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _write_report(planned: Plan, store: Store, folder: Path) -> int:
+def _write_report(planned: Plan, store: Store, folder: Path, share: Shard | None = None) -> int:
     """Tables, figures and report; print the verdict and name what is missing."""
     from analysis.report import write_study
 
@@ -246,22 +305,17 @@ def _write_report(planned: Plan, store: Store, folder: Path) -> int:
     print()
     for label, name in SHOWN.items():
         print(f"{label:<8} {report.paths[name]}")
-    return 1 if _name_failures(planned, store) else 0
-
-
-def _name_failures(planned: Plan, store: Store) -> bool:
-    """Print the trials without a result, with where to look; whether there are any."""
-    unfinished = [
-        (arm.name, seed, store.folder(arm.trial(seed).id))
-        for seed in range(planned.study.seeds)
-        for arm in planned.arms
-        if not launch.finished(store.folder(arm.trial(seed).id))
-    ]
-    for name, seed, folder in unfinished:
-        result = folder.result()
-        what = f"failed: {result['error']}; log {folder.log}" if result else "not run"
-        print(f"  {name} seed {seed} {what}")
-    return bool(unfinished)
+    statuses = status.examine(planned.labels(), planned.arms_by_trial(), store)
+    if share is not None:
+        print("\n".join(status.shard_lines(statuses, share)))
+        statuses = [each for each in statuses if share.of(each.trial_id) == share]
+    unfinished = [each for each in statuses if each.state != "finished"]
+    for each in unfinished[: status.MOST_LINES]:
+        log = store.folder(each.trial_id).log
+        print(f"  {each.label} {f'failed: {each.error}; log {log}' if each.error else 'not run'}")
+    if len(unfinished) > status.MOST_LINES:
+        print(f"  and {len(unfinished) - status.MOST_LINES} more; run_ablation.py status counts them by arm")
+    return 1 if unfinished else 0
 
 
 def _matching_lines(planned: Plan) -> str:

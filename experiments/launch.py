@@ -1,29 +1,69 @@
-"""Which trials are missing, and who runs them.
+"""Which trials are missing, and the one rule by which they are done.
 
-There is one rule: a worker walks the list of trials and does whichever is neither finished nor being
-done. Folder locks make that safe, so the same function serves two cores, two terminals and two machines
-on one file system, and starting it again is how anything is resumed.
+A worker walks the list of trials and does whichever is neither finished nor being done. Folder locks make
+that safe, so the same function serves two cores, two terminals and many machines on one file system, and
+starting it again is how anything is resumed. `experiments.executors` starts the workers.
+
+What holds across machines: Ray gives each trial to one task, SLURM and `--shard` divide the list, so within
+one command no two machines share a trial; the lock is a second belt. Two commands on two machines over the
+same trials rely on the lock, and where the file system does not carry it from machine to machine on the
+heartbeat in `progress.json`. Should both fail, a trial is trained twice and stored once: each file is
+renamed into place whole.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
+import dataclasses
+import re
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing.context import SpawnProcess
-from types import FrameType
-from typing import Any
+from dataclasses import dataclass
 
 from experiments.runtime import Runtime
-from experiments.store import Store, TrialFolder
+from experiments.store import DiskFull, Store, TrialFolder
 from experiments.trial import SCHEMA_VERSION, Trial
 from mixers.registry import InputError
 
 POLL = 0.2  # seconds between two looks at trials that somebody else holds
-STOP_GRACE = 20.0  # seconds that a worker gets to save its checkpoint
+RETRIES = 2
+"""How often a trial whose worker died under it goes on from its checkpoint before it counts as failed."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A share of every list of trials: those whose id falls into it, whatever else is on the list.
+
+    Attributes:
+        number: from 1.
+        count: of shards in all.
+    """
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read `2/8`.
+
+        Raises:
+            InputError: it is not such a text.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise InputError(f"--shard must be i/n with i from 1 to n, such as 2/8, got {text!r}")
+        return cls(int(match[1]), int(match[2]))
+
+    def of(self, trial_id: str) -> Shard:
+        """The shard that a trial falls into."""
+        return Shard(int(trial_id, 16) % self.count + 1, self.count)
+
+    def select(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Those of the trials that fall into this shard."""
+        return [trial for trial in trials if self.of(trial.id) == self]
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
 
 
 def finished(folder: TrialFolder) -> bool:
@@ -66,15 +106,24 @@ def work(
         runtime: how.
         session: names this attempt; a trial that failed in it is not tried again in it.
         stop_requested: asked often; on True the current trial saves its checkpoint and this returns.
+
+    Raises:
+        DiskFull: a file could not be written; what was kept is in the message.
     """
     open_trials = list(trials)
-    while open_trials and not stop_requested():
-        open_trials = [trial for trial in open_trials if not _settled(store.folder(trial.id), session)]
-        if not any(_attempt(trial, store, runtime, session, stop_requested) for trial in open_trials):
+    while open_trials:
+        ran = False
+        for trial in open_trials:
+            if stop_requested():
+                return
+            ran |= _attempt(trial, store, runtime, session, stop_requested)
+        open_trials = [trial for trial in open_trials if not settled(store.folder(trial.id), session)]
+        if open_trials and not ran:
             time.sleep(POLL)
 
 
-def _settled(folder: TrialFolder, session: str) -> bool:
+def settled(folder: TrialFolder, session: str) -> bool:
+    """Whether nothing is left to do for a trial in this session: it is finished, or failed in it."""
     result = folder.result()
     if result is None:
         return False
@@ -85,20 +134,49 @@ def _attempt(
     trial: Trial, store: Store, runtime: Runtime, session: str, stop_requested: Callable[[], bool]
 ) -> bool:
     """Run the trial if nobody else does; whether it was run."""
-    from experiments.train import Interrupted, run_trial
-
     folder = store.folder(trial.id)
+    if settled(folder, session):
+        return False
     with folder.lock() as held:
-        if not held or _settled(folder, session):
+        if not held or settled(folder, session) or folder.runs_elsewhere():
             return False
-        try:
-            run_trial(trial, folder, runtime, stop_requested)
-        except Interrupted:
-            return True
-        except Exception as error:  # a trial that breaks is a row in the table, not the end of the study
-            folder.note(traceback.format_exc())
-            record_failure(trial, folder, f"{type(error).__name__}: {error}", session)
+        _run(trial, folder, runtime, session, stop_requested)
     return True
+
+
+def _run(
+    trial: Trial, folder: TrialFolder, runtime: Runtime, session: str, stop_requested: Callable[[], bool]
+) -> None:
+    """Run a trial whose folder is held; what goes wrong is a row in the table, not the end of the study."""
+    from experiments import machine, train
+
+    while True:
+        try:
+            train.run_trial(trial, folder, runtime, stop_requested)
+            return
+        except train.Interrupted:
+            folder.rest()
+            return
+        except DiskFull:
+            raise DiskFull(_disk_full(folder)) from None
+        except Exception as error:
+            folder.note(traceback.format_exc())
+            if not machine.is_out_of_memory(error):
+                record_failure(trial, folder, f"{type(error).__name__}: {error}", session)
+                return
+        machine.release_memory()  # which the frames of the exception held until here
+        size = min(runtime.micro_batch or trial.train.batch_size, trial.train.batch_size)
+        if size == 1:
+            reason = "out of memory even with one example at a time: it takes more memory or a smaller model"
+            record_failure(trial, folder, reason, session)
+            return
+        runtime = dataclasses.replace(runtime, micro_batch=size // 2)
+        folder.note(f"out of memory with {size} examples at a time: goes on with {size // 2}, accumulated")
+
+
+def _disk_full(folder: TrialFolder) -> str:
+    kept = "its last checkpoint is kept" if folder.checkpoint.exists() else "it has no checkpoint yet"
+    return f"no space left for the files of trial {folder.trial_id}: {kept}, and so is all that is finished"
 
 
 def record_failure(trial: Trial, folder: TrialFolder, error: str, session: str) -> None:
@@ -120,117 +198,9 @@ def record_failure(trial: Trial, folder: TrialFolder, error: str, session: str) 
     )
 
 
-def check_backend(runtime: Runtime) -> None:
-    """Fail before anything is trained if the scan backend that was asked for by name cannot run.
-
-    Raises:
-        InputError: with the fix.
-    """
-    if runtime.backend == "auto" and runtime.device != "cuda":
-        return
-    from experiments.machine import torch_device
-    from mixers import backends
-
-    try:
-        backends.resolve(runtime.backend, torch_device(runtime.device))
-    except (ValueError, backends.BackendUnavailable) as error:
-        raise InputError(str(error)) from None
-
-
-def processes(workers: int | None, threads: int, trials: int) -> int:
-    """Worker processes such that processes x threads do not exceed the cores; at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(workers or cores // threads, trials))
-
-
-def run_local(
-    trials: Sequence[Trial],
-    store: Store,
-    runtime: Runtime,
-    workers: int | None,
-    watch: Callable[[], None],
-) -> None:
-    """Run the missing trials in worker processes on this machine.
-
-    Workers are spawned, not forked: numba's threads do not survive a fork. A worker that dies (killed,
-    out of memory) leaves its trial marked as failed and is replaced.
-
-    Args:
-        trials: all of them; the finished are skipped.
-        store: where.
-        runtime: how.
-        workers: how many processes; None for as many as the cores carry.
-        watch: called a few times a second.
-
-    Raises:
-        KeyboardInterrupt: after the workers have saved their checkpoints.
-    """
-    to_do = missing(trials, store)
-    if not to_do:
-        return
-    session = f"{os.getpid()}-{time.time_ns()}"
-    context = multiprocessing.get_context("spawn")
-
-    def start() -> SpawnProcess:
-        arguments = ([trial.to_dict() for trial in to_do], store.root, runtime, session)
-        process = context.Process(target=_worker, args=arguments, daemon=True)
-        process.start()
-        return process
-
-    running = [start() for _ in range(processes(workers, runtime.threads, len(to_do)))]
-    try:
-        while running:
-            watch()
-            time.sleep(POLL)
-            for process in [process for process in running if not process.is_alive()]:
-                running.remove(process)
-                if process.exitcode != 0 and _blame(process, to_do, store, session):
-                    running.append(start())
-    except KeyboardInterrupt:
-        _stop(running)
-        raise
-    watch()
-
-
-def _blame(process: SpawnProcess, trials: Sequence[Trial], store: Store, session: str) -> bool:
-    """Mark the trial that a dead worker was running as failed; whether there was one."""
-    for trial in trials:
-        folder = store.folder(trial.id)
-        progress = folder.progress()
-        if progress is not None and progress["pid"] == process.pid and not _settled(folder, session):
-            code = process.exitcode or 0
-            how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-            record_failure(trial, folder, f"worker process ended {how}", session)
-            return True
-    return False
-
-
-def _stop(running: Sequence[SpawnProcess]) -> None:
-    """Ask the workers to save and end; kill those that do not."""
-    for process in running:
-        process.terminate()
-    deadline = time.monotonic() + STOP_GRACE
-    for process in running:
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.is_alive():
-            process.kill()
-
-
-def _worker(trials: list[dict[str, Any]], root: Any, runtime: Runtime, session: str) -> None:
-    """Body of a worker process: stops at SIGTERM, at Ctrl-C of its parent, and when that is gone."""
-    parent = os.getppid()
-    asked = False
-
-    def ask(signum: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which asks us to stop
-    work(
-        [Trial.from_dict(trial) for trial in trials],
-        Store(root),
-        runtime,
-        session,
-        lambda: asked or os.getppid() != parent,
-    )
+def record_death(trial: Trial, folder: TrialFolder, how: str, deaths: int, session: str) -> None:
+    """Note that a worker died under a trial for the `deaths`-th time; too often, and the trial has failed."""
+    if deaths > RETRIES:
+        record_failure(trial, folder, f"worker process ended {how}, {deaths} times", session)
+    else:
+        folder.note(f"worker process ended {how}; goes on from its checkpoint, try {deaths + 1}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 from typing import Any
 
@@ -46,6 +47,19 @@ def provenance(device: torch.device, runtime: Runtime, backend: dict[str, str]) 
         },
         "code": code_version(),
     }
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a smaller batch might help; torch's CPU allocator says so in words only."""
+    on_cpu = "DefaultCPUAllocator" in str(error) and "memory" in str(error)
+    return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def release_memory() -> None:
+    """Give back what an attempt left behind."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def processor_name() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from experiments.launch import finished
 from experiments.store import Store, TrialFolder
@@ -13,6 +13,7 @@ from experiments.store import Store, TrialFolder
 REDRAW_EVERY = 0.5  # seconds, on a terminal
 TELL_EVERY = 30.0  # seconds, elsewhere
 BAR = 20  # characters
+LINES = 10  # of running trials on a terminal; the summary counts the rest
 
 
 class Monitor:
@@ -21,14 +22,11 @@ class Monitor:
     Args:
         labels: what to call each trial, by its id.
         store: where they are.
-        workers: how many run at once.
         out: where to print; standard error if None.
     """
 
-    def __init__(
-        self, labels: Mapping[str, str], store: Store, workers: int, out: TextIO | None = None
-    ) -> None:
-        self._labels, self._store, self._workers, self._out = labels, store, workers, out or sys.stderr
+    def __init__(self, labels: Mapping[str, str], store: Store, out: TextIO | None = None) -> None:
+        self._labels, self._store, self._out = labels, store, out or sys.stderr
         self._finished = {trial_id for trial_id in self._labels if finished(store.folder(trial_id))}
         self._durations: list[float] = []
         self._total = len(self._labels)
@@ -86,14 +84,14 @@ class Monitor:
         for trial_id, label in self._labels.items():
             if trial_id in self._finished:
                 continue
-            progress = self._store.folder(trial_id).progress()
-            if progress is not None and _held(self._store.folder(trial_id)):
+            progress = running_progress(self._store.folder(trial_id))
+            if progress is not None:
                 found.append((label, progress))
         return sorted(found, key=lambda item: -item[1]["fraction"])
 
     def _redraw(self) -> None:
         running = self._running()
-        lines = [_line(label, progress) for label, progress in running[: self._workers + 2]]
+        lines = [progress_line(label, progress) for label, progress in running[:LINES]]
         self._erase()
         for line in [*lines, self._summary(running)]:
             print(line, file=self._out)
@@ -118,15 +116,18 @@ class Monitor:
         typical = sum(known) / len(known)
         waiting = self._total - len(self._finished) - len(running)
         under_way = sum(typical * (1 - p["fraction"]) for _, p in running)
-        return (under_way + waiting * typical) / max(1, min(self._workers, self._total - len(self._finished)))
+        return (under_way + waiting * typical) / max(1, len(running))
 
 
-def _held(folder: TrialFolder) -> bool:
-    """Whether somebody works on it now; progress left behind by a killed process does not count."""
-    return not folder.is_free()
+def running_progress(folder: TrialFolder) -> dict[str, Any] | None:
+    """How far a trial is that somebody works on now; what a killed process left behind does not count."""
+    progress = folder.progress()
+    at_work = progress is not None and (not folder.is_free() or folder.runs_elsewhere())
+    return progress if at_work else None
 
 
-def _line(label: str, progress: dict[str, float]) -> str:
+def progress_line(label: str, progress: dict[str, Any]) -> str:
+    """One line for a running trial."""
     filled = round(BAR * progress["fraction"])
     left = progress["seconds"] * (1 / progress["fraction"] - 1) if progress["fraction"] > 0 else None
     eta = f"{_clock(left)} left" if left is not None else "starting"

@@ -88,6 +88,12 @@ class Plan:
             for arm in reversed(self.arms)
         }
 
+    def arms_by_trial(self) -> dict[str, str]:
+        """The first arm that each trial stands behind, by the trial's id."""
+        return {
+            arm.trial(seed).id: arm.name for seed in range(self.study.seeds) for arm in reversed(self.arms)
+        }
+
     def arm(self, name: str) -> PlannedArm:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)

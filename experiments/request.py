@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from experiments import study as studies
-from experiments.runtime import Runtime
+from experiments.launch import Shard
+from experiments.runtime import Placement, Runtime
 from experiments.study import Arm, Study
 from experiments.trial import Recipe, digest
 from mixers.registry import InputError, suggest
@@ -54,7 +55,17 @@ class Request:
     runs: Path = Path("runs")
     """Folder of trials and studies."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Trials run at once; default: cores / threads."""
+    """Trials run at once; default: one per GPU, without GPUs cores / threads."""
+    executor: Literal["local", "ray", "slurm"] = "local"
+    """Who runs them: this machine, the Ray cluster that RAY_ADDRESS names, or the SLURM queue."""
+    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
+    """Run only the I-th of N shares of the trials; each of N machines runs its own."""
+    gpus_per_trial: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
+    """GPUs of one trial, or a share of one (0.5: two trials on each); default: 1 where there are any."""
+    slurm: Annotated[tuple[str, ...], tyro.conf.arg(metavar="OPTION=VALUE ...")] = ()
+    """Options of sbatch for --executor slurm, e.g. partition=gpu time=240 (minutes)."""
+    checkpoint_every: Annotated[float, tyro.conf.arg(metavar="MINUTES")] = 1.0
+    """Minutes between two checkpoints of a trial, which is what a power cut can cost."""
     threads: int = 1
     """Threads per trial. The bits of a result may depend on it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -69,7 +80,40 @@ class Request:
     """Run training steps through torch.compile."""
     channels_last: bool = False
     """Keep images and convolutions in channels-last memory."""
+    log_every: Annotated[int, tyro.conf.arg(metavar="STEPS")] = 50
+    """Steps between two lines of a trial's metrics.jsonl."""
+    tensorboard: bool = False
+    """Write these metrics for TensorBoard, too (uv sync --extra tensorboard)."""
     options: Annotated[Mapping[str, Mapping[str, str]], tyro.conf.Suppress] = field(default_factory=dict)
+
+    @property
+    def placement(self) -> Placement:
+        """Where trials go.
+
+        Raises:
+            InputError: a number of GPUs or an option of sbatch that makes no sense.
+        """
+        gpus = self.gpus_per_trial
+        if gpus is not None and not (0 < gpus < 1 or (gpus >= 1 and gpus == int(gpus))):
+            raise InputError(f"--gpus-per-trial must be a whole number or a share below 1, got {gpus:g}")
+        if self.slurm and self.executor != "slurm":
+            raise InputError("--slurm has no effect without --executor slurm")
+        options = {}
+        for text in self.slurm:
+            name, equals, value = text.partition("=")
+            if not (name and equals and value):
+                raise InputError(f"--slurm takes OPTION=VALUE, such as partition=gpu, got {text!r}")
+            options[name.removeprefix("--")] = value
+        return Placement(self.executor, self.workers, gpus, options)
+
+    @property
+    def share(self) -> Shard | None:
+        """The share of the trials that was asked for.
+
+        Raises:
+            InputError: a shard that does not exist.
+        """
+        return None if self.shard is None else Shard.parse(self.shard)
 
     @property
     def runtime(self) -> Runtime:
@@ -78,18 +122,23 @@ class Request:
         Raises:
             InputError: a number of workers, threads or examples that makes no sense.
         """
-        for name in ("threads", "workers", "micro_batch"):
+        for name in ("threads", "workers", "micro_batch", "log_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if not 0 < self.checkpoint_every < float("inf"):
+            raise InputError(f"--checkpoint-every must be positive minutes, got {self.checkpoint_every:g}")
         return Runtime(
             self.device,
             self.threads,
             self.backend,
+            checkpoint_every=60 * self.checkpoint_every,
             keep_weights=self.keep_weights,
             micro_batch=self.micro_batch,
             compile=self.compile,
             channels_last=self.channels_last,
+            log_every=self.log_every,
+            tensorboard=self.tensorboard,
         )
 
 
@@ -353,7 +402,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.=]+", "_", text.lower()).strip("_")
 
 
-VERBS = ("plan", "list", "report", "look", "bench", "demo", "doctor")
+VERBS = ("plan", "list", "status", "report", "look", "bench", "demo", "doctor")
 
 
 def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:

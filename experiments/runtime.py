@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,34 @@ class Runtime:
             that this changes the rounding, and the noise inside the model (stochastic depth).
         compile: run training steps through `torch.compile`.
         channels_last: keep images and convolutions in channels-last memory.
+        log_every: steps between two lines of live metrics.
+        tensorboard: whether to write the live metrics for TensorBoard, too.
     """
 
     device: str = "auto"
     threads: int = 1
     backend: str = "auto"
-    checkpoint_every: float = 20.0
+    checkpoint_every: float = 60.0
     keep_weights: bool = True
     micro_batch: int | None = None
     compile: bool = False
     channels_last: bool = False
+    log_every: int = 50
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where trials go.
+
+    Attributes:
+        executor: who starts them.
+        workers: trials at once; None for as many as there is room for.
+        gpus_per_trial: how many, or a share of one; None for one where there are GPUs.
+        slurm: options of sbatch by their long names.
+    """
+
+    executor: Literal["local", "ray", "slurm"] = "local"
+    workers: int | None = None
+    gpus_per_trial: float | None = None
+    slurm: Mapping[str, str] = field(default_factory=dict)

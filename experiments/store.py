@@ -1,7 +1,8 @@
 """Where trials live: one folder each, named by the trial's id. Free of torch.
 
     runs/trials/<id>/trial.json        the resolved trial, written when it starts
-                     progress.json     how far it is; for whoever is watching
+                     progress.json     how far it is, and where; gone when nobody works on it
+                     metrics.jsonl     loss, learning rate and speed every so many steps
                      checkpoint.pt     to continue from; removed when the trial is finished
                      curve.csv         one row per epoch
                      predictions.npz   what it answered on every test example
@@ -10,17 +11,22 @@
                      result.json       what the trial gave; written last, so it means "done"
     runs/studies/<name>/               plan, tables, figures and report of a study
 
-Every file is written beside its place and renamed into it, so that no reader ever sees half of one.
+Every file but the log and the metrics, which grow line by line, is written beside its place and renamed
+into it, so that no reader ever sees half of one.
 Who holds the lock of a trial's folder may write there. The lock is the kernel's (`flock`): it goes
-when its holder does, however that ends.
+when its holder does, however that ends. Where a network file system keeps locks to each machine, the age of
+`progress.json` tells whether another machine is at it.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,20 +38,44 @@ from mixers.registry import InputError
 
 RESULT_FIELDS = ("schema_version", "trial_id", "trial", "status", "metrics", "costs", "data", "provenance")
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+HEARTBEAT = 60.0  # seconds after which a machine that reports no progress is taken for gone
+
+
+class DiskFull(OSError):
+    """A file could not be written for want of space (or quota); what was there before is there still."""
+
+
+@contextmanager
+def naming_full_disks(path: Path) -> Iterator[None]:
+    """Turn the system's ways of saying so into `DiskFull`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise DiskFull(f"no space left to write {path}: {error.strerror}") from error
+        raise
+
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `path` so that it holds all of `content` or is untouched."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write `path` so that it holds all of `content` or is untouched.
+
+    Raises:
+        DiskFull: there is no space for it; the path is untouched.
+    """
+    with naming_full_disks(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -78,6 +108,10 @@ class TrialFolder:
         return self.path / "weights.safetensors"
 
     @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
     def log(self) -> Path:
         return self.path / "log.txt"
 
@@ -90,24 +124,35 @@ class TrialFolder:
         write_json(self.path / "timing.json", timing)
         write_json(self.path / "result.json", result)
         self.checkpoint.unlink(missing_ok=True)
-        (self.path / "progress.json").unlink(missing_ok=True)
+        self.rest()
 
     def fail(self, result: dict[str, Any]) -> None:
         """Write a result that only says what went wrong; the checkpoint stays for the next attempt."""
         write_json(self.path / "result.json", result)
-        (self.path / "progress.json").unlink(missing_ok=True)
+        self.rest()
 
     def report_progress(self, *, epoch: int, epochs: int, fraction: float, seconds: float) -> None:
         """Replace `progress.json`; not synced to disk, it is only for watching."""
         progress = {"epoch": epoch, "epochs": epochs, "fraction": fraction, "seconds": seconds}
+        who = {"host": socket.gethostname(), "pid": os.getpid()}
         temporary = self.path / f".progress.{os.getpid()}"
-        temporary.write_text(canonical_json({**progress, "pid": os.getpid()}))
-        temporary.replace(self.path / "progress.json")
+        with naming_full_disks(temporary):
+            temporary.write_text(canonical_json({**progress, **who}))
+            temporary.replace(self.path / "progress.json")
+
+    def rest(self) -> None:
+        """Say that nobody works on the trial any more; its checkpoint waits."""
+        (self.path / "progress.json").unlink(missing_ok=True)
 
     def note(self, text: str) -> None:
         """Append to the trial's log."""
-        with open(self.log, "a", encoding="utf-8") as file:
+        with naming_full_disks(self.log), open(self.log, "a", encoding="utf-8") as file:
             file.write(f"{text}\n")
+
+    def append_metrics(self, line: str) -> None:
+        """Append to the live metrics; not synced to disk."""
+        with naming_full_disks(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
 
     def progress(self) -> dict[str, Any] | None:
         """The last reported progress, or None."""
@@ -131,14 +176,17 @@ class TrialFolder:
         A result that cannot be used (truncated, another schema version, another trial's) is not a
         result: `unusable_result` says why, `set_aside` moves it away.
         """
-        return None if self.unusable_result() else self._read_result()
-
-    def _read_result(self) -> dict[str, Any] | None:
         try:
-            stored: dict[str, Any] = json.loads((self.path / "result.json").read_bytes())
+            stored = self._read_result()
+        except (OSError, ValueError):
+            return None
+        return None if stored is None or self._fault(stored) else stored
+
+    def _read_result(self) -> Any:
+        try:
+            return json.loads((self.path / "result.json").read_bytes())
         except FileNotFoundError:
             return None
-        return stored
 
     def unusable_result(self) -> str | None:
         """Why the stored result cannot be used; None if it can, or if there is none."""
@@ -146,8 +194,9 @@ class TrialFolder:
             stored = self._read_result()
         except (OSError, ValueError) as error:
             return f"not readable as JSON ({error})"
-        if stored is None:
-            return None
+        return None if stored is None else self._fault(stored)
+
+    def _fault(self, stored: Any) -> str | None:
         if not isinstance(stored, dict):
             return "not a JSON object"
         if stored.get("schema_version") != SCHEMA_VERSION:
@@ -176,11 +225,24 @@ class TrialFolder:
         with self.lock() as held:
             return held
 
+    def runs_elsewhere(self) -> bool:
+        """Whether another machine reported progress lately, whose lock may not reach this one."""
+        path = self.path / "progress.json"
+        progress = self.progress()
+        if progress is None or progress["host"] == socket.gethostname():
+            return False
+        try:
+            return time.time() - path.stat().st_mtime < HEARTBEAT
+        except OSError:
+            return False
+
     @contextmanager
     def lock(self) -> Iterator[bool]:
         """Try to hold this folder; yields whether it worked, without waiting."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "lock", "a") as file:
+        with naming_full_disks(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / "lock", "a")  # noqa: SIM115  # closed below
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -201,10 +263,13 @@ class Store:
         try:
             self.trials.mkdir(parents=True, exist_ok=True)
             self.studies.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.trials):
-                pass
+            with tempfile.TemporaryFile(dir=self.trials) as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(f"cannot write to the runs folder {root}: {error.strerror or error}") from None
+            hint = "; its file system has no locks (flock)" if error.errno in NO_LOCKS else ""
+            raise InputError(
+                f"cannot write to the runs folder {root}: {error.strerror or error}{hint}"
+            ) from None
 
     @property
     def trials(self) -> Path:

@@ -22,6 +22,7 @@ from experiments.build import build_model, choose_backend, count_costs, create_t
 from experiments.cost import training_memory
 from experiments.evaluate import Answers, evaluate, evaluate_extra_tests
 from experiments.machine import provenance, torch_device
+from experiments.metrics_log import MetricsLog, Window
 from experiments.recipe import (
     autocast,
     make_average,
@@ -75,7 +76,11 @@ def run_trial(
     folder.report_progress(epoch=0, epochs=trial.train.all_epochs, fraction=0.0, seconds=0.0)
     run = _Run(trial, folder, runtime)
     run.restore()
-    status = run.train(stop_requested)
+    run.metrics.start(run.steps_done)
+    try:
+        status = run.train(stop_requested)
+    finally:
+        run.metrics.close()
     run.finish(status)
 
 
@@ -102,6 +107,10 @@ class _Run:
         self.scaler = make_scaler(self.recipe, self.device)
         self.mixup = make_mixup(self.recipe, self.task.spec.classes)
         self.progress = Progress()
+        self.metrics = MetricsLog(
+            folder, runtime.log_every, self.recipe.batch_size, tensorboard=runtime.tensorboard
+        )
+        self.grad_norm: Tensor | None = None
         self.best_weights: dict[str, Tensor] | None = None
         self.cause = ""  # of divergence
         self.started = self.saved = self.reported = time.monotonic()
@@ -122,7 +131,8 @@ class _Run:
         """The rest of the current epoch; False once the loss is not finite."""
         self.model.train()
         at = self.progress
-        for batch in self.data.train_batches(at.epoch, self.recipe.batch_size, start=at.step):
+        batches = self.data.train_batches(at.epoch, self.recipe.batch_size, start=at.step)
+        for batch in self.metrics.timed(batches):
             seed_global_generators(stream(self.trial.seed, "noise", at.epoch, at.step), self.device)
             inputs, targets = self._on_device(batch)
             loss = self._step(inputs, targets, len(batch.examples))
@@ -132,6 +142,7 @@ class _Run:
                 with autocast(self.device, self.recipe.precision):
                     self.cause = f"loss not finite, {first_non_finite(self.model, inputs)}"
                 return False
+            self._log(loss)
             self._report()
             if stop_requested():
                 self.save()
@@ -149,8 +160,7 @@ class _Run:
 
     def _step(self, inputs: Any, targets: Any, count: int) -> float:
         """One update of the weights by a batch of `count` examples; its loss."""
-        done = self.progress.epoch * self.steps_per_epoch + self.progress.step
-        self.scheduler.step_update(done)
+        self.scheduler.step_update(self.steps_done)
         smoothing = self.recipe.label_smoothing
         if self.mixup is not None:
             inputs, targets = self.mixup(inputs, targets)
@@ -167,11 +177,11 @@ class _Run:
                 return value  # before it reaches the weights, so that its origin can still be found
         if self.recipe.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
+            self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
-            self.average.update(self.model, step=done + 1)
+            self.average.update(self.model, step=self.steps_done + 1)
         return value
 
     def _backward(self, inputs: Any, targets: Any, smoothing: float, share: float) -> float:
@@ -183,6 +193,20 @@ class _Run:
         if math.isfinite(value):
             self.scaler.scale(loss).backward()
         return value
+
+    @property
+    def steps_done(self) -> int:
+        """Updates of the weights so far."""
+        return self.progress.epoch * self.steps_per_epoch + self.progress.step
+
+    def _log(self, loss: float) -> None:
+        self.metrics.add(
+            step=self.steps_done,
+            epoch=self.progress.epoch + 1,
+            loss=loss,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            grad_norm=self.grad_norm,
+        )
 
     def _end_epoch(self) -> bool:
         """Validate; False if that is not finite."""
@@ -226,19 +250,21 @@ class _Run:
         self.progress.seconds += time.monotonic() - self.started
         self.started = self.saved = time.monotonic()
         buffer = io.BytesIO()
-        torch.save(
-            {
-                "trial_id": self.trial.id,
-                "progress": vars(self.progress),
-                "model": self.model.state_dict(),
-                "average": None if self.average is None else self.average.module.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "best_weights": self.best_weights,
-            },
-            buffer,
-        )
+        torch.save(self._state(), buffer)
         write_bytes(self.folder.checkpoint, buffer.getvalue())
+
+    def _state(self) -> dict[str, Any]:
+        """All that a run needs to go on."""
+        return {
+            "trial_id": self.trial.id,
+            "progress": vars(self.progress),
+            "window": vars(self.metrics.window),
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "best_weights": self.best_weights,
+        }
 
     def restore(self) -> None:
         """Continue from the checkpoint, if there is one that can be read."""
@@ -252,6 +278,9 @@ class _Run:
         if saved["trial_id"] != self.trial.id:
             self.folder.note(f"checkpoint of trial {saved['trial_id']}, starting anew")
             return
+        if saved.keys() != self._state().keys():
+            self.folder.note("checkpoint of another version of this code, starting anew")
+            return
         self.model.load_state_dict(saved["model"])
         if self.average is not None:
             self.average.module.load_state_dict(saved["average"])
@@ -259,6 +288,7 @@ class _Run:
         self.scaler.load_state_dict(saved["scaler"])
         self.progress = Progress(**saved["progress"])
         self.best_weights = saved["best_weights"]
+        self.metrics.window = Window(**saved["window"])
 
     def _write_curve(self) -> None:
         rows = self.progress.curve
@@ -321,7 +351,7 @@ class _Run:
             "data": {"fingerprint": self.data.fingerprint, **self.data.sizes},
             "provenance": provenance(self.device, self.runtime, self.backend),
         }
-        trained = (self.progress.epoch * self.steps_per_epoch + self.progress.step) * self.recipe.batch_size
+        trained = self.steps_done * self.recipe.batch_size
         timing = {
             "started": self.started_at,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from experiments import launch, train
-from experiments.runtime import Runtime
-from experiments.store import Store
+from experiments.executors import local
+from experiments.launch import Shard
+from experiments.runtime import Placement, Runtime
+from experiments.store import HEARTBEAT, DiskFull, Store
+from experiments.tasks.base import Classification
 from experiments.trial import Trial
+from mixers.registry import InputError
 
 MakeTrial = Callable[..., Trial]
 
@@ -91,8 +106,206 @@ def test_a_trial_that_another_holds_is_waited_for(tiny_trial: MakeTrial, store: 
 
 def test_processes_never_exceed_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    assert launch.processes(None, threads=1, trials=30) == 8
-    assert launch.processes(None, threads=3, trials=30) == 2
-    assert launch.processes(None, threads=16, trials=30) == 1
-    assert launch.processes(None, threads=1, trials=3) == 3
-    assert launch.processes(2, threads=1, trials=30) == 2
+    assert local.processes(None, threads=1, trials=30) == 8
+    assert local.processes(None, threads=3, trials=30) == 2
+    assert local.processes(None, threads=16, trials=30) == 1
+    assert local.processes(None, threads=1, trials=3) == 3
+    assert local.processes(2, threads=1, trials=30) == 2
+
+
+# ------------------------------------------------------------------------------------------- GPUs
+
+
+def test_one_worker_per_gpu_or_share_of_one() -> None:
+    assert local.divide_gpus(["0", "1", "2"], 1) == ["0", "1", "2"]
+    assert local.divide_gpus(["0", "1", "2"], 2) == ["0,1"], "the third is too few for another trial"
+    assert local.divide_gpus(["4", "7"], 0.5) == ["4", "7", "4", "7"]
+    assert local.divide_gpus(["GPU-ab", "GPU-cd"], 2) == ["GPU-ab,GPU-cd"]
+    with pytest.raises(InputError, match="--gpus-per-trial is 4, but this machine shows 2 GPUs"):
+        local.divide_gpus(["0", "1"], 4)
+
+
+def test_gpus_that_are_hidden_stay_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert local.visible_gpus("cuda") == ["3", "5"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert local.visible_gpus("cuda") == ["0", "1"]
+    assert local.visible_gpus("cpu") == []
+
+
+def test_no_gpus_for_trials_on_the_cpu() -> None:
+    with pytest.raises(InputError, match="--gpus-per-trial is given, but trials run on the CPU"):
+        local.check(Runtime(device="cpu"), Placement(gpus_per_trial=1))
+
+
+# ----------------------------------------------------------------------------------------- shards
+
+
+def test_shards_divide_every_list_of_trials(tiny_trial: MakeTrial) -> None:
+    trials = [tiny_trial(seed=seed) for seed in range(40)]
+    shards = [Shard.parse(f"{number}/3") for number in (1, 2, 3)]
+    shares = [shard.select(trials) for shard in shards]
+    assert sorted(trial.seed for share in shares for trial in share) == list(range(40))
+    assert all(5 < len(share) < 22 for share in shares)
+    assert shards[1].select(trials[::2]) == [trial for trial in trials[::2] if trial in shares[1]]
+    assert [shards[0].of(trial.id) for trial in shares[2]] == [shards[2]] * len(shares[2])
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/0", "1/2/3", "-1/2"])
+def test_a_shard_that_does_not_exist(text: str) -> None:
+    with pytest.raises(InputError, match="--shard must be i/n with i from 1 to n, such as 2/8, got"):
+        Shard.parse(text)
+
+
+# ---------------------------------------------------------------------- workers that die, full disks
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_goes_on(
+    tiny_trial: MakeTrial, store: Store, tmp_path: Path
+) -> None:
+    """SIGKILL, as of the kernel when memory is short, in the middle of a trial that has a checkpoint."""
+    trial = tiny_trial("identity", epochs=60, batch_size=256)
+    folder = store.folder(trial.id)
+    killed: list[int] = []
+
+    def kill_once() -> None:
+        progress = folder.progress()
+        if not killed and progress is not None and folder.checkpoint.exists():
+            killed.append(progress["pid"])
+            os.kill(progress["pid"], signal.SIGKILL)
+
+    local.run([trial], store, Runtime(checkpoint_every=0.05), Placement(workers=1), kill_once)
+    assert len(killed) == 1
+    result = folder.result()
+    assert result is not None
+    assert result["status"] == "ok"
+    assert folder.log.read_text() == (
+        "worker process ended by signal SIGKILL; goes on from its checkpoint, try 2\n"
+    )
+    whole = Store(tmp_path / "whole").folder(trial.id)
+    train.run_trial(trial, whole, Runtime())
+    assert whole.result() == result
+
+
+def test_a_trial_that_takes_down_every_worker_has_failed(tiny_trial: MakeTrial, store: Store) -> None:
+    trials = [tiny_trial("identity", seed=seed) for seed in range(2)]
+    deadly = store.folder(trials[1].id)
+    dead = SimpleNamespace(pid=os.getpid(), exitcode=-signal.SIGKILL)
+    deaths: Counter[str] = Counter()
+    for _ in range(1 + launch.RETRIES):
+        deadly.begin(trials[1])
+        deadly.report_progress(epoch=1, epochs=2, fraction=0.5, seconds=1.0)
+        assert deadly.result() is None
+        assert local.may_go_on(dead, trials, store, "session", deaths)
+    result = deadly.result()
+    assert result is not None
+    assert result["error"] == "worker process ended by signal SIGKILL, 3 times"
+    assert store.folder(trials[0].id).result() is None
+    assert [local.may_go_on(dead, trials, store, "session", deaths) for _ in range(3)] == [
+        True,
+        True,
+        False,
+    ], "workers that die at once are not replaced for ever"
+
+
+def test_a_full_disk_stops_the_work_and_keeps_the_checkpoint(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = tiny_trial("identity", epochs=2, batch_size=32)
+    folder = store.folder(trial.id)
+    steps: Iterator[int] = iter(range(1, 100))
+    launch.work([trial], store, Runtime(), "first", lambda: next(steps) >= 8)
+    kept = folder.checkpoint.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DiskFull, match=f"files of trial {trial.id}: its last checkpoint is kept"):
+        launch.work([trial], store, Runtime(), "second")
+    assert folder.checkpoint.read_bytes() == kept
+    assert not list(folder.path.glob(".*")), "no half-written files"
+    monkeypatch.undo()
+    launch.work([trial], store, Runtime(), "third")
+    assert launch.missing([trial], store) == []
+
+
+def test_a_trial_on_another_machine_is_left_alone(tiny_trial: MakeTrial, store: Store) -> None:
+    """Where locks stay within a machine, fresh progress of another stands for the lock."""
+    trial = tiny_trial("identity", epochs=1)
+    folder = store.folder(trial.id)
+    folder.begin(trial)
+    progress = {"epoch": 1, "epochs": 1, "fraction": 0.5, "seconds": 1.0, "host": "elsewhere", "pid": 1}
+    path = folder.path / "progress.json"
+    path.write_text(json.dumps(progress))
+    polls: Iterator[int] = iter(range(1, 100))
+    launch.work([trial], store, Runtime(), "first", lambda: next(polls) > 3)
+    assert folder.result() is None
+    long_ago = time.time() - 2 * HEARTBEAT
+    os.utime(path, (long_ago, long_ago))
+    launch.work([trial], store, Runtime(), "second")
+    assert folder.result() is not None
+
+
+# ------------------------------------------------------------------------------------ out of memory
+
+
+class Memory:
+    """A task's loss that takes at most so many examples at once, and says so as torch or Python does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at_most: int, error: Exception) -> None:
+        self.asked: list[int] = []
+        original = Classification.training_loss
+
+        def loss(task: Classification, model: nn.Module, inputs: Tensor, *rest: Any) -> Tensor:
+            self.asked.append(len(inputs))
+            if len(inputs) > at_most:
+                raise error
+            return original(task, model, inputs, *rest)
+
+        monkeypatch.setattr(Classification, "training_loss", loss)
+
+
+def cpu_error() -> Exception:
+    """What torch raises on the CPU, from torch itself."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    return caught.value
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), cpu_error()])
+def test_out_of_memory_goes_on_with_smaller_micro_batches(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    trial = tiny_trial("identity", epochs=1, batch_size=64)
+    memory = Memory(monkeypatch, 20, error)
+    launch.work([trial], store, Runtime(), "first")
+    folder = store.folder(trial.id)
+    result = folder.result()
+    assert result is not None
+    assert result["status"] == "ok"
+    assert memory.asked[:3] == [64, 32, 16]
+    assert result["provenance"]["micro_batch"] == 16
+    assert "out of memory with 32 examples at a time: goes on with 16, accumulated" in folder.log.read_text()
+
+
+def test_out_of_memory_ends_at_one_example(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [tiny_trial("identity", epochs=1, batch_size=6), tiny_trial("identity", epochs=1)]
+    memory = Memory(monkeypatch, 0, MemoryError())
+    launch.work(trials[:1], store, Runtime(), "first")
+    assert memory.asked == [6, 3, 1]
+    result = store.folder(trials[0].id).result()
+    assert result is not None
+    assert result["error"].startswith("out of memory even with one example at a time")
+
+
+def test_any_other_error_is_not_tried_again(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Memory(monkeypatch, 0, RuntimeError("shapes do not fit"))
+    trial = tiny_trial("identity", epochs=1)
+    launch.work([trial], store, Runtime(), "first")
+    assert memory.asked == [64]

@@ -1,0 +1,215 @@
+"""Worker processes on this machine, one per GPU where there are any.
+
+Workers are spawned, not forked: numba's threads do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from experiments.launch import POLL, RETRIES, missing, record_death, settled, work
+from experiments.runtime import Placement, Runtime
+from experiments.store import DiskFull, Store
+from experiments.trial import Trial
+from mixers.registry import InputError
+
+STOP_GRACE = 20.0  # seconds that a worker gets to save its checkpoint
+DISK_FULL = 74  # exit code of a worker that could not write; sysexits.h calls it EX_IOERR
+
+
+def processes(workers: int | None, threads: int, trials: int) -> int:
+    """Worker processes such that processes x threads do not exceed the cores; at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(workers or cores // threads, trials))
+
+
+def visible_gpus(device: str) -> list[str]:
+    """What `CUDA_VISIBLE_DEVICES` calls the GPUs that trials may use; none where they run on the CPU."""
+    if device == "cpu" or not (device == "cuda" or Path("/dev/nvidiactl").exists()):
+        return []  # without a driver there is no reason to import torch
+    import torch
+
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name for name in listed.split(",") if name] if listed is not None else None
+    count = torch.cuda.device_count()
+    return names[:count] if names is not None else [str(index) for index in range(count)]
+
+
+def divide_gpus(gpus: Sequence[str], per_trial: float) -> list[str]:
+    """`CUDA_VISIBLE_DEVICES` of each worker.
+
+    Args:
+        gpus: their names.
+        per_trial: how many one trial gets, or, below 1, its share of one.
+
+    Raises:
+        InputError: more than there are.
+    """
+    if per_trial < 1:
+        return [gpu for _ in range(int(1 / per_trial)) for gpu in gpus]
+    size = int(per_trial)
+    if size > len(gpus):
+        raise InputError(f"--gpus-per-trial is {size}, but this machine shows {len(gpus)} GPUs")
+    return [",".join(gpus[start : start + size]) for start in range(0, len(gpus) - size + 1, size)]
+
+
+def check(runtime: Runtime, placement: Placement) -> None:
+    """Fail before anything is trained if this machine has not what is asked for.
+
+    Raises:
+        InputError: GPUs or a scan backend.
+    """
+    _slots(runtime, placement, trials=1)
+    _check_backend(runtime)
+
+
+def _check_backend(runtime: Runtime) -> None:
+    """Fail before anything is trained if the scan backend that was asked for by name cannot run.
+
+    Raises:
+        InputError: with the fix.
+    """
+    if runtime.backend == "auto" and runtime.device != "cuda":
+        return
+    from experiments.machine import torch_device
+    from mixers import backends
+
+    try:
+        backends.resolve(runtime.backend, torch_device(runtime.device))
+    except (ValueError, backends.BackendUnavailable) as error:
+        raise InputError(str(error)) from None
+
+
+def run(
+    trials: Sequence[Trial],
+    store: Store,
+    runtime: Runtime,
+    placement: Placement,
+    watch: Callable[[], None],
+) -> None:
+    """Run the missing trials in worker processes on this machine.
+
+    A worker that dies (killed, out of memory) is replaced, and its trial goes on from its checkpoint; a trial
+    that takes down more than `RETRIES` workers has failed.
+
+    Args:
+        trials: all of them; the finished are skipped.
+        store: where.
+        runtime: how.
+        placement: how many processes, on which GPUs; by default one per GPU, or as many as the cores carry.
+        watch: called a few times a second.
+
+    Raises:
+        KeyboardInterrupt: after the workers have saved their checkpoints.
+        DiskFull: likewise, because one of them could not write.
+    """
+    to_do = missing(trials, store)
+    if not to_do:
+        return
+    session = f"{os.getpid()}-{time.time_ns()}"
+    arguments = ([trial.to_dict() for trial in to_do], store.root, runtime, session)
+    running = [_Worker.start(gpus, arguments) for gpus in _slots(runtime, placement, len(to_do))]
+    deaths: Counter[str] = Counter()
+    try:
+        while running:
+            watch()
+            time.sleep(POLL)
+            for worker in [worker for worker in running if not worker.process.is_alive()]:
+                running.remove(worker)
+                if worker.process.exitcode == DISK_FULL:
+                    raise DiskFull(f"no space left under {store.root}")
+                if worker.process.exitcode and may_go_on(worker.process, to_do, store, session, deaths):
+                    running.append(_Worker.start(worker.gpus, arguments))
+    except (KeyboardInterrupt, DiskFull):
+        stop([worker.process for worker in running])
+        raise
+    watch()
+
+
+def _slots(runtime: Runtime, placement: Placement, trials: int) -> list[str | None]:
+    """The GPUs of each worker; None where it takes what it finds."""
+    gpus = visible_gpus(runtime.device)
+    if gpus:
+        slots = divide_gpus(gpus, placement.gpus_per_trial or 1)
+        return list(slots[: min(placement.workers or len(slots), trials)])
+    if placement.gpus_per_trial:
+        raise InputError("--gpus-per-trial is given, but trials run on the CPU here")
+    return [None] * processes(placement.workers, runtime.threads, trials)
+
+
+@dataclass(frozen=True)
+class _Worker:
+    process: BaseProcess
+    gpus: str | None
+
+    @classmethod
+    def start(cls, gpus: str | None, arguments: tuple[Any, ...]) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        process = context.Process(target=_work, args=(gpus, *arguments), daemon=True)
+        process.start()
+        return cls(process, gpus)
+
+
+def may_go_on(
+    process: BaseProcess, trials: Sequence[Trial], store: Store, session: str, deaths: Counter[str]
+) -> bool:
+    """Settle the trial that a dead worker was running, if any; whether the worker is to be replaced."""
+    code = process.exitcode or 0
+    how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    for trial in trials:
+        folder = store.folder(trial.id)
+        progress = folder.progress()
+        if progress is not None and progress["pid"] == process.pid and not settled(folder, session):
+            deaths[trial.id] += 1
+            record_death(trial, folder, how, deaths[trial.id], session)
+            return True
+    deaths["between trials"] += 1
+    return deaths["between trials"] <= RETRIES
+
+
+def stop(running: Sequence[BaseProcess]) -> None:
+    """Ask workers to save and end; kill those that do not."""
+    for process in running:
+        process.terminate()
+    deadline = time.monotonic() + STOP_GRACE
+    for process in running:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+
+
+def _work(gpus: str | None, trials: list[dict[str, Any]], root: Path, runtime: Runtime, session: str) -> None:
+    """Body of a worker process: stops at SIGTERM, at Ctrl-C of its parent, and when that is gone."""
+    parent = os.getppid()
+    asked = False
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which asks us to stop
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before torch looks
+    try:
+        work(
+            [Trial.from_dict(trial) for trial in trials],
+            Store(root),
+            runtime,
+            session,
+            lambda: asked or os.getppid() != parent,
+        )
+    except DiskFull as error:
+        print(f"run_ablation.py: {error}", file=sys.stderr)
+        sys.exit(DISK_FULL)

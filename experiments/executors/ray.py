@@ -1,0 +1,138 @@
+"""One Ray task per trial, on whatever cluster Ray finds: RAY_ADDRESS, one that runs here, or a new one.
+
+The runs folder lies on a file system that all nodes share: results and checkpoints go through it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from experiments.launch import POLL, RETRIES, finished, missing, record_death, record_failure, settled, work
+from experiments.runtime import Placement, Runtime
+from experiments.store import DiskFull, Store
+from experiments.trial import Trial
+from mixers.registry import InputError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+STOP_GRACE = 20.0  # seconds that tasks get to save their checkpoints
+
+
+def check(runtime: Runtime, placement: Placement) -> None:
+    """Nothing is known before the cluster is reached."""
+
+
+def run(
+    trials: Sequence[Trial],
+    store: Store,
+    runtime: Runtime,
+    placement: Placement,
+    watch: Callable[[], None],
+) -> None:
+    """Run the missing trials as Ray tasks.
+
+    A task whose worker or node dies is started elsewhere and goes on from its checkpoint, `RETRIES` times.
+
+    Args:
+        trials: all of them; the finished are skipped.
+        store: where; on a file system that every node sees under the same path.
+        runtime: how.
+        placement: what one trial takes, and how many run at once.
+        watch: called a few times a second.
+
+    Raises:
+        InputError: no cluster to be reached, or one whose nodes do not see the store.
+        KeyboardInterrupt: after the tasks have saved their checkpoints.
+        DiskFull: likewise, because one of them could not write.
+    """
+    to_do = missing(trials, store)
+    if not to_do:
+        return
+    ray = _connect()
+    session = f"{os.getpid()}-{time.time_ns()}"
+    gpus = _gpus_per_trial(ray, runtime, placement)
+    task = ray.remote(_task).options(num_cpus=runtime.threads, num_gpus=gpus, max_retries=RETRIES)
+    waiting = list(reversed(to_do))
+    running: dict[Any, Trial] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < (placement.workers or len(to_do)):
+                trial = waiting.pop()
+                running[task.remote(trial.to_dict(), str(store.root.resolve()), runtime, session)] = trial
+            done, _ = ray.wait(list(running), timeout=POLL, num_returns=len(running))
+            for reference in done:
+                _settle(ray, reference, running.pop(reference), store, session)
+            watch()
+    except (KeyboardInterrupt, DiskFull):
+        for reference in running:
+            ray.cancel(reference, recursive=False)  # arrives there as SIGINT
+        ray.wait(list(running), timeout=STOP_GRACE, num_returns=len(running)) if running else None
+        raise
+    finally:
+        ray.shutdown()
+
+
+def _connect() -> Any:
+    import ray
+
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # Ray raises many kinds for a cluster that it does not reach
+        said = str(error).strip().splitlines()[0]
+        wants_token = "auth" in str(error).lower()
+        fix = "; where it wants a token, set RAY_AUTH_MODE=token" if wants_token else ""
+        raise InputError(f"Ray reaches no cluster: {said}{fix}") from None
+    return ray
+
+
+def _gpus_per_trial(ray: Any, runtime: Runtime, placement: Placement) -> float:
+    there = ray.cluster_resources().get("GPU", 0)
+    wanted = placement.gpus_per_trial
+    if wanted is None:
+        return 1 if runtime.device == "cuda" or (runtime.device == "auto" and there) else 0
+    if wanted > there:
+        raise InputError(f"--gpus-per-trial is {wanted:g}, but the Ray cluster has {there:g} GPUs")
+    return wanted
+
+
+def _task(trial: dict[str, Any], root: str, runtime: Runtime, session: str) -> str:
+    """Body of a task; cancelling it lets the trial save. The machine's name."""
+    asked = False
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        work([Trial.from_dict(trial)], Store(Path(root)), runtime, session, lambda: asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return socket.gethostname()
+
+
+def _settle(ray: Any, reference: Any, trial: Trial, store: Store, session: str) -> None:
+    """Look at how a task ended."""
+    folder = store.folder(trial.id)
+    try:
+        host = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, DiskFull):
+            raise DiskFull(str(error.cause)) from None
+        record_failure(trial, folder, f"Ray task: {error.cause}", session)
+        return
+    except ray.exceptions.RayError as error:  # worker or node died, more often than it is retried
+        record_death(trial, folder, f"({type(error).__name__})", RETRIES + 1, session)
+        return
+    if not finished(folder) and not settled(folder, session):
+        raise InputError(
+            f"trial {trial.id} is done on {host}, but its result is not in {store.root}: "
+            "--runs must be a folder that all nodes share"
+        )

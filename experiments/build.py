@@ -41,6 +41,11 @@ def resolve(
             raise InputError(
                 f"mixup and cutmix mix labels of whole images, but task {task.name} asks for {spec.output}"
             )
+    if train.label_smoothing and spec.output == "instances":
+        raise InputError(
+            f"task {task.name} is trained with losses that know no label smoothing; set "
+            "--train.label-smoothing 0"
+        )
     skeleton = SKELETONS.resolve(skeleton, option_defaults(skeleton, spec.output))
     rank = len(spec.grid)
     mixers = tuple(

@@ -11,12 +11,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.interface import TaskSpec
+from experiments.skeletons.base import Skeleton
+from experiments.skeletons.mask_rcnn import DETECTIONS, PROPOSALS
 from mixers.base import TokenMixer
 
 MACS_CONVENTION = (
     "forward pass of one example, 1 MAC = 2 FLOPs; matrix products and convolutions; scan 3 MACs per "
     "(token, channel, state); attention in full, causal too, windows exactly; a mixture of experts as the "
     "experts that a token visits; norms, activations and biases not counted"
+)
+DETECTOR_CONVENTION = (
+    f"; at the task's largest image, with {PROPOSALS:,} proposals through the box head and {DETECTIONS} "
+    "through the mask head, as in mmdetection"
 )
 STATE_BYTES_PER_NUMBER = 4  # states are kept in float32
 
@@ -31,6 +37,7 @@ class Costs:
         macs: multiply-accumulates of one forward pass of one example.
         macs_mixer: those of the token mixers.
         state_bytes: carried per sequence at the task's length; None if a mixer is not recurrent.
+        macs_convention: how they were counted.
     """
 
     params: int
@@ -38,6 +45,7 @@ class Costs:
     macs: int
     macs_mixer: int
     state_bytes: int | None
+    macs_convention: str = MACS_CONVENTION
 
     def to_dict(self) -> dict[str, int | str | None]:
         """As stored in a result."""
@@ -47,7 +55,7 @@ class Costs:
             "params_rest": self.params - self.params_mixer,
             "macs": self.macs,
             "macs_mixer": self.macs_mixer,
-            "macs_convention": MACS_CONVENTION,
+            "macs_convention": self.macs_convention,
             "state_bytes": self.state_bytes,
             "state_note": "float32, per sequence" if self.state_bytes is not None else "no recurrent form",
         }
@@ -63,7 +71,7 @@ def token_mixers(model: nn.Module) -> Iterator[tuple[str, TokenMixer]]:
             yield name, module
 
 
-def measure(model: nn.Module, task: TaskSpec) -> Costs:
+def measure(model: Skeleton, task: TaskSpec) -> Costs:
     """Count a model that was built on the meta device.
 
     The mixers are counted by their own closed forms, the rest by torch's counter with the mixers
@@ -80,7 +88,7 @@ def measure(model: nn.Module, task: TaskSpec) -> Costs:
         object.__setattr__(mixer, "forward", MethodType(pass_by, mixer))
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model.eval()(example_input(task, batch_size=1, device="meta"))
+            model.eval().forward_nominal(example_input(task, batch_size=1, device="meta"))
     finally:
         for mixer in mixers:
             object.__delattr__(mixer, "forward")
@@ -93,6 +101,7 @@ def measure(model: nn.Module, task: TaskSpec) -> Costs:
         macs=counter.get_total_flops() // 2 + macs_mixer,
         macs_mixer=macs_mixer,
         state_bytes=STATE_BYTES_PER_NUMBER * sum(known) if len(known) == len(states) else None,
+        macs_convention=MACS_CONVENTION + (DETECTOR_CONVENTION if task.output == "instances" else ""),
     )
 
 

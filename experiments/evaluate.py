@@ -71,7 +71,7 @@ def _in_float32(outputs: Any) -> Any:
 
 
 def _examples_at_once(spec: TaskSpec) -> int:
-    answers = math.prod(spec.grid) if spec.output in ("per-token", "per-pixel") else 1
+    answers = math.prod(spec.grid) if spec.output != "one" else 1
     return max(1, min(EXAMPLES_AT_ONCE, ANSWERS_AT_ONCE // answers))
 
 

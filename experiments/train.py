@@ -139,8 +139,9 @@ class _Run:
             at.step += 1
             at.loss_sum += loss
             if not math.isfinite(loss):
+                again = partial(self.task.training_loss, self.model, inputs, targets)
                 with autocast(self.device, self.recipe.precision):
-                    self.cause = f"loss not finite, {first_non_finite(self.model, inputs)}"
+                    self.cause = f"loss not finite, {first_non_finite(self.model, again)}"
                 return False
             self._log(loss)
             self._report()
@@ -154,7 +155,7 @@ class _Run:
     def _on_device(self, batch: Batch) -> tuple[Any, Any]:
         """Inputs and targets of the batch."""
         inputs, targets = to_device((batch.inputs, batch.targets), self.device)
-        if self.runtime.channels_last and self.task.spec.input == "image":
+        if self.runtime.channels_last and self.task.spec.input == "image" and isinstance(inputs, Tensor):
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs, targets
 
@@ -386,8 +387,8 @@ def seed_global_generators(seed: int, device: torch.device) -> None:
 
 
 @torch.no_grad()
-def first_non_finite(model: nn.Module, inputs: Tensor) -> str:
-    """The first module whose output is not finite, in the order in which they finish."""
+def first_non_finite(model: nn.Module, run: Callable[[], Any]) -> str:
+    """The first module whose output is not finite while the model runs, in the order in which they finish."""
     found: list[str] = []
 
     def look(name: str, module: nn.Module, arguments: Any, output: Any) -> None:
@@ -397,7 +398,7 @@ def first_non_finite(model: nn.Module, inputs: Tensor) -> str:
     hooks = [
         module.register_forward_hook(partial(look, name)) for name, module in model.named_modules() if name
     ]
-    model(inputs)
+    run()
     for hook in hooks:
         hook.remove()
     return found[0] if found else "though every layer's output is"

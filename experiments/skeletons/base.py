@@ -15,11 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from experiments.interface import Output, TaskSpec
 from experiments.skeletons.blocks import NORM_EPS, PRESETS, BlockName, mixer_slots
 from experiments.skeletons.dense import PerPixel, UPerNet
+from experiments.skeletons.mask_rcnn import MaskRCNN, initial_std
 from experiments.skeletons.moe import MixtureOfExperts
 from mixers.registry import InputError
 
 Readout = Literal["mean", "last", "middle"]
-HeadName = Literal["mlp", "linear", "upernet", "fpn"]
+HeadName = Literal["mlp", "linear", "upernet", "fpn", "mask-rcnn", "mask-rcnn-slim"]
 Init = Literal["fixed", "fan-in"]
 PatternOver = Literal["stage", "layer"]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
@@ -27,6 +28,7 @@ DropRate = Annotated[float, Field(ge=0, lt=1)]
 HEADS: Mapping[Output, tuple[HeadName, ...]] = {
     "one": ("mlp", "linear"),
     "per-pixel": ("linear", "upernet", "fpn"),
+    "instances": ("mask-rcnn", "mask-rcnn-slim"),
 }
 """Heads by the kind of answer."""
 
@@ -86,7 +88,9 @@ class Skeleton(nn.Module, ABC):
         if readout != "mean":
             raise InputError(f"readout {readout} has no meaning where every pixel has an answer of its own")
         self.stage_norms = nn.ModuleList(nn.LayerNorm(dim, eps=NORM_EPS) for dim in dims)
-        if name == "linear":
+        if task.output == "instances":
+            self.head = MaskRCNN(dims, task, slim=name == "mask-rcnn-slim")
+        elif name == "linear":
             self.head = PerPixel(dims, task.classes)
         else:
             self.head = UPerNet(dims, task.classes, self.dense_width, pooling=name == "upernet")
@@ -118,11 +122,25 @@ class Skeleton(nn.Module, ABC):
         """(B, *grid, C) -> logits: (B, classes), or (B, *grid, classes) with an answer per token."""
         return self.head(features)
 
-    def forward(self, x: Tensor) -> Any:
-        """The task's input -> what its `TaskSpec.output` says."""
+    def forward(self, x: Any, targets: Any = None) -> Any:
+        """The task's input -> what its `TaskSpec.output` says.
+
+        Args:
+            x: the task's input; for "instances" a list of images (channels, H, W).
+            targets: for "instances" in training, where losses by name are returned.
+        """
+        if isinstance(self.head, MaskRCNN):
+            return self.head(self.forward_pyramid, x, targets)
         if self.stage_norms is not None:
             return self.head(self.forward_pyramid(x))
         return self.forward_head(self.forward_features(x))
+
+    def forward_nominal(self, x: Tensor) -> None:
+        """The work that is counted as the cost of a batch (B, channels, H, W) or (B, L)."""
+        if isinstance(self.head, MaskRCNN):
+            self.head.nominal(self.forward_pyramid(x))
+        else:
+            self(x)
 
     def auxiliary_loss(self) -> Tensor | float:
         """What training adds to the task's loss: the balance of all mixtures of experts, summed.
@@ -141,7 +159,7 @@ class Skeleton(nn.Module, ABC):
 
         With init "fixed" the standard deviation is 0.02 (MambaOut); with "fan-in" it is 1 / sqrt(inputs),
         which keeps the scale of activations at any width: at a few dozen channels 0.02 lets them vanish.
-        Positions then get a scale to match.
+        Positions then get a scale to match. Mask R-CNN has scales of its own.
         Norms and LayerScale keep the constants they were built with, and a mixer's parameters are its
         own. Every tensor has its own generator, so that it does not depend on what else is in the model.
         Nothing happens on the meta device.
@@ -159,6 +177,8 @@ class Skeleton(nn.Module, ABC):
                 nn.init.trunc_normal_(parameter, std=self._std(name), generator=generator_for(name))
 
     def _std(self, name: str) -> float:
+        if isinstance(self.head, MaskRCNN) and name.startswith("head."):
+            return initial_std(name.removeprefix("head."), self.get_parameter(name))
         if self.init == "fixed":
             return INIT_STD
         return POSITION_STD if name == "pos_embed" else self.get_parameter(name)[0].numel() ** -0.5

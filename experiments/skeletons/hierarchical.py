@@ -41,7 +41,7 @@ class MambaOut(Skeleton):
 
     Args:
         mixer: makes the token mixer of each block.
-        task: on images of any size, with one answer or one for every pixel.
+        task: on images of any size, with one answer, one for every pixel, or objects.
         block: preset of the block.
         expansion_ratio: hidden channels per channel; None for the preset's.
         conv_ratio: channels handed to the mixer per channel; None for the preset's.
@@ -53,7 +53,8 @@ class MambaOut(Skeleton):
         drop_path: of the last block, growing linearly from 0 at the first; None for the released value.
         readout: what the head looks at.
         head: for one answer "mlp", which is MambaOut's, or "linear"; for every pixel "upernet", which is the
-            paper's, "fpn", which is that without the pyramid pooling, or "linear". None for the first.
+            paper's, "fpn", which is that without the pyramid pooling, or "linear"; for objects "mask-rcnn",
+            which is the paper's, or "mask-rcnn-slim" for small images. None for the first.
         init: of the weights, "fixed" is MambaOut's; None for that of the size.
         experts: copies of a metaformer block's channel MLP that a router chooses from; 1 for a plain MLP.
         experts_per_token: how many of them every token goes through.
@@ -67,7 +68,11 @@ class MambaOut(Skeleton):
     depths: ClassVar[tuple[int, ...]]
     dims: ClassVar[tuple[int, ...]]
     stem_strides: ClassVar[tuple[int, int]] = (2, 2)
-    heads: ClassVar[Mapping[Output, HeadName]] = {"one": "mlp", "per-pixel": "upernet"}
+    heads: ClassVar[Mapping[Output, HeadName]] = {
+        "one": "mlp",
+        "per-pixel": "upernet",
+        "instances": "mask-rcnn",
+    }
     pattern_over: ClassVar[PatternOver] = "stage"
 
     def __init__(

@@ -9,6 +9,7 @@ TASKS = Registry(
         "sequential-digits": "experiments.tasks.sequential_digits:SequentialDigits",
         "textures": "experiments.tasks.textures:Textures",
         "scenes": "experiments.tasks.scenes:SceneSegmentation",
+        "coco": "experiments.tasks.coco:Coco",
         "bytes": "experiments.tasks.bytes:Bytes",
         "mqar": "experiments.tasks.mqar:MQAR",
         "selective-copy": "experiments.tasks.selective_copy:SelectiveCopy",

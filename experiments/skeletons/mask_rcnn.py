@@ -1,0 +1,141 @@
+"""Mask R-CNN: from a pyramid of features to boxes, classes and masks, by torchvision.
+
+He et al., arXiv 1703.06870, on the feature pyramid of Lin et al., arXiv 1612.03144. It is torchvision's
+Mask R-CNN, which is not quite mmdetection's, in which the published numbers were made: the box losses are
+smooth L1 with beta 1/9 and not L1; RoIAlign takes 2 x 2 samples per bin, not aligned to pixel centres,
+where the other takes as many as the bin has pixels, aligned; and a ground truth whose best proposal lies
+below IoU 0.5 gets none. Numbers from the two differ by some tenths of AP.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models import detection
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from experiments.interface import TaskSpec
+from experiments.skeletons.dense import channels_first
+
+PROPOSALS, DETECTIONS = 1000, 100
+"""Boxes that go through the box head and the mask head when costs are counted, as in mmdetection."""
+BOX_SIDE, MASK_SIDE = 7, 14  # of the features that RoIAlign cuts out
+
+PAPER: dict[str, Any] = {}
+"""The published size, which is torchvision's default."""
+SLIM: dict[str, Any] = {
+    "rpn_pre_nms_top_n_train": 200,
+    "rpn_pre_nms_top_n_test": 200,
+    "rpn_post_nms_top_n_train": 100,
+    "rpn_post_nms_top_n_test": 100,
+    "rpn_batch_size_per_image": 64,
+    "box_batch_size_per_image": 64,
+    "box_detections_per_img": 30,
+}
+"""For objects of some 10 to 60 pixels on small images, and small computers."""
+
+
+class MaskRCNN(nn.Module):
+    """Feature pyramid, region proposals, box head, mask head.
+
+    Images are resized in it: the shorter side to the shorter of the task's grid, unless the longer one would
+    then exceed the longer one. They are padded with zeros to multiples of 32 and to the batch's largest.
+
+    Args:
+        dims: channels of the maps it reads, strides growing by 2.
+        task: says the classes and the size that images are brought to.
+        slim: a thirtieth of the width, one anchor per place, smaller anchors.
+    """
+
+    def __init__(self, dims: Sequence[int], task: TaskSpec, slim: bool) -> None:
+        super().__init__()
+        width, hidden, masks = (32, 128, (32, 32)) if slim else (256, 1024, (256,) * 4)
+        smallest, ratios = (8, (1.0,)) if slim else (32, (0.5, 1.0, 2.0))
+        levels = [str(level) for level in range(len(dims))]
+        classes = 1 + task.classes  # the background is class 0
+        self.out_channels = width
+        self.fpn = FeaturePyramidNetwork(list(dims), width, extra_blocks=LastLevelMaxPool())
+        detector = detection.MaskRCNN(
+            _Width(width),
+            min_size=min(task.grid),
+            max_size=max(task.grid),
+            image_mean=[0.0] * task.channels,  # the task's images are normalised
+            image_std=[1.0] * task.channels,
+            rpn_anchor_generator=AnchorGenerator(
+                tuple((smallest << level,) for level in range(len(dims) + 1)), (ratios,) * (len(dims) + 1)
+            ),
+            box_roi_pool=MultiScaleRoIAlign(levels, BOX_SIDE, sampling_ratio=2),
+            box_head=TwoMLPHead(width * BOX_SIDE**2, hidden),
+            box_predictor=FastRCNNPredictor(hidden, classes),
+            mask_roi_pool=MultiScaleRoIAlign(levels, MASK_SIDE, sampling_ratio=2),
+            mask_head=MaskRCNNHeads(width, masks, dilation=1),
+            mask_predictor=MaskRCNNPredictor(masks[-1], masks[-1], classes),
+            **(SLIM if slim else PAPER),
+        )
+        self.transform, self.rpn, self.roi_heads = detector.transform, detector.rpn, detector.roi_heads
+
+    def forward(
+        self,
+        pyramid: Callable[[Tensor], list[Tensor]],
+        images: list[Tensor],
+        targets: list[dict[str, Tensor]] | None,
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """In training the losses by name, else the detections in each image.
+
+        Args:
+            pyramid: the backbone: (B, channels, H, W) -> maps (B, h, w, C).
+            images: (channels, H, W) each.
+            targets: boxes (n, 4), labels (n,) and masks (n, H, W) of each image, in training.
+        """
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        batch, resized = self.transform(images, targets if self.training else None)
+        features = self.levels(pyramid(batch.tensors))
+        proposals, proposal_losses = self.rpn(batch, features, resized)
+        found, losses = self.roi_heads(features, proposals, batch.image_sizes, resized)
+        if self.training:
+            return {**losses, **proposal_losses}
+        return self.transform.postprocess(found, batch.image_sizes, sizes)
+
+    def levels(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Maps (B, h, w, C) -> the pyramid, (B, width, h, w) each, with one more of twice the last stride."""
+        return self.fpn(OrderedDict((str(level), channels_first(x)) for level, x in enumerate(maps)))
+
+    def nominal(self, maps: Sequence[Tensor]) -> None:
+        """The work on one image with `PROPOSALS` proposals and `DETECTIONS` detections, whatever it shows."""
+        features = list(self.levels(maps).values())
+        self.rpn.head(features)
+        boxes = features[0].new_zeros(PROPOSALS, self.out_channels, BOX_SIDE, BOX_SIDE)
+        self.roi_heads.box_predictor(self.roi_heads.box_head(boxes))
+        masks = features[0].new_zeros(DETECTIONS, self.out_channels, MASK_SIDE, MASK_SIDE)
+        self.roi_heads.mask_predictor(self.roi_heads.mask_head(masks))
+
+
+def initial_std(name: str, weight: Tensor) -> float:
+    """Standard deviation of a fresh weight, as in mmdetection: He's, but small where decisions are made.
+
+    Args:
+        name: of the parameter in the head.
+        weight: (out, in, ...), or (in, out, 2, 2) of the mask head's transposed convolution.
+    """
+    if name.startswith("rpn.") or "cls_score" in name:
+        return 0.01
+    if "bbox_pred" in name:
+        return 0.001
+    inputs = weight[0].numel() if "conv5_mask" not in name else weight.shape[0]  # each output sees one tap
+    gain = 1.0 if name.startswith("fpn.") else 2.0  # a ReLU follows
+    return (gain / inputs) ** 0.5
+
+
+class _Width(nn.Module):
+    """All that torchvision asks a backbone when it is told everything else."""
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__()
+        self.out_channels = out_channels

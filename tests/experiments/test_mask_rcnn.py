@@ -1,0 +1,211 @@
+"""Mask R-CNN on every hierarchical skeleton: its size, its work, and that it learns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from experiments import build
+from experiments.evaluate import evaluate
+from experiments.runtime import Runtime
+from experiments.skeletons import SKELETONS
+from experiments.store import Store
+from experiments.tasks import TASKS
+from experiments.tasks.base import Batch
+from experiments.train import run_trial
+from experiments.trial import Recipe, Trial
+from mixers import MIXERS, InputError
+
+SIDE = 96
+COLOURS = {3: (220, 60, 60), 17: (60, 200, 60), 90: (60, 60, 220)}  # by category
+SLIM = "mambaout-pico(head=mask-rcnn-slim)"
+
+
+def trial_on(task: str, skeleton: str, mixer: str = "conv", **recipe: Any) -> Trial:
+    return build.resolve(
+        MIXERS.parse_pattern(mixer),
+        SKELETONS.parse(skeleton),
+        TASKS.parse(task),
+        Recipe(**{"label_smoothing": 0.0, **recipe}),
+        seed=0,
+    )
+
+
+def outline(category: int, left: int, top: int, size: int) -> list[float]:
+    """Square, triangle or diamond in a box, as a polygon x, y, x, y, ..."""
+    right, bottom, middle = left + size, top + size, size / 2
+    if category == 3:
+        return [left, top, right, top, right, bottom, left, bottom]
+    if category == 17:
+        return [left + middle, top, right, bottom, left, bottom]
+    return [left + middle, top, right, top + middle, left + middle, bottom, left, top + middle]
+
+
+def write_shapes(folder: Path, count: int) -> None:
+    """Images with up to three coloured shapes each, in COCO's format; both files with the same images."""
+    random = np.random.default_rng(0)
+    images, annotations = [], []
+    for split in ("train2017", "val2017"):
+        (folder / split).mkdir(parents=True)
+    for key in range(1, count + 1):
+        image = Image.fromarray(random.integers(90, 130, (SIDE, SIDE, 3), dtype=np.uint8))
+        draw = ImageDraw.Draw(image)
+        for quarter in random.permutation(4)[: random.integers(1, 4)].tolist():
+            category, size = int(random.choice(list(COLOURS))), int(random.integers(19, 42))
+            corner = random.integers(0, SIDE // 2 - size, 2).tolist()
+            left, top = corner[0] + quarter % 2 * SIDE // 2, corner[1] + quarter // 2 * SIDE // 2
+            polygon = outline(category, left, top, size)
+            draw.polygon(list(zip(polygon[::2], polygon[1::2], strict=True)), fill=COLOURS[category])
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": key,
+                    "category_id": category,
+                    "bbox": [left, top, size, size],
+                    "area": size * size,
+                    "iscrowd": 0,
+                    "segmentation": [polygon],
+                }
+            )
+        images.append({"id": key, "file_name": f"{key}.png", "height": SIDE, "width": SIDE})
+        for split in ("train2017", "val2017"):
+            image.save(folder / split / f"{key}.png")
+    content = {
+        "info": {},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": key, "name": str(key)} for key in COLOURS],
+    }
+    (folder / "annotations").mkdir()
+    for split in ("train2017", "val2017"):
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("size", "params", "macs"),
+    [("tiny", 43, 262), ("small", 65, 354), ("base", 100, 495)],
+)
+def test_the_size_is_that_of_the_paper(size: str, params: int, macs: int) -> None:
+    """MambaOut's Table 2, parameters in millions and FLOPs in G at 1280 x 800: multiply-accumulates."""
+    costs = build.count_costs(trial_on("coco(short_side=800, long_side=1280)", f"mambaout-{size}"))
+    assert costs.params / 1e6 == pytest.approx(params, abs=0.5)
+    assert costs.macs / 1e9 == pytest.approx(macs, abs=1.0)
+    assert "1,000 proposals" in costs.macs_convention
+
+
+def test_the_ssm_fits_the_same_detector() -> None:
+    conv, ssm = (build.count_costs(trial_on("coco", "mambaout-femto", mixer)) for mixer in ("conv", "ssm"))
+    assert conv.params - conv.params_mixer == ssm.params - ssm.params_mixer
+    assert ssm.macs_mixer > conv.macs_mixer
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(InputError, match=r"know no label smoothing; set --train\.label-smoothing 0"):
+        trial_on("coco", SLIM, label_smoothing=0.1)
+    with pytest.raises(InputError, match="mix labels of whole images, but task coco asks for instances"):
+        trial_on("coco", SLIM, mixup=0.5)
+    with pytest.raises(InputError, match="but the task asks for 'instances'"):
+        build.build_model(trial_on("coco", "isotropic-nano"))
+    with pytest.raises(InputError, match="choose mask-rcnn or mask-rcnn-slim"):
+        build.build_model(trial_on("coco", "mambaout-pico(head=linear)"))
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trial, Store]:
+    """Eight images learned by heart; a ninth is held out and tested on with them."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("shapes")
+    write_shapes(folder / "data", count=9)
+    task = (
+        f"coco(data={folder / 'data'}, classes=3, validation=1, flip=0, short_side={SIDE}, long_side={SIDE})"
+    )
+    recipe = {"epochs": 32, "batch_size": 8, "lr": 3e-3, "warmup_epochs": 3, "clip_grad": 1.0}
+    trial = trial_on(task, SLIM, **recipe)
+    store = Store(folder / "runs")
+    run_trial(trial, store.folder(trial.id), Runtime())
+    return trial, store
+
+
+def test_eight_images_are_learned_by_heart(learned: tuple[Trial, Store]) -> None:
+    trial, store = learned
+    result = store.folder(trial.id).result()
+    assert result is not None
+    assert result["status"] == "ok"
+    assert result["data"]["train"] == 8
+    test = result["metrics"]["test"]
+    assert test["box_AP50"] > 80
+    assert test["mask_AP50"] > 80
+    assert test["box_AP"] > 50
+    assert "box_AP_large" not in test
+
+
+def test_detections_are_stored_image_by_image(learned: tuple[Trial, Store]) -> None:
+    trial, store = learned
+    stored = np.load(store.folder(trial.id).predictions)
+    assert stored["example"].tolist() == list(range(1, 10))
+    found = int(stored["detections"].sum())
+    assert found > 9
+    assert stored["box"].shape == (found, 4)
+    assert set(stored["category"]) <= set(COLOURS)
+    assert np.all((stored["score"] > 0) & (stored["score"] <= 1))
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(
+    learned: tuple[Trial, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+
+    trial, store = learned
+    task = build.create_task(trial.task)
+    model = build.build_model(trial)
+    model.load_state_dict(load_file(store.folder(trial.id).weights))
+    found = []
+    for at_once in (1, 4):
+        monkeypatch.setattr("experiments.evaluate._examples_at_once", lambda _, count=at_once: count)
+        found.append(evaluate(model, task, task.load(0), "test", torch.device("cpu")))
+    (one, boxes), (four, more_boxes) = found
+    assert one == pytest.approx(four)
+    assert boxes["detections"].tolist() == more_boxes["detections"].tolist()
+
+
+def test_an_image_is_seen_the_same_in_any_company(learned: tuple[Trial, Store]) -> None:
+    """Images of other sizes are never in the same batch: padding would reach the SSM and attention."""
+    trial, _ = learned
+    data = build.create_task(trial.task).load(0)
+    batches: list[Batch] = list(data.batches("test", 4))
+    assert [len(batch.inputs) for batch in batches] == [4, 4, 1]
+    assert all(len({image.shape for image in batch.inputs}) == 1 for batch in batches)
+
+
+def test_images_of_any_size_and_without_objects_train() -> None:
+    """Odd sizes, an image without an object beside one with, losses and gradients finite."""
+    trial = trial_on("coco(classes=3, short_side=64, long_side=128)", SLIM)
+    model = build.build_model(trial).train()
+    images = [torch.randn(3, 61, 83), torch.randn(3, 70, 45)]
+    mask = torch.zeros(1, 61, 83, dtype=torch.uint8)
+    mask[:, 10:40, 20:50] = 1
+    targets = [
+        {
+            "boxes": torch.tensor([[20.0, 10.0, 50.0, 40.0]]),
+            "labels": torch.tensor([2]),
+            "masks": mask,
+        },
+        {
+            "boxes": torch.zeros(0, 4),
+            "labels": torch.zeros(0, dtype=torch.long),
+            "masks": torch.zeros(0, 70, 45, dtype=torch.uint8),
+        },
+    ]
+    torch.manual_seed(0)
+    loss = build.create_task(trial.task).training_loss(model, images, targets)
+    loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients)
+    found = model.eval()(images)
+    assert [each["masks"].shape[2:] for each in found] == [(61, 83), (70, 45)]

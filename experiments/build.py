@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from experiments.cost import Costs, measure
+from experiments.interface import TaskSpec
 from experiments.skeletons import SKELETONS, option_defaults
 from experiments.skeletons.base import Skeleton
 from experiments.tasks import TASKS
@@ -97,46 +98,57 @@ def build_model(trial: Trial) -> Skeleton:
     Raises:
         InputError: the mixer does not fit the skeleton, or sees the future of a causal task.
     """
-    task = create_task(trial.task)
-    skeleton = SKELETONS.load(trial.skeleton.name)
+    spec = create_task(trial.task).spec
+    return assemble(trial.mixer, trial.skeleton, f"task {trial.task.name}", spec, trial.seed)
+
+
+def assemble(
+    mixers: tuple[Component, ...], skeleton: Component, who: str, spec: TaskSpec, seed: int
+) -> Skeleton:
+    """Mixers in a skeleton, all options resolved, for any task; `who` is that task in error messages.
+
+    Raises:
+        InputError: the mixer does not fit the skeleton, or sees the future of a causal task.
+    """
+    entry = SKELETONS.load(skeleton.name)
     places: set[int] = set()
 
     def mixer(dim: int, *, grid_rank: int, stage: int, layer: int) -> TokenMixer:
-        place = stage if skeleton.pattern_over == "stage" else layer
+        place = stage if entry.pattern_over == "stage" else layer
         places.add(place)
-        chosen = trial.mixer[place % len(trial.mixer)]
-        torch.manual_seed(stream(trial.seed, "init", "mixer", layer))
+        chosen = mixers[place % len(mixers)]
+        torch.manual_seed(stream(seed, "init", "mixer", layer))
         try:
             built: TokenMixer = MIXERS.load(chosen.name)(dim, grid_rank, **chosen.options)
         except ValueError as error:
             raise InputError(f"mixer {chosen.name}: {error}") from None
-        if task.spec.causal and not built.causal:
+        if spec.causal and not built.causal:
             raise InputError(
-                f"task {trial.task.name} is causal, but mixer {chosen} sees later tokens; "
+                f"{who} is causal, but mixer {chosen} sees later tokens; "
                 "choose a causal mixer such as causal-conv, causal-attention or ssm"
             )
         return built
 
     with torch.random.fork_rng(devices=[]):
-        model: Skeleton = skeleton(mixer, task.spec, **trial.skeleton.options)
-    _check_pattern(trial, skeleton.pattern_over, len(places))
-    model.init_weights(lambda parameter: generator(stream(trial.seed, "init", parameter)))
+        model: Skeleton = entry(mixer, spec, **skeleton.options)
+    _check_pattern(mixers, skeleton.name, entry.pattern_over, len(places))
+    model.init_weights(lambda parameter: generator(stream(seed, "init", parameter)))
     return model
 
 
-def _check_pattern(trial: Trial, over: str, places: int) -> None:
+def _check_pattern(mixers: tuple[Component, ...], skeleton: str, over: str, places: int) -> None:
     """Several mixers fit if each has its place: one per stage, or a pattern that repeats over the layers.
 
     Raises:
         InputError: they do not.
     """
-    count = len(trial.mixer)
+    count = len(mixers)
     if count == 1 or (over == "stage" and count == places) or (over == "layer" and count <= places):
         return
     wanted = (
         f"one mixer or {places}, one per stage" if over == "stage" else f"at most {places}, one per layer"
     )
-    raise InputError(f"{trial.skeleton.name} takes {wanted}; {trial.mixer_text} are {count}")
+    raise InputError(f"{skeleton} takes {wanted}; {','.join(map(str, mixers))} are {count}")
 
 
 def choose_backend(model: nn.Module, requested: str, device: torch.device) -> dict[str, str]:

@@ -67,6 +67,8 @@ def evaluate_extra_tests(
 
 def _in_float32(outputs: Any) -> Any:
     """What autocast left in half precision is measured in full."""
+    if isinstance(outputs, tuple):
+        return tuple(_in_float32(each) for each in outputs)
     return outputs.float() if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs
 
 
@@ -76,7 +78,12 @@ def _examples_at_once(spec: TaskSpec) -> int:
 
 
 def _answer(model: nn.Module, spec: TaskSpec, inputs: Any) -> Any:
-    """The model's outputs; one answer for a very long sequence comes from reading it token by token."""
+    """The model's outputs; several views of the same images are answered one after the other.
+
+    One answer for a very long sequence comes from reading it token by token.
+    """
+    if isinstance(inputs, tuple):
+        return tuple(_answer(model, spec, view) for view in inputs)
     if spec.input == "tokens" and spec.output == "one" and inputs.shape[1] > IN_PARALLEL:
         return decode(model, inputs)
     return model(inputs)

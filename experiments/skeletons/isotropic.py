@@ -21,6 +21,7 @@ from experiments.skeletons.base import (
     require_images,
 )
 from experiments.skeletons.blocks import (
+    NORM_EPS,
     Activation,
     BlockName,
     BlockOptions,
@@ -29,7 +30,7 @@ from experiments.skeletons.blocks import (
     LayerScaleInit,
     MlpName,
 )
-from experiments.skeletons.hierarchical import Stem
+from experiments.skeletons.hierarchical import ChannelsLastConv, Stem
 from experiments.skeletons.moe import BALANCE, Balance, ExpertOptions, Experts, ExpertsPerToken, MoeEvery
 from mixers.registry import InputError
 
@@ -156,8 +157,11 @@ class PatchEmbed(nn.Conv2d):
         return super().forward(F.pad(x, (0, right, 0, bottom))).permute(0, 2, 3, 1).contiguous()
 
 
-class OverlappingEmbed(Stem):
-    """(B, channels, H, W) -> (B, ceil(H / p), ceil(W / p), dim): MambaOut's stem, whose patches overlap.
+class OverlappingEmbed(nn.Sequential):
+    """(B, channels, H, W) -> (B, ceil(H / p), ceil(W / p), dim): MambaOut's stem and two more convolutions.
+
+    At p = 4 a token has seen 11 pixels beyond its own to every side: a small object, before anything is
+    mixed, whatever the mixer.
 
     Raises:
         InputError: two 3 x 3 convolutions do not overlap at such a patch size.
@@ -166,7 +170,12 @@ class OverlappingEmbed(Stem):
     def __init__(self, channels: int, dim: int, patch_size: int) -> None:
         if patch_size not in OVERLAPPING:
             raise InputError(f"patch_size of overlapping patches must be 1, 2 or 4, got {patch_size}")
-        super().__init__(channels, dim, OVERLAPPING[patch_size])
+        super().__init__()
+        self.stem = Stem(channels, dim, OVERLAPPING[patch_size])
+        for number in (3, 4):
+            self.add_module(f"conv{number}", ChannelsLastConv(dim, dim, stride=1))
+            self.add_module(f"norm{number}", nn.LayerNorm(dim, eps=NORM_EPS))
+            self.add_module(f"act{number}", nn.GELU())
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1))

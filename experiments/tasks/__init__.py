@@ -10,6 +10,7 @@ TASKS = Registry(
         "textures": "experiments.tasks.textures:Textures",
         "scenes": "experiments.tasks.scenes:SceneSegmentation",
         "coco": "experiments.tasks.coco:Coco",
+        "ade20k": "experiments.tasks.ade20k:ADE20K",
         "bytes": "experiments.tasks.bytes:Bytes",
         "mqar": "experiments.tasks.mqar:MQAR",
         "selective-copy": "experiments.tasks.selective_copy:SelectiveCopy",

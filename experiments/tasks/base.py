@@ -41,7 +41,8 @@ class Batch(NamedTuple):
     """Inputs and targets, with the id of each example in the whole data set.
 
     Inputs are what the skeleton takes and targets what the task's loss does: tensors with the examples
-    first, or lists and dictionaries of tensors where examples differ in shape.
+    first, or lists and dictionaries of tensors where examples differ in shape. A tuple of inputs in a test
+    are views of the same examples, each answered by itself; the scorer gets the tuple of answers.
     """
 
     inputs: Any

@@ -215,6 +215,9 @@ class SceneSegmentation:
     ) -> Tensor:
         return pixel_loss(model(inputs), lambda logits: self.loss(logits, targets, label_smoothing))
 
+    def loss_weight(self, targets: Mapping[str, Tensor]) -> float:
+        return float((targets["own"] != IGNORE).sum())
+
     def loss(self, logits: Tensor, targets: Mapping[str, Tensor], label_smoothing: float = 0.0) -> Tensor:
         """Mean over both questions and the scored pixels: logits (B, h, w, 20), targets (B, S, S) each."""
         scored = targets["own"] != IGNORE  # the same pixels are asked both

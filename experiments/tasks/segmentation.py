@@ -23,7 +23,7 @@ def pixel_loss(outputs: Any, loss: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits (B, h, w, classes) -> (B, *size, classes), bilinear."""
-    channels_first = logits.permute(0, 3, 1, 2)
+    """Logits (B, h, w, classes) -> (B, *size, classes) in float32, bilinear."""
+    channels_first = logits.float().permute(0, 3, 1, 2)
     resized = F.interpolate(channels_first, size=tuple(size), mode="bilinear", align_corners=False)
     return resized.permute(0, 2, 3, 1)

@@ -80,6 +80,16 @@ def test_the_last_map_is_what_classification_reads() -> None:
         plain.forward_pyramid(x)
 
 
+def test_overlapping_patches_have_seen_a_digit() -> None:
+    """11 pixels beyond a token's own 4 to every side, which is a cell of `scenes`."""
+    x = images(1, 2, 64, 64).requires_grad_()
+    build("isotropic-dense", "identity").patch_embed(x)[0, 8, 8].sum().backward()
+    seen = x.grad.abs().sum((0, 1)).nonzero()
+    assert (seen.amin(0).tolist(), seen.amax(0).tolist()) == ([21, 21], [43, 43])
+    with pytest.raises(InputError, match="must be 1, 2 or 4, got 16"):
+        build("isotropic-dense", patch_size=16)
+
+
 # ---- heads
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.tasks.base import IGNORE, Batch
+from experiments.tasks.base import IGNORE, Batch, part_of
 from experiments.tasks.scenes import (
     CELL,
     QUESTIONS,
@@ -251,6 +251,20 @@ def test_an_auxiliary_head_adds_two_fifths_of_its_loss() -> None:
     answer, auxiliary = (task.loss(each, batch.targets) for each in logits)
     torch.testing.assert_close(
         task.training_loss(model, batch.inputs, batch.targets), answer + 0.4 * auxiliary
+    )
+
+
+def test_parts_of_a_batch_weigh_what_they_ask() -> None:
+    task = small()
+    batch = next(task.load(0).train_batches(0, 8))
+    logits = torch.randn(8, 16, 16, 20, generator=torch.Generator().manual_seed(0))
+    parts = [slice(0, 3), slice(3, 8)]
+    targets = [part_of(batch.targets, part) for part in parts]
+    weights = [task.loss_weight(each) / task.loss_weight(batch.targets) for each in targets]
+    losses = [task.loss(logits[part], each) for part, each in zip(parts, targets, strict=True)]
+    torch.testing.assert_close(
+        sum(weight * loss for weight, loss in zip(weights, losses, strict=True)),
+        task.loss(logits, batch.targets),
     )
 
 

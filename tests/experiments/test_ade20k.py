@@ -1,0 +1,299 @@
+"""ADE20K's format, recipe and metric, on a tiny folder that the tests write."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from experiments import build, train
+from experiments.runtime import Runtime
+from experiments.skeletons import SKELETONS
+from experiments.store import Store
+from experiments.tasks import TASKS
+from experiments.tasks.ade20k import (
+    ADE20K,
+    IGNORED,
+    Example,
+    augmented,
+    cut_out,
+    list_folder,
+    overlap,
+    read,
+    resized,
+    views,
+)
+from experiments.trial import Recipe
+from mixers import MIXERS
+from mixers.registry import InputError
+
+CLASSES = 3
+
+
+def write_example(data: Path, folder: str, name: str, labels: np.ndarray, seed: int = 0) -> None:
+    """An image whose colours follow the labels, and its annotation."""
+    noise = np.random.default_rng(seed).integers(0, 40, (*labels.shape, 3))
+    palette = np.array([[0, 0, 0], [200, 0, 0], [0, 200, 0], [0, 0, 200]])
+    for kind, array, suffix in (
+        ("images", palette[np.clip(labels, 0, 3)] + noise, "jpg"),
+        ("annotations", labels, "png"),
+    ):
+        path = data / kind / folder
+        path.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array.astype(np.uint8)).save(path / f"{name}.{suffix}")
+
+
+def stripes(height: int, width: int, shift: int) -> np.ndarray:
+    return np.tile((np.arange(width) // 6 + shift) % (CLASSES + 1), (height, 1)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = tmp_path_factory.mktemp("ade")
+    for number in range(10):
+        write_example(data, "training", f"t{number}", stripes(20 + number, 36, number), number)
+    for number in range(3):
+        write_example(data, "validation", f"v{number}", stripes(24, 30 + 7 * number, number), number)
+    return data
+
+
+@pytest.fixture
+def data(written: Path, tmp_path: Path) -> Path:
+    """A copy that may be spoilt."""
+    shutil.copytree(written, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def task(data: Path, **options: object) -> ADE20K:
+    return ADE20K(**{"data": str(data), "classes": CLASSES, "crop": 16, "validation": 2, **options})
+
+
+# ---- what is read
+
+
+def test_labels_are_reduced_once(tmp_path: Path) -> None:
+    write_example(tmp_path, "training", "a", np.array([[0, 1], [149, 150]]))
+    image, labels = read(list_folder(str(tmp_path), "training")[0], 150)
+    assert labels.tolist() == [[255, 0], [148, 149]]
+    assert image.shape == (3, 2, 2)
+    assert 0 <= image.min() <= image.max() <= 1
+
+
+def test_splits(written: Path) -> None:
+    loaded = task(written).load(0)
+    assert loaded.sizes == {"train": 8, "validation": 2, "test": 3}
+    assert loaded.fingerprint == task(written).load(1).fingerprint, "the same images for every seed"
+    ids = [int(batch.examples) for split in loaded.sizes for batch in loaded.batches(split, 4)]
+    assert ids == list(range(13))
+
+
+def test_training_batches(written: Path) -> None:
+    one, other = task(written).load(0), task(written).load(0)
+    torch.manual_seed(5)
+    whole, rest = list(one.train_batches(1, 4)), list(other.train_batches(1, 4, start=1))
+    assert (len(whole), len(rest)) == (2, 1)
+    assert torch.equal(whole[1].inputs, rest[0].inputs)
+    assert torch.equal(whole[1].targets, rest[0].targets)
+    assert whole[0].inputs.shape == (4, 3, 16, 16)
+    assert whole[0].targets.shape == (4, 16, 16)
+    assert set(whole[0].targets.unique().tolist()) <= {0, 1, 2, IGNORED}
+    assert not torch.equal(whole[0].inputs, next(one.train_batches(2, 4)).inputs)
+
+
+# ---- augmentation
+
+
+@pytest.mark.parametrize(
+    ("sides", "scale", "expected"),
+    [((480, 640), 1.0, (512, 683)), ((640, 480), 0.5, (341, 256)), ((100, 1000), 1.0, (205, 2048))],
+)
+def test_sizes_are_those_of_mmsegmentation(sides: tuple, scale: float, expected: tuple) -> None:
+    """`RandomResize(scale=(2048, 512), keep_ratio=True)`: short side 512, long side at most 2,048."""
+    assert tuple(resized(torch.zeros(3, *sides), 512, scale).shape[1:]) == expected
+
+
+def test_a_crop_is_not_of_one_class_if_it_can_be_helped() -> None:
+    labels = torch.zeros(16, 160, dtype=torch.long)
+    labels[:, 72:88] = 1
+    image = labels.float().expand(3, -1, -1)
+    random = torch.Generator().manual_seed(0)
+    mixed = 0
+    for _ in range(200):
+        cut_image, cut = cut_out(image, labels, 16, random)
+        assert torch.equal(cut_image[0].long(), cut)
+        mixed += int(0.25 < cut.double().mean() < 0.75)
+    one_try = (72 + 12 - (72 - 12)) / 145  # of starts that cut both classes evenly enough, about 1 in 9
+    assert mixed / 200 > 1.5 * one_try
+
+
+def test_images_and_labels_stay_together() -> None:
+    """Labels follow the image through scaling, cropping and mirroring; what is padded is not asked."""
+    labels = torch.from_numpy(stripes(30, 40, 1).astype(np.int64))
+    image = torch.stack([(labels == each).float() for each in (1, 2, 3)])
+    for seed in range(20):
+        picture, asked = augmented(image, labels, 24, torch.Generator().manual_seed(seed))
+        inside = asked != IGNORED
+        assert inside.any()
+        brightest = picture.argmax(0)
+        for each in (1, 2, 3):
+            of_class = asked == each
+            if of_class.sum() > 30:  # hue may turn the colours, but a class keeps one of them
+                assert brightest[of_class].bincount().max() > 0.6 * of_class.sum()
+        padded = ~inside.any(1)
+        assert (picture[:, padded] == 0).all()
+
+
+# ---- evaluation
+
+
+class Colours(torch.nn.Module):
+    """Answers each 2 x 2 pixels with their colour, of the three that the classes have."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 8 * torch.nn.functional.avg_pool2d(images, 2, ceil_mode=True).permute(0, 2, 3, 1)
+
+
+def test_a_model_that_sees_colours_is_nearly_right_at_every_scale(written: Path) -> None:
+    from experiments.evaluate import evaluate
+
+    asked = task(written, multi_scale=True)
+    loaded = asked.load(0)
+    assert loaded.extra_tests == ("multiscale",)
+    for split in ("test", "test_multiscale"):
+        measured, answers = evaluate(Colours(), asked, loaded, split, torch.device("cpu"))
+        assert measured["miou"] > 75
+        assert answers["confusion"].sum() == sum(
+            int((batch.targets != IGNORED).sum()) for batch in loaded.batches("test", 1)
+        )
+
+
+def test_every_image_is_whole_and_alone_whatever_the_batch_size(written: Path) -> None:
+    loaded = task(written).load(0)
+    sizes = [tuple(batch.targets.shape) for batch in loaded.batches("test", 256)]
+    assert sizes == [(1, 24, 30), (1, 24, 37), (1, 24, 44)]
+    for one, other in zip(loaded.batches("test", 1), loaded.batches("test", 256), strict=True):
+        assert torch.equal(one.inputs, other.inputs)
+
+
+def test_views_are_mirrored_back(written: Path) -> None:
+    asked = task(written)
+    batch = next(asked.load(0).batches("test", 1))
+    image, labels = torch.rand(3, 24, 30), batch.targets
+    assert len(views(image, 16)) == 12
+    logits = torch.nn.functional.one_hot(labels.clamp(max=CLASSES - 1), CLASSES).float()
+    scorer = asked.scorer()
+    scorer.add((logits, logits.flip(2)), labels, batch.examples)
+    assert scorer.metrics()["miou"] == 100
+
+
+def test_overlap_is_torchmetrics() -> None:
+    random = torch.Generator().manual_seed(0)
+    targets = torch.randint(5, (4, 9, 11), generator=random)  # of 7: one is never labelled nor answered
+    predictions = torch.where(torch.rand(4, 9, 11, generator=random) < 0.6, targets, (targets + 1) % 6)
+    targets[torch.rand(4, 9, 11, generator=random) < 0.2] = IGNORED
+    theirs = MulticlassJaccardIndex(num_classes=7, ignore_index=IGNORED)
+    scorer = ADE20K(classes=7).scorer()
+    for image in range(4):
+        theirs.update(predictions[image : image + 1], targets[image : image + 1])
+        logits = torch.nn.functional.one_hot(predictions[image : image + 1], 7).float()
+        scorer.add(logits, targets[image : image + 1], torch.tensor([image]))
+    assert scorer.metrics()["miou"] == pytest.approx(100 * theirs.compute().item(), abs=1e-4)
+
+
+def test_overlap_by_hand() -> None:
+    found = overlap(torch.tensor([[3, 1, 0], [2, 4, 0], [0, 0, 0]]))
+    assert found["miou"] == pytest.approx(100 * (3 / 6 + 4 / 7) / 2)
+    assert found["pixel_accuracy"] == pytest.approx(70)
+    assert found["class_accuracy"] == pytest.approx(100 * (3 / 4 + 4 / 6) / 2)
+
+
+def test_the_loss_is_over_labelled_pixels_and_survives_a_crop_without_any() -> None:
+    asked = ADE20K(classes=4)
+    targets = torch.full((2, 6, 6), IGNORED)
+    logits = torch.randn(2, 3, 3, 4, requires_grad=True)
+    assert asked.loss(logits, targets) == 0
+    targets[0, 0, 0] = 2
+    assert asked.loss(logits, targets) > 0
+
+
+# ---- the whole way
+
+
+def test_a_trial_on_a_folder(written: Path, store: Store) -> None:
+    options = f"data={written}, classes=3, crop=16, validation=2, multi_scale=true"
+    trial = build.resolve(
+        MIXERS.parse_pattern("identity"),
+        SKELETONS.parse("mambaout-nano(head=linear)"),
+        TASKS.parse(f"ade20k({options})"),
+        Recipe(epochs=25, batch_size=4, lr=1e-2, warmup_epochs=1, label_smoothing=0.0, sched="poly"),
+        seed=0,
+    )
+    folder = store.folder(trial.id)
+    train.run_trial(trial, folder, Runtime("cpu", 1, "auto"))
+    result = folder.result()
+    assert result is not None
+    assert result["metrics"]["test"]["miou"] > 60
+    assert result["metrics"]["test"]["miou_multiscale"] > 60
+    assert set(np.load(folder.predictions)) == {"example", "confusion"}
+
+
+# ---- what is wrong with the data
+
+
+def spoil_size(data: Path) -> str:
+    Image.new("L", (5, 4)).save(data / "annotations" / "validation" / "v1.png")
+    return r"v1\.png and its image differ in size: 5 x 4 and 37 x 24 pixels"
+
+
+def spoil_label(data: Path) -> str:
+    write_example(data, "validation", "v1", np.full((24, 37), 4))
+    return r"v1\.png has label 4, above the 3 classes"
+
+
+def spoil_annotation(data: Path) -> str:
+    (data / "annotations" / "validation" / "v1.png").unlink()
+    return r"v1\.jpg has no annotation; .*v1\.png should be it"
+
+
+def spoil_folder(data: Path) -> str:
+    shutil.rmtree(data / "annotations" / "training")
+    return r"annotations/training is not there"
+
+
+def spoil_all_images(data: Path) -> str:
+    shutil.rmtree(data / "images" / "training")
+    (data / "images" / "training").mkdir()
+    return r"images/training holds no images"
+
+
+def spoil_image(data: Path) -> str:
+    (data / "images" / "validation" / "v1.jpg").write_bytes(b"no image")
+    return r"v1\.jpg cannot be read as an image"
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoil_size, spoil_label, spoil_annotation, spoil_folder, spoil_all_images, spoil_image]
+)
+def test_ill_formed_data_is_a_sentence_that_names_the_file(data: Path, spoil: Callable[[Path], str]) -> None:
+    message = spoil(data)
+    with pytest.raises(InputError, match=message):
+        list(task(data).load(0).batches("test", 1))
+
+
+def test_without_data_it_says_what_is_missing(written: Path) -> None:
+    with pytest.raises(InputError, match=r"task ade20k needs --task\.data PATH"):
+        ADE20K().load(0)
+    with pytest.raises(InputError, match="10 training images are too few to hold out 10"):
+        task(written, validation=10).load(0)
+
+
+def test_an_example_is_what_it_says(written: Path) -> None:
+    first = list_folder(str(written), "validation")[0]
+    assert first == Example(written / "images/validation/v0.jpg", written / "annotations/validation/v0.png")

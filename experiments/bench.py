@@ -163,7 +163,8 @@ def _build(text: str, dim: int, machine: Machine) -> tuple[TokenMixer, str]:
         raise InputError(f"mixer {text} at {dim} channels: {error}") from None
     place = torch.device(machine.device)
     mixer = mixer.to(place, DTYPES[machine.dtype])
-    return mixer, choose_backend(mixer, "auto", place).get("scan", "torch")
+    chosen = choose_backend(mixer, "auto", place)
+    return mixer, ", ".join(f"{part}: {name}" for part, name in sorted(chosen.items())) or "torch"
 
 
 def _point(

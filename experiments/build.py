@@ -17,7 +17,6 @@ from experiments.tasks.base import Metric, Task, generator
 from experiments.trial import Recipe, Trial, stream
 from mixers import MIXERS, Component, InputError, backends, contract
 from mixers.base import TokenMixer
-from mixers.directions import ScanCore
 from mixers.registry import is_own, suggest
 
 
@@ -152,21 +151,44 @@ def _check_pattern(mixers: tuple[Component, ...], skeleton: str, over: str, plac
 
 
 def choose_backend(model: nn.Module, requested: str, device: torch.device) -> dict[str, str]:
-    """Settle which kernels the model's scans run on; empty for a model without any.
+    """Settle which kernels the model's scans and convolutions run on.
+
+    Args:
+        model: its modules are told.
+        requested: "auto" or a name; an operation that has no backend of that name is left at "auto".
+        device: where the model is.
+
+    Returns:
+        The backend of every operation of the model that has a choice on such a device.
 
     Raises:
-        InputError: an unknown backend, or one that cannot run here (with the fix).
+        InputError: a backend that nothing has, or one that cannot run here (with the fix).
     """
-    scans = [each for each in model.modules() if isinstance(each, ScanCore) and each.backend is not None]
-    if not scans:
-        return {}
+    chosen: dict[str, str] = {}
+    for module in model.modules():
+        if isinstance(module, backends.HasBackend) and module.operation is not None:
+            if module.operation not in chosen:
+                chosen[module.operation] = backend_of(module.operation, requested, device)
+            module.backend = chosen[module.operation]
+    return {key: name for key, name in chosen.items() if backends.OPERATIONS[key].has_choice(device.type)}
+
+
+def backend_of(operation: str, requested: str, device: torch.device) -> str:
+    """What `choose_backend` settles for one operation.
+
+    Raises:
+        InputError: as there.
+    """
+    known = [name for each in backends.OPERATIONS.values() for name in each.backends]
+    if requested in known and requested not in backends.OPERATIONS[operation].backends:
+        requested = "auto"
+    if requested not in ("auto", *known):
+        names = ", ".join(dict.fromkeys(("auto", *known)))
+        raise InputError(f"unknown backend {requested!r}{suggest(requested, known)} (known: {names})")
     try:
-        name, _ = backends.resolve(requested, device)
+        return backends.resolve(requested, device, operation=operation)[0]
     except (ValueError, backends.BackendUnavailable) as error:
         raise InputError(str(error)) from None
-    for scan in scans:
-        scan.backend = name
-    return {"scan": name}
 
 
 def count_costs(trial: Trial) -> Costs:

@@ -71,7 +71,7 @@ class Request:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where trials run."""
     backend: str = "auto"
-    """Of the selective scan; see `doctor`."""
+    """Kernels of scans and causal convolutions; see `doctor`."""
     keep_weights: bool = True
     """Of finished trials, for `look` and `demo`."""
     micro_batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None

@@ -14,7 +14,8 @@ class Runtime:
     Attributes:
         device: "auto", "cpu" or "cuda".
         threads: of one trial. One by default: more would change the order of sums, and so the bits.
-        backend: of the selective scan; "auto" takes the fastest that runs.
+        backend: of the scans and the causal convolution; "auto" takes the fastest that runs, and so does
+            what has none of that name.
         checkpoint_every: seconds between two checkpoints.
         keep_weights: of a finished trial, for `look` and `demo`.
         micro_batch: examples per forward and backward pass, whose gradients are summed to those of the

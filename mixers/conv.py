@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from mixers import backends
 from mixers.base import State, TokenMixer, raster_causal_mask, window_mask
+from mixers.conv_cuda import TAPS
 
 INIT_STD = 0.02  # MambaOut draws every weight from a normal truncated at two units, biases are 0
 
@@ -123,7 +125,23 @@ class DepthwiseConv(TokenMixer):
         return math.prod(grid) * self.weight.numel()
 
 
-class CausalConv(TokenMixer):
+def causal_conv_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """y[t] = sum over j < k of weight[k - 1 - j] x[t - j] + bias, from zeros before the first token.
+
+    Args:
+        x: (B, L, C).
+        weight: (C, k).
+        bias: (C,).
+
+    Returns:
+        (B, L, C).
+    """
+    past = F.pad(x, (0, 0, weight.shape[1] - 1, 0))  # (B, k - 1 + L, C)
+    # A sequence is an image of one row: only 2-D convolutions have a channels-last kernel.
+    return depthwise_conv(past[:, None], weight[:, None, None], bias, padding=(0, 0))[:, 0]
+
+
+class CausalConv(TokenMixer, backends.HasBackend):
     """A depthwise convolution of the token with what came before it.
 
     On a sequence: the k taps that end with the token. On an image, in raster order: k rows of k
@@ -148,6 +166,7 @@ class CausalConv(TokenMixer):
                 f"kernel_size must be odd on an image so that its columns have a centre, got {kernel_size}"
             )
         self.kernel_size = kernel_size
+        self.operation = "conv" if grid_rank == 1 and kernel_size in TAPS else None
         after = kernel_size // 2  # taps of the token's own row that lie after the token
         taps = kernel_size if grid_rank == 1 else kernel_size**2 - after
         self.weight = nn.Parameter(torch.empty(dim, taps))
@@ -160,9 +179,12 @@ class CausalConv(TokenMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         k = self.kernel_size
+        if self.operation is not None:
+            needs = {"float64"} if x.dtype == torch.float64 else set()
+            y: Tensor = backends.run("conv", self.backend, needs, x, self.weight, self.bias)
+            return y
         if self.grid_rank == 1:
-            past = F.pad(x, (0, 0, k - 1, 0))  # (B, k - 1 + L, C)
-            return depthwise_conv(past[:, None], self.weight[:, None, None], self.bias, padding=(0, 0))[:, 0]
+            return causal_conv_reference(x, self.weight, self.bias)
         past = F.pad(x, (0, 0, k // 2, k // 2, k - 1, 0))  # (B, k - 1 + H, W + 2 (k // 2), C)
         # In raster order the missing taps are the last of the k x k kernel.
         kernel = F.pad(self.weight, (0, k // 2)).view(self.dim, 1, k, k)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from mixers.backends import HasBackend
 from mixers.base import State, TokenMixer, as_sequence
 from mixers.conv import CausalConv, DepthwiseConv
 from mixers.identity import Identity
@@ -29,15 +30,13 @@ Conv = Literal["symmetric", "causal", "none"]
 KernelSize = Annotated[int, Field(ge=1)]
 
 
-class ScanCore(nn.Module, ABC):
+class ScanCore(nn.Module, HasBackend, ABC):
     """One pass over a sequence: causal, or from the last token to the first.
 
     Attributes:
-        backend: which kernel the selective scan inside runs on; None for a core without one.
         hidden_shape: of the state of one sequence.
     """
 
-    backend: str | None = None
     hidden_shape: tuple[int, ...]
 
     @abstractmethod

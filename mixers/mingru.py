@@ -28,7 +28,7 @@ class MinGRUCore(ScanCore):
             sigmoid(v) below, which the paper's version in log-space has.
     """
 
-    backend = "auto"
+    operation = "scan"
 
     def __init__(self, dim: int, *, candidate: Candidate = "linear") -> None:
         super().__init__()

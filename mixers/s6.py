@@ -36,15 +36,18 @@ class SelectiveScan(ScanCore):
         dim: channels.
         d_state: N.
         selective: which of Delta, B and C depend on the input.
+        dt_rank: R; None for Mamba's, `dim / 16` rounded up.
     """
 
-    backend = "auto"
+    operation = "scan"
 
-    def __init__(self, dim: int, d_state: int, *, selective: Selective = "all") -> None:
+    def __init__(
+        self, dim: int, d_state: int, *, selective: Selective = "all", dt_rank: int | None = None
+    ) -> None:
         super().__init__()
         self.dim = dim
         self.hidden_shape = (dim, d_state)
-        dt_rank = math.ceil(dim / 16)
+        dt_rank = dt_rank or math.ceil(dim / 16)
         sizes = {"delta": dt_rank, "B": d_state, "C": d_state}
         chosen = list(sizes) if selective == "all" else selective.split("+")
         self.sizes = {name: size for name, size in sizes.items() if name in chosen}

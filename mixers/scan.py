@@ -102,10 +102,7 @@ def selective_scan(
         needs.add("initial_state")
     if return_state and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         needs.add("state_gradient")
-    choice = backends.choose(backend, u.device, needs)
-    if not torch.compiler.is_compiling():  # a counter inside a compiled graph would recompile it on each call
-        backends.calls[choice.name] += 1
-    y, last_state = choice.scan(u, delta, A, B, C, D, delta_bias, initial_state, reverse)
+    y, last_state = backends.run("scan", backend, needs, *inputs, reverse)
     return (y, last_state) if return_state else y
 
 

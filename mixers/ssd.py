@@ -29,6 +29,8 @@ class SSDCore(ScanCore):
         chunk_size: Q; changes the cost, not the result.
     """
 
+    operation = "ssd"
+
     def __init__(self, dim: int, d_state: int, *, head_dim: int, chunk_size: int) -> None:
         super().__init__()
         self.dim = dim
@@ -54,7 +56,8 @@ class SSDCore(ScanCore):
         delta, B, C = self._select(u)
         missing = self.heads * self.head_dim - self.dim
         x = F.pad(u, (0, missing)).unflatten(2, (self.heads, self.head_dim))
-        y = ssd_scan(x, delta, -self.A_log.exp(), B, C, self.D, chunk_size=self.chunk_size)
+        A, D = -self.A_log.exp(), self.D
+        y, _ = ssd_scan(x, delta, A, B, C, D, chunk_size=self.chunk_size, backend=self.backend)
         y = y.flatten(2)[..., : self.dim].to(u.dtype)
         return y.flip(1) if reverse else y
 

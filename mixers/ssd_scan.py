@@ -1,22 +1,31 @@
-"""The scan of Mamba-2 in plain PyTorch: matrix products in chunks (Dao & Gu, arXiv 2405.21060, section 6).
+"""The scan of Mamba-2 (SSD; Dao & Gu, arXiv 2405.21060), on whichever kernels there are.
 
-With one decay per head, not per channel and state, the pairwise form of the recurrence is a masked matrix
-product, as in attention. It is used within chunks; between chunks goes the state.
-
-Symbols beyond `mixers.base`: H heads, P channels per head, N state size, Q chunk size, K chunks.
+Symbols beyond `mixers.base`: H heads, P channels per head, N state size.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from mixers import backends
+from mixers.ssd_reference import equal_chunks
 
 
 def ssd_scan(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, *, chunk_size: int
-) -> Tensor:
-    """For every head, with h of P x N numbers and h[-1] = 0,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    *,
+    chunk_size: int,
+    initial_state: Tensor | None = None,
+    return_state: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """For every head, with h of P x N numbers,
 
         h[t] = exp(delta[t] A) h[t-1] + delta[t] x[t] B[t]^T,   y[t] = h[t] C[t] + D x[t]
 
@@ -26,70 +35,29 @@ def ssd_scan(
         A: (H,), negative.
         B, C: (B, L, N), shared by the heads.
         D: (H,).
-        chunk_size: the largest Q. Chunks are equal; zeros fill up the last one and change nothing.
+        chunk_size: the largest Q; changes the cost, not the result.
+        initial_state: h[-1], (B, H, P, N); zeros by default.
+        return_state: compute the last state too.
+        backend: "auto" or a name in `mixers.backends.SSD_BACKENDS`.
 
     Returns:
-        y (B, L, H, P). Decays and states are float32 or wider; under autocast the matrix products are not.
+        y (B, L, H, P), and the last state (B, H, P, N) in float32 or wider, or None. Every tensor input
+        gets a gradient, through both.
+
+    Raises:
+        ValueError: the backend asked for by name does not exist or cannot do float64.
+        mixers.backends.BackendUnavailable: the backend asked for by name does not run here.
     """
-    length = x.shape[1]
-    _, size = _equal_chunks(length, chunk_size)
-    dtype = torch.promote_types(delta.dtype, torch.float32)
-    x, delta, B, C = (_chunks(each.to(dtype), size) for each in (x, delta, B, C))
-    x = x.transpose(2, 3).contiguous()  # (B, K, H, Q, P)
-    delta = delta.transpose(2, 3)  # (B, K, H, Q)
-    total = (delta * A.to(dtype)[:, None]).cumsum(-1)  # log of the decay since before the chunk
-    # Log of the weight of x B^T as it enters h, counted back to before the chunk. Only sums that are
-    # at most log(delta) are exponentiated below.
-    enter = delta.clamp(min=torch.finfo(dtype).tiny).log() - total
-
-    y = _pairs(total, enter, B, C, D) @ x  # (B, K, H, Q, Q) @ (B, K, H, Q, P)
-    if x.shape[1] > 1:
-        last = total[..., -1:]
-        written = (B.mT[:, :, None] * (last + enter).exp()[..., None, :]) @ x  # (B, K, H, N, P)
-        before = _states_before(written.to(dtype), last.exp()[..., None])
-        read = C[:, :, None] * total.exp()[..., None]  # (B, K, H, Q, N)
-        y = torch.baddbmm(*(each.flatten(0, 2) for each in (y, read, before.to(y.dtype)))).view(y.shape)
-    return y.transpose(2, 3).flatten(1, 2)[:, :length]
-
-
-def _equal_chunks(length: int, largest: int) -> tuple[int, int]:
-    """K and Q, with as few chunks as can be and as little to fill up."""
-    chunks = -(-length // largest)
-    return chunks, -(-length // chunks)
-
-
-def _chunks(x: Tensor, size: int) -> Tensor:
-    """(B, L, ...) -> (B, K, Q, ...), zeros after the last token."""
-    missing = -x.shape[1] % size
-    if missing:
-        x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing))
-    return x.unflatten(1, (-1, size))
-
-
-def _pairs(total: Tensor, enter: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """From token s in the columns to token t in the rows of the same chunk: (B, K, H, Q, Q)."""
-    size = total.shape[-1]
-    later = torch.ones(size, size, dtype=torch.bool, device=total.device).triu(1)
-    # In place, here and below: these are the largest tensors.
-    log_weight = (total[..., :, None] + enter[..., None, :]).masked_fill_(later, -torch.inf)
-    pairs = (C @ B.mT)[:, :, None] * log_weight.exp_()
-    pairs.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
-    return pairs
-
-
-def _states_before(written: Tensor, decay: Tensor) -> Tensor:
-    """What each chunk wrote (B, K, H, N, P) and its decay -> the state before each chunk."""
-    state = torch.zeros_like(written[:, 0])
-    states = []
-    for writes, decays in zip(written.unbind(1), decay.unbind(1), strict=True):
-        states.append(state)
-        state = decays * state + writes
-    return torch.stack(states, dim=1)
+    needs = {"float64"} if torch.float64 in (x.dtype, delta.dtype) else set()
+    scanned: tuple[Tensor, Tensor | None] = backends.run(
+        "ssd", backend, needs, x, delta, A, B, C, D, initial_state, chunk_size, return_state
+    )
+    return scanned
 
 
 def ssd_macs(length: int, heads: int, head_dim: int, d_state: int, chunk_size: int) -> int:
     """The matrix products of one sequence, whole chunks counted."""
-    chunks, size = _equal_chunks(length, chunk_size)
+    chunks, size = equal_chunks(length, chunk_size)
     channels = heads * head_dim
     within = chunks * size**2 * (d_state + channels)
     between = 2 * chunks * size * d_state * channels if chunks > 1 else 0

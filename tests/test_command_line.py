@@ -104,7 +104,7 @@ def metrics(runs: Path) -> bytes:
         (["--margin", "-1"], "--margin must be positive"),
         (["--margin", "inf"], "--margin must be positive"),
         (["--workers", "0"], "--workers must be at least 1"),
-        (["--backend", "cudda"], "unknown scan backend 'cudda'"),
+        (["--backend", "cudda"], "unknown backend 'cudda'"),
         (["--backend", "mamba_ssm"], "mamba_ssm"),
         (["plann"], "unknown command 'plann'; did you mean 'plan'"),
         (["report"], "holds no study"),

@@ -75,20 +75,20 @@ def check(runtime: Runtime, placement: Placement) -> None:
 
 
 def _check_backend(runtime: Runtime) -> None:
-    """Fail before anything is trained if the scan backend that was asked for by name cannot run.
+    """Fail before anything is trained if the backend that was asked for by name cannot run.
 
     Raises:
         InputError: with the fix.
     """
     if runtime.backend == "auto" and runtime.device != "cuda":
         return
+    from experiments.build import backend_of
     from experiments.machine import torch_device
-    from mixers import backends
+    from mixers.backends import OPERATIONS
 
-    try:
-        backends.resolve(runtime.backend, torch_device(runtime.device))
-    except (ValueError, backends.BackendUnavailable) as error:
-        raise InputError(str(error)) from None
+    has_it = [name for name, operation in OPERATIONS.items() if runtime.backend in operation.backends]
+    for operation in has_it or ["scan"]:
+        backend_of(operation, runtime.backend, torch_device(runtime.device))
 
 
 def run(

@@ -1,7 +1,8 @@
-"""Backend choice: by running, once, out loud; and the adapter to mamba-ssm, on a stand-in for its scan."""
+"""Backend choice: by running, once, out loud; and the adapters to CUDA packages, on stand-ins for them."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import ModuleType
 
@@ -10,10 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixers import backends
+from experiments.build import choose_backend
+from mixers import MIXERS, InputError, backends
+from mixers.conv import causal_conv_reference
+from mixers.conv_cuda import causal_conv_cuda
 from mixers.scan import selective_scan
 from mixers.scan_cuda import selective_scan_mamba_ssm
 from mixers.scan_reference import selective_scan_reference
+from mixers.ssd_cuda import ssd_scan_mamba_ssm
 
 
 @pytest.fixture(autouse=True)
@@ -197,16 +202,132 @@ def test_adapter_refuses_what_the_kernel_lacks(mamba_ssm: None) -> None:
         selective_scan_mamba_ssm(*make_inputs(1, 2, 1, 300))
 
 
-def test_a_kernel_can_be_tried_out_in_the_middle_of_inference() -> None:
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_a_kernel_can_be_probed_in_the_middle_of_inference(
+    mode: Callable[[], AbstractContextManager[None]],
+) -> None:
     """The first scan of a process may run where nothing can be differentiated; its probe must not suffer."""
-
-    def needs_gradients() -> float:
-        x = torch.ones(3, requires_grad=True)
-        (gradient,) = torch.autograd.grad(x.square().sum(), x)
-        return float((gradient - 2).abs().max())
-
-    with torch.inference_mode():
-        probe = backends.try_out("test", "torch", "cpu", "no fix", needs_gradients)
+    with mode():
+        probe = backends.probe("cpu", "cpu")
     assert probe.ran, probe.reason
-    with torch.no_grad():
-        assert backends.try_out("test", "torch", "cpu", "no fix", needs_gradients).ran
+
+
+# ---- Mamba-2's scan and the causal convolution -------------------------------------------------------------
+
+
+def chunk_scan_stand_in(  # type: ignore[no-untyped-def]
+    x, dt, A, B, C, chunk_size, D=None, initial_states=None, return_final_states=False
+):
+    """mamba-ssm's signature and layout, token by token."""
+    assert all(t.is_contiguous() and t.dtype == x.dtype for t in (x, B, C))
+    assert all(t.dtype == torch.float32 for t in (dt, A, D))
+    assert chunk_size in (16, 32, 64, 128, 256)
+    batch, _, heads, width = x.shape
+    d_state = B.shape[3]
+    h = torch.zeros(batch, heads, width, d_state) if initial_states is None else initial_states
+    ys = []
+    for t in range(x.shape[1]):
+        written = torch.einsum("bh,bhp,bgn->bhpn", dt[:, t], x[:, t].float(), B[:, t].float())
+        h = torch.exp(dt[:, t] * A)[..., None, None] * h + written
+        ys.append(torch.einsum("bhpn,bgn->bhp", h, C[:, t].float()) + D[:, None] * x[:, t])
+    y = torch.stack(ys, dim=1).to(x.dtype)
+    return (y, h) if return_final_states else y
+
+
+def causal_conv1d_stand_in(x, weight, bias=None):  # type: ignore[no-untyped-def]
+    """causal-conv1d's signature, layouts and limits."""
+    assert 2 <= weight.shape[1] <= 4
+    assert weight.dtype == bias.dtype
+    channels_last = x.stride(1) == 1 and x.stride(2) > 1
+    assert x.stride(2) == 1 or (channels_last and x.shape[1] % 8 == x.stride(2) % 8 == x.stride(0) % 8 == 0)
+    past = F.pad(x, (weight.shape[1] - 1, 0)).to(weight)
+    return F.conv1d(past, weight[:, None], bias, groups=len(weight)).to(x.dtype)
+
+
+@pytest.fixture
+def other_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for the packages, which only a GPU can run."""
+    combined, conv = ModuleType("mamba_ssm.ops.triton.ssd_combined"), ModuleType("causal_conv1d")
+    combined.mamba_chunk_scan_combined = chunk_scan_stand_in  # type: ignore[attr-defined]
+    conv.causal_conv1d_fn = causal_conv1d_stand_in  # type: ignore[attr-defined]
+    packages = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton")
+    for module in (combined, conv, *map(ModuleType, packages)):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+OTHERS = [("ssd", "mamba_ssm"), ("conv", "causal_conv1d")]
+
+
+@pytest.mark.parametrize(("operation", "name"), OTHERS)
+def test_the_adapters_of_the_other_operations(other_kernels: None, operation: str, name: str) -> None:
+    """What a probe on a GPU compares: outputs, last states and all gradients."""
+    backend = backends.OPERATIONS[operation].backends[name]
+    assert backends._largest_error(operation, backend, "cpu") < 1e-5
+
+
+@pytest.mark.parametrize("channels", [6, 8])
+@pytest.mark.parametrize("taps", [2, 4])
+def test_causal_conv1d_in_either_layout(other_kernels: None, channels: int, taps: int) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = (
+        torch.randn(2, 5, 2 * channels)[..., ::2],
+        torch.randn(channels, taps),
+        torch.randn(channels),
+    )
+    torch.testing.assert_close(causal_conv_cuda(x, weight, bias), causal_conv_reference(x, weight, bias))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 64, 1000])
+def test_ssd_on_mamba_ssm_takes_any_chunk_size_and_narrow_inputs(
+    other_kernels: None, chunk_size: int
+) -> None:
+    torch.manual_seed(0)
+    x, delta, B = torch.randn(1, 9, 2, 3).bfloat16(), torch.rand(1, 9, 2), torch.randn(1, 9, 4)
+    rest = (-torch.ones(2), B, B, torch.ones(2), None, chunk_size)
+    y, state = ssd_scan_mamba_ssm(x, delta, *rest, False)
+    assert (y.dtype, state) == (torch.bfloat16, None)
+    _, state = ssd_scan_mamba_ssm(x, delta, *rest, True)
+    assert state is not None
+    assert state.dtype == torch.float32
+
+
+def test_the_other_adapters_refuse_what_their_kernels_lack(other_kernels: None) -> None:
+    wide = torch.ones(1, 3, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="no float64"):
+        causal_conv_cuda(wide, wide[0].T, wide[0, 0])
+    with pytest.raises(ValueError, match="2 to 4 taps, got 7"):
+        causal_conv_cuda(wide.float(), torch.ones(2, 7), torch.ones(2))
+    x, per_head = wide[..., None], wide[0, 0]
+    with pytest.raises(ValueError, match="no float64"):
+        ssd_scan_mamba_ssm(x, wide, -per_head, wide, wide, per_head, None, 4, False)
+
+
+@pytest.mark.parametrize(("operation", "name"), OTHERS)
+def test_the_other_kernels_without_their_packages(operation: str, name: str) -> None:
+    with pytest.raises(backends.BackendUnavailable, match=rf"{operation} backend '{name}'.*Fix: .*auto"):
+        backends.resolve(name, "cuda", operation=operation)
+    with pytest.raises(backends.BackendUnavailable, match="does not run on cpu"):
+        backends.resolve(name, "cpu", operation=operation)
+    assert backends.resolve("auto", "cpu", operation=operation) == ("reference", "auto")
+
+
+def test_a_model_is_told_its_backends() -> None:
+    """What has no backend of the name asked for stays at auto; what has no choice is not recorded."""
+    texts = ["ssm(scan=forward, conv=causal, kernel_size=4)", "ssd(scan=forward, conv=causal, kernel_size=7)"]
+    model = torch.nn.ModuleList(MIXERS.create(MIXERS.parse(text), 4, 1) for text in texts)
+    assert choose_backend(model, "cpu", torch.device("cpu")) == {"scan": "cpu"}
+    ssm, ssd = model
+    assert [each.backend for each in (ssm.scans[0], ssm.conv, ssd.scans[0])] == [
+        "cpu",
+        "reference",
+        "reference",
+    ]
+    assert ssd.conv.operation is None  # 7 taps
+    before = backends.calls.copy()
+    for mixer in model:
+        mixer(torch.randn(1, 5, 4))
+    assert backends.calls - before == {"cpu": 1, "conv: reference": 1, "ssd: reference": 1}
+    with pytest.raises(InputError, match=r"unknown backend 'numba'.*known: auto, reference, cpu"):
+        choose_backend(model, "numba", torch.device("cpu"))
+    with pytest.raises(InputError, match="conv backend 'causal_conv1d': does not run on cpu"):
+        choose_backend(model, "causal_conv1d", torch.device("cpu"))

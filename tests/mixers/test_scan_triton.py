@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixers import backends, scan_triton
-from mixers.conv import CausalConv
 from mixers.scan import selective_scan
 from mixers.scan_reference import selective_scan_reference
 from mixers.scan_triton import choose_sizes, selective_scan_triton
@@ -170,7 +169,7 @@ def test_probe_without_a_gpu() -> None:
 def test_auto_on_cuda(
     mamba_ssm_runs: bool, needs: set[str], name: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def probe(name: str, device: str) -> backends.Probe:
+    def probe(name: str, device: str, operation: str) -> backends.Probe:
         return backends.Probe(name, True, "1", mamba_ssm_runs or name != "mamba_ssm", "not built", "")
 
     monkeypatch.setattr(backends, "probe", probe)
@@ -470,29 +469,3 @@ def test_selective_scan_on_gpu_runs_what_was_asked_for(name: str) -> None:
     y = selective_scan(**{key: tensor.cuda() for key, tensor in inputs.items()}, backend=name)
     assert backends.calls - before == {name: 1}
     assert y.device.type == "cuda"
-
-
-@pytest.mark.gpu
-@on_gpu
-@pytest.mark.parametrize("length", [1, 2, 63, 196, 1000])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2**-6)], ids=str)
-def test_causal_conv_agrees_with_causal_conv1d_on_gpu(
-    length: int, dtype: torch.dtype, tolerance: float
-) -> None:
-    kernels = pytest.importorskip("causal_conv1d", exc_type=ImportError)
-    torch.manual_seed(0)
-    conv = CausalConv(24, 1, kernel_size=4).cuda()
-    values = (torch.randn(2, length, 24).cuda(), conv.weight.detach(), torch.randn(24).cuda())
-    leaves = [value.to(dtype).requires_grad_() for value in values]
-    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]  # float32 convolutions may use TF32
-    theirs = kernels.causal_conv1d_fn(leaves[0].transpose(1, 2).contiguous(), *leaves[1:]).transpose(1, 2)
-    ours = torch.func.functional_call(conv, {"weight": exact[1], "bias": exact[2]}, (exact[0],))
-    weights = torch.randn(2, length, 24).bfloat16().cuda()
-    results, expected = (
-        dict(zip(("y", "x", "weight", "bias"), (y.detach(), *gradients), strict=True))
-        for y, gradients in (
-            (theirs, torch.autograd.grad((theirs * weights.to(dtype)).sum(), leaves)),
-            (ours, torch.autograd.grad((ours * weights.double()).sum(), exact)),
-        )
-    )
-    assert_close(results, expected, tolerance)

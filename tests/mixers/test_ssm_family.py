@@ -166,7 +166,33 @@ def test_ssd_in_chunks_is_the_quadratic_form(length: int, chunk_size: int) -> No
     between = ((s < r) & (r <= t)).double()  # the decays from token s to token t
     mask = torch.einsum("tsr,brh->bhts", between, log_decay).exp().tril()
     expected = torch.einsum("bhts,btn,bsn,bsh,bshp->bthp", mask, C, B, delta, x) + D[:, None] * x
-    same_gradients(ssd_scan(*inputs, chunk_size=chunk_size), expected, inputs)
+    same_gradients(ssd_scan(*inputs, chunk_size=chunk_size)[0], expected, inputs)
+
+
+@pytest.mark.parametrize("length", [1, 7, 64, 65])
+@pytest.mark.parametrize("chunk_size", [1, 5, 64])
+def test_ssd_goes_on_where_it_stopped(length: int, chunk_size: int) -> None:
+    """The states between two halves and at the end, and all gradients, are those of the recurrence."""
+    inputs = x, delta, A, B, C, D = ssd_inputs(length)
+    start = noise(2, 3, 2, 4, seed=7).requires_grad_()
+    h, ys = start, []
+    for t in range(length):
+        written = torch.einsum("bh,bhp,bn->bhpn", delta[:, t], x[:, t], B[:, t])
+        h = torch.exp(delta[:, t] * A)[..., None, None] * h + written
+        ys.append(torch.einsum("bhpn,bn->bhp", h, C[:, t]) + D[:, None] * x[:, t])
+    state, halves = start, []
+    for part in (slice(length // 2), slice(length // 2, None)):
+        tokens = [each[:, part] for each in (x, delta, B, C)]
+        if tokens[0].shape[1]:
+            tokens.insert(2, A)
+            y, last = ssd_scan(*tokens, D, chunk_size=chunk_size, initial_state=state, return_state=True)
+            assert last is not None
+            halves, state = [*halves, y], last
+    ours, theirs = (
+        torch.cat([y.flatten(), last.flatten()])
+        for y, last in ((torch.cat(halves, dim=1), state), (torch.stack(ys, dim=1), h))
+    )
+    same_gradients(ours, theirs, [*inputs, start])
 
 
 @pytest.mark.parametrize("length", [1, 50, 196])
@@ -177,13 +203,13 @@ def test_ssd_is_s6_with_one_decay_per_head(length: int) -> None:
         x.flatten(2), inverse.repeat_interleave(2, 2), A.repeat_interleave(2)[:, None].expand(6, 4), B, C
     )
     expected = expected.unflatten(2, (3, 2)) + D[:, None] * x
-    same_gradients(ssd_scan(*inputs, chunk_size=16), expected, inputs, 1e-9)
+    same_gradients(ssd_scan(*inputs, chunk_size=16)[0], expected, inputs, 1e-9)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e4])
 def test_ssd_survives_any_step_size(scale: float) -> None:
     inputs = [each.detach().float().requires_grad_() for each in ssd_inputs(40, scale)]
-    y = ssd_scan(*inputs, chunk_size=16)
+    y, _ = ssd_scan(*inputs, chunk_size=16)
     assert torch.isfinite(y).all()
     assert all(torch.isfinite(g).all() for g in torch.autograd.grad(y.square().sum(), inputs))
 
@@ -355,6 +381,8 @@ def test_states_have_the_declared_sizes() -> None:
         assert mixer.state_size(1000) == size + 3 * 8
 
 
-def test_which_cores_run_on_the_kernels_of_the_scan() -> None:
-    cores = [SelectiveScan(4, 2), MinGRUCore(4), GRUCore(4), S4DCore(4, 2)]
-    assert [core.backend for core in cores] == ["auto", "auto", None, None]
+def test_which_cores_have_a_choice_of_kernels() -> None:
+    ssd = SSDCore(4, 2, head_dim=2, chunk_size=4)
+    cores = [SelectiveScan(4, 2), MinGRUCore(4), ssd, GRUCore(4), S4DCore(4, 2)]
+    assert [core.operation for core in cores] == ["scan", "scan", "ssd", None, None]
+    assert all(core.backend == "auto" for core in cores)

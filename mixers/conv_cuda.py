@@ -1,0 +1,32 @@
+"""The causal convolution along a sequence on NVIDIA GPUs by causal-conv1d, when that package is installed.
+
+Source: github.com/Dao-AILab/causal-conv1d, `causal_conv1d/causal_conv1d_interface.py::causal_conv1d_fn`. Its
+kernels have 2 to 4 taps. They read channels-last tensors where the number of channels is a multiple of 8, and
+otherwise want them copied.
+"""
+
+import torch
+from torch import Tensor
+
+TAPS = (2, 3, 4)
+_VECTOR = 8  # channels
+
+
+def causal_conv_cuda(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Arguments and result as in `mixers.conv.causal_conv_reference`.
+
+    Raises ValueError for what the kernels lack: float64, and kernels of other than 2 to 4 taps.
+    """
+    from causal_conv1d import causal_conv1d_fn
+
+    if x.dtype == torch.float64:
+        raise ValueError("causal-conv1d has no float64; use backend='reference'")
+    if weight.shape[1] not in TAPS:
+        raise ValueError(f"causal-conv1d has 2 to 4 taps, got {weight.shape[1]}; use backend='reference'")
+    if torch.is_autocast_enabled("cuda"):  # as torch's convolutions do
+        x = x.to(torch.get_autocast_dtype("cuda"))
+    channels_first = x.contiguous().transpose(1, 2)
+    if x.shape[2] % _VECTOR:
+        channels_first = channels_first.contiguous()
+    y: Tensor = causal_conv1d_fn(channels_first, weight, bias)
+    return y.transpose(1, 2)

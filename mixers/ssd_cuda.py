@@ -1,0 +1,46 @@
+"""Mamba-2's scan on NVIDIA GPUs by mamba-ssm's Triton kernels, when that package is installed.
+
+Source: github.com/state-spaces/mamba, `mamba_ssm/ops/triton/ssd_combined.py::mamba_chunk_scan_combined`. The
+kernels take any length. They multiply float32 as TF32, with 11 bits, unless TRITON_F32_DEFAULT=ieee is set,
+and pass bfloat16 inputs' states from chunk to chunk in bfloat16; sums and decays are float32.
+"""
+
+import torch
+from torch import Tensor
+
+_CHUNKS = (16, 256)  # tokens, a power of two in between: a tile of a matrix product
+
+
+def ssd_scan_mamba_ssm(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    initial_state: Tensor | None,
+    chunk_size: int,
+    return_state: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return `(y, last_state)`, the latter None unless asked for; arguments as in `mixers.ssd_scan.ssd_scan`.
+
+    Raises ValueError for float64, which the kernels lack.
+    """
+    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+
+    if torch.float64 in (x.dtype, delta.dtype):
+        raise ValueError("mamba-ssm's ssd scan has no float64; use backend='reference'")
+    power_of_two = 1 << (chunk_size - 1).bit_length()
+    # the kernels want x, B and C in one dtype, and what decides the decays in float32
+    scanned = mamba_chunk_scan_combined(
+        x.contiguous(),
+        delta.float(),
+        A.float(),
+        B.to(x.dtype)[:, :, None].contiguous(),  # one group of heads
+        C.to(x.dtype)[:, :, None].contiguous(),
+        chunk_size=min(max(power_of_two, _CHUNKS[0]), _CHUNKS[1]),
+        D=D.float(),
+        initial_states=None if initial_state is None else initial_state.float(),
+        return_final_states=return_state,
+    )
+    return scanned if return_state else (scanned, None)

@@ -1,0 +1,95 @@
+"""mamba-ssm's kernels of Mamba-2's scan and causal-conv1d, against the references in float64.
+
+They need a GPU: `pytest -m gpu`. Their adapters are tested on stand-ins in `test_backends.py`, the kernels of
+the selective scan in `test_scan_triton.py`.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mixers import MIXERS, backends
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+LENGTHS = [1, 2, 63, 64, 196, 1000]
+
+
+def kernel_or_skip(operation: str, name: str) -> backends.Kernel:
+    probe = backends.probe(name, "cuda", operation)
+    if not probe.ran and "differs" not in probe.reason:
+        pytest.skip(f"{name}: {probe.reason}. Fix: {probe.fix}")
+    assert probe.ran, probe.reason
+    return backends.OPERATIONS[operation].backends[name].load()
+
+
+def check(
+    operation: str, name: str, leaves: dict[str, Tensor], rest: tuple[object, ...], tolerance: float
+) -> None:
+    """All outputs, and the gradients of a loss of all of them, relative to the largest value of each."""
+    kernel = kernel_or_skip(operation, name)
+    reference = backends.OPERATIONS[operation].backends["reference"].load()
+    results = []
+    for call, dtype in ((kernel, None), (reference, torch.float64)):
+        inputs = [each.detach().to(dtype or each.dtype).requires_grad_() for each in leaves.values()]
+        outputs = call(*inputs, *rest)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        generator = torch.Generator().manual_seed(1)
+        # weights that bfloat16 can hold, so that every dtype has the same loss
+        weights = [torch.randn(each.shape, generator=generator).bfloat16().to(each) for each in outputs]
+        loss = sum((each * weight).sum() for each, weight in zip(outputs, weights, strict=True))
+        results.append([*(each.detach() for each in outputs), *torch.autograd.grad(loss, inputs)])
+    labels = [*(f"output {i}" for i in range(len(outputs))), *leaves]
+    for label, ours, exact in zip(labels, *results, strict=True):
+        error = float((ours.double() - exact).abs().max() / exact.abs().max())
+        assert error < tolerance, f"{label} differs by {error:.1e}"
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, device="cuda")
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-2), (torch.bfloat16, 5e-2)], ids=str)
+@pytest.mark.parametrize(("heads", "width", "d_state"), [(2, 64, 64), (3, 20, 16)])
+def test_ssd(length: int, dtype: torch.dtype, tolerance: float, heads: int, width: int, d_state: int) -> None:
+    """float32 products are TF32 on a GPU, so the tolerance is that of 11 bits."""
+    torch.manual_seed(0)
+    leaves = {
+        "x": normal(2, length, heads, width).to(dtype),
+        "delta": torch.nn.functional.softplus(normal(2, length, heads) - 2),
+        "A": -normal(heads).exp(),
+        "B": normal(2, length, d_state).to(dtype),
+        "C": normal(2, length, d_state).to(dtype),
+        "D": normal(heads),
+        "initial_state": normal(2, heads, width, d_state),
+    }
+    check("ssd", "mamba_ssm", leaves, (64, True), tolerance)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2**-6)], ids=str)
+@pytest.mark.parametrize(("channels", "taps"), [(24, 4), (24, 2), (7, 3)])
+def test_causal_conv(length: int, dtype: torch.dtype, tolerance: float, channels: int, taps: int) -> None:
+    torch.manual_seed(0)
+    leaves = {"x": normal(2, length, channels), "weight": normal(channels, taps), "bias": normal(channels)}
+    leaves = {name: each.to(dtype) for name, each in leaves.items()}
+    check("conv", "causal_conv1d", leaves, (), tolerance)
+
+
+@pytest.mark.parametrize("text", ["causal-conv", "ssd(scan=forward, conv=causal, kernel_size=4)"])
+def test_mixers_run_on_what_is_there(text: str) -> None:
+    """Under autocast too, and with gradients for every parameter."""
+    for operation, name in (("conv", "causal_conv1d"), ("ssd", "mamba_ssm")):
+        kernel_or_skip(operation, name)
+    torch.manual_seed(0)
+    resolved = MIXERS.resolve(MIXERS.parse(text), {"kernel_size": 4})
+    mixer = MIXERS.create(resolved, 32, 1).cuda()
+    before = backends.calls.copy()
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        y = mixer(normal(2, 70, 32))
+    y.float().square().sum().backward()
+    assert (backends.calls - before)["conv: causal_conv1d"] == 1
+    assert all(torch.isfinite(parameter.grad).all() for parameter in mixer.parameters())

@@ -1,0 +1,96 @@
+"""Everything that is to be measured on a GPU, in one command of some minutes:
+
+    python benchmarks/gpu.py
+
+It runs `doctor`, the parity tests marked `gpu`, the scan by backend (`scan_gpu.py`), the mixers beside
+mamba-ssm's kernels called directly (`step_gpu.py`), and time and memory of every mixer against the length
+(`run_ablation.py bench`), in float32 and bfloat16. What they print goes to experiments/results/gpu/ with the
+GPU's name, under a heading with hardware and versions. `--tiny --device cpu` tries it out without a GPU.
+"""
+
+import argparse
+import importlib.metadata
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+LENGTHS = [256, 1024, 4096, 16384, 65536]
+TINY_LENGTHS = [16, 32]
+PACKAGES = ("torch", "triton", "mamba-ssm", "causal-conv1d")
+
+
+def commands(tiny: bool, device: str, out: Path) -> dict[str, list[str]]:
+    """What to run, by the name of the file that takes what it prints."""
+    lengths = [str(length) for length in (TINY_LENGTHS if tiny else LENGTHS)]
+    small = ["--device", device, *(["--tiny"] if tiny else [])]
+    runs = {
+        "doctor": ["run_ablation.py", "doctor"],
+        "tests": ["-m", "pytest", "-m", "gpu", "-n", "0", "-rs", "tests/mixers"],
+        "scan-float32": ["benchmarks/scan_gpu.py"],
+        "scan-bfloat16": ["benchmarks/scan_gpu.py", "--bfloat16"],
+        "step-float32": ["benchmarks/step_gpu.py", *small],
+        "step-bfloat16": ["benchmarks/step_gpu.py", "--bfloat16", *small],
+    }
+    for dtype in ("float32", "bfloat16"):
+        width, seconds = ("16", "0.01") if tiny else ("512", "0.5")
+        runs[f"mixers-{dtype}"] = [
+            *("run_ablation.py", "bench", "--dim", width, "--seconds", seconds, "--dtype", dtype),
+            *("--device", device, "--runs", str(out / dtype), "--length", *lengths),
+        ]
+    return runs
+
+
+def heading(device: str) -> str:
+    versions = [f"python {platform.python_version()}"]
+    for package in PACKAGES:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{package} missing")
+    gpu = torch.cuda.get_device_name() if device == "cuda" else "no GPU"
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return f"{gpu}, CUDA {torch.version.cuda}; {', '.join(versions)}; code {commit}; {datetime.now(UTC):%F}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script out")
+    parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "results" / "gpu")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("There is no GPU here; --tiny --device cpu --out /tmp/gpu tries the script out.")
+    name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+    out = options.out / re.sub(r"\W+", "-", name).strip("-").lower()
+    out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for title, arguments in commands(options.tiny, options.device, out).items():
+        print(f"{title}: {' '.join(arguments)}", flush=True)
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        (out / f"{title}.txt").write_text(f"{heading(options.device)}\n\n{done.stdout}")
+        print("\n".join(done.stdout.splitlines()[-3:]), flush=True)
+        if done.returncode:
+            failed.append(title)
+    print(f"written  {out}")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ MIXERS = Registry(
         "causal-conv": "mixers.conv:CausalConv",
         "ssm": "mixers.ssm:SelectiveSSM",
         "ssd": "mixers.ssd:SSD",
+        "mambavision": "mixers.mambavision:MambaVision",
         "s4d": "mixers.s4d:S4D",
         "gru": "mixers.gru:GRU",
         "mingru": "mixers.mingru:MinGRU",

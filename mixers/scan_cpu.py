@@ -105,7 +105,7 @@ def _forward(
     """`(y, last_state, states)`; states is the packed state before each chunk, one slot unless `keep`."""
     from mixers import scan_cpu_kernel as kernel
 
-    if bool((A > 0).any()):
+    if (_array(A) > 0).any():  # many times faster than through torch
         raise ValueError("A must not be positive: the cpu scan relies on exp(Delta * A) <= 1")
     (batch, length, dim), d_state = u.shape, A.shape[1]
     blocks = -(-dim // kernel.LANES)

@@ -7,6 +7,9 @@ set of orders, each walked forward or both ways; every walk over a segment is a 
     forward, bidirectional   row by row; both ways as in Vision Mamba (arXiv 2401.09417)
     cross                    row by row and column by column, both ways: VMamba's SS2D (arXiv 2401.10166)
     local                    window by window, both ways: LocalMamba (arXiv 2403.09338)
+    vertical                 column by column, both ways: LocalMamba's other direction
+    vertical-slip            the same, put back as its code does: by the permutation, not by its inverse. On
+                             an image that is not square, results then end up at other tokens than theirs
     continuous               rows and columns as a snake, both ways: PlainMamba (arXiv 2403.17695)
     atrous                   every other row and column, forward: EfficientVMamba (arXiv 2403.09977)
 
@@ -29,28 +32,36 @@ Device = torch.device | str | None
 
 
 class Order(NamedTuple):
-    """A permutation of the tokens (L,) and the lengths of its segments, which may be 0."""
+    """A permutation of the tokens (L,) and the lengths of its segments, which may be 0.
+
+    `targets` (L,) says to which token the result of each step goes; None where it is the one visited.
+    """
 
     tokens: Tensor
     segments: tuple[int, ...]
+    targets: Tensor | None = None
 
     def scan(self, x: Tensor) -> list[Tensor]:
         """(B, L, C) in raster order -> each segment (B, l, C) in the order of its visits."""
         batch, _, dim = x.shape
         rows = _move_rows(x.flatten(0, 1), *self._rows(batch))
-        parts = rows.split([batch * length for length in self.segments])
+        parts = rows.split([batch * length for length in self.segments]) if len(self.segments) > 1 else [rows]
         return [part.view(batch, length, dim) for part, length in zip(parts, self.segments, strict=True)]
 
     def unscan(self, parts: Sequence[Tensor]) -> Tensor:
         """The inverse of `scan`."""
         batch, _, dim = parts[0].shape
-        rows = torch.cat([part.flatten(0, 1) for part in parts])
-        there, back = self._rows(batch)
+        rows = torch.cat([part.flatten(0, 1) for part in parts]) if len(parts) > 1 else parts[0].flatten(0, 1)
+        there, back = (self if self.targets is None else Order(self.targets, self.segments))._rows(batch)
         return _move_rows(rows, back, there).view(batch, -1, dim)
 
     def steps(self) -> Tensor:
         """(L,): at which step each token is visited."""
         return _inverse(self.tokens)
+
+    def sources(self) -> Tensor:
+        """(L,): the step whose result each token gets."""
+        return self.steps() if self.targets is None else _inverse(self.targets)
 
     def _rows(self, batch: int) -> tuple[Tensor, Tensor]:
         """(B L,): where each row of the segments is among the rows of x, and the inverse."""
@@ -96,15 +107,17 @@ class ScanPattern:
         visible = torch.zeros(length, length, dtype=torch.bool)
         for make_order in self.orders:
             order = make_order(grid, "cpu")
-            steps = order.steps()
+            sources, steps = order.sources()[:, None], order.steps()
             lengths = torch.tensor(order.segments)
-            segments = torch.arange(len(lengths)).repeat_interleave(lengths)[steps]
-            seen = (segments[:, None] == segments) & (steps[:, None] >= steps)
-            visible |= seen | seen.T if self.both_ways else seen
+            segments = torch.arange(len(lengths)).repeat_interleave(lengths)
+            same = segments[sources] == segments[steps]
+            visible |= same & (sources >= steps)
+            if self.both_ways:
+                visible |= same & (sources <= steps)
         return visible
 
 
-ON_IMAGES = ("cross", "local", "continuous", "atrous")
+ON_IMAGES = ("cross", "local", "vertical", "vertical-slip", "continuous", "atrous")
 
 
 def scan_pattern(
@@ -139,6 +152,8 @@ def scan_pattern(
         "forward": ScanPattern((raster,)),
         "bidirectional": ScanPattern((raster,), both_ways=True),
         "cross": ScanPattern((raster, columns), both_ways=True),
+        "vertical": ScanPattern((columns,), both_ways=True),
+        "vertical-slip": ScanPattern((columns_put_back_wrongly,), both_ways=True),
         "continuous": ScanPattern((snake_rows, snake_columns), both_ways=True),
     }
     if name not in patterns:
@@ -155,6 +170,12 @@ def raster(grid: Sequence[int], device: Device = None) -> Order:
 def columns(grid: Sequence[int], device: Device = None) -> Order:
     """Column by column."""
     return _whole(_image(grid, device).T)
+
+
+def columns_put_back_wrongly(grid: Sequence[int], device: Device = None) -> Order:
+    """Column by column; the result of token t goes where t is visited, as in LocalMamba's code."""
+    order = columns(grid, device)
+    return order._replace(targets=order.steps())
 
 
 def windows(grid: Sequence[int], device: Device = None, *, window: int) -> Order:

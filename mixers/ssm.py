@@ -22,7 +22,9 @@ from mixers.scan_orders import scan_pattern
 __all__ = ["SelectiveSSM", "SelectiveScan"]
 
 DState = Annotated[int, Field(ge=1, le=256)]
-Scan = Literal["forward", "bidirectional", "cross", "local", "continuous", "atrous"]
+Scan = Literal[
+    "forward", "bidirectional", "cross", "local", "vertical", "vertical-slip", "continuous", "atrous"
+]
 
 
 class SelectiveSSM(ScanMixer):

@@ -33,7 +33,7 @@ ORDERS = {
     "phases-3": partial(phases, step=3),
 }
 GRIDS = [(1, 1), (1, 5), (5, 1), (2, 2), (4, 3), (3, 6), (8, 8), (9, 10)]
-PATTERNS = ["forward", "bidirectional", "cross", "local", "continuous", "atrous"]
+PATTERNS = ["forward", "bidirectional", "cross", "local", "vertical", "vertical-slip", "continuous", "atrous"]
 generator = torch.Generator()
 
 # The step at which each token is visited, drawn by hand from the papers' figures.
@@ -230,6 +230,18 @@ def test_local_scan_against_a_loop_over_windows() -> None:
     for t, (row, column) in enumerate(places):
         expected[:, row, column] = y[:, t]
     close(mixer(x), expected)
+
+
+@pytest.mark.parametrize("grid", [(3, 3), (2, 3), (4, 6)])
+def test_vertical_scan_and_the_slip_of_its_code(grid: tuple[int, int]) -> None:
+    """Column by column; the slip applies the permutation twice, which a square image does not show."""
+    x = noise(1, *grid, 3)
+    by_columns = F.silu(x).transpose(1, 2).flatten(1, 2)
+    right, wrong = (make(f"ssm(scan={name}, conv=none)") for name in ("vertical", "vertical-slip"))
+    y = (right.scans[0](by_columns) + right.scans[1](by_columns.flip(1)).flip(1)) / 2
+    close(right(x), y.unflatten(1, grid[::-1]).transpose(1, 2))
+    close(wrong(x), y.unflatten(1, grid).transpose(1, 2).flatten(1, 2).view(x.shape))
+    assert torch.equal(right(x), wrong(x)) == (grid[0] == grid[1])
 
 
 @pytest.mark.parametrize(("step", "grid"), [(2, (4, 6)), (2, (5, 3)), (2, (1, 3)), (3, (5, 7))])

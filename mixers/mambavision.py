@@ -1,0 +1,89 @@
+"""MambaVision's mixer (Hatamizadeh & Kautz, arXiv 2407.08083).
+
+    X1 = Scan(silu(Conv(Linear(X)))),   X2 = silu(Conv(Linear(X))),   Y = Linear(Concat(X1, X2))
+
+Half of the channels are scanned, forward and without a gate; the other half goes beside the SSM. Both are
+first convolved, symmetrically, where Mamba has a causal convolution. That makes the mixer neither causal nor
+fully visible: through three taps a token sees the one after it, and no other later one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from mixers.base import TokenMixer, as_sequence, raster_causal_mask, window_mask
+from mixers.conv import depthwise_conv
+from mixers.directions import KernelSize
+from mixers.s6 import SelectiveScan
+
+
+class MambaVision(TokenMixer):
+    """Linear C -> C, symmetric convolutions, SiLU, one forward scan over half of the channels, Linear C -> C.
+
+    An image is read in raster order, the convolutions included: they are along the sequence, as in the paper.
+
+    Args:
+        dim: C, even.
+        grid_rank: 1 or 2.
+        d_state: N.
+        kernel_size: of the convolutions, odd; a token sees `kernel_size // 2` later ones.
+        zero_dt_bias: reproduce a slip in the released models, whose initialisation sets every bias to zero,
+            that of Delta included: steps then start at softplus(0) = 0.69 and not in [0.001, 0.1].
+
+    Raises:
+        ValueError: C is odd, or `kernel_size` even.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        grid_rank: int,
+        *,
+        d_state: Annotated[int, Field(ge=1, le=256)] = 8,
+        kernel_size: KernelSize = 3,
+        zero_dt_bias: bool = False,
+    ) -> None:
+        super().__init__(dim, grid_rank)
+        if dim % 2:
+            raise ValueError(f"MambaVision scans half of the channels: their number must be even, got {dim}")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd so that the window has a centre, got {kernel_size}")
+        self.reach = kernel_size // 2
+        self.in_proj = nn.Linear(dim, dim, bias=False)
+        bound = kernel_size**-0.5  # torch's own, in which the released code leaves it
+        self.dwconv = nn.Parameter(torch.empty(dim, 1, kernel_size).uniform_(-bound, bound))
+        self.scan = SelectiveScan(dim // 2, d_state, dt_rank=math.ceil(dim / 16))  # of all channels
+        self.out_proj = nn.Linear(dim, dim, bias=False)
+        if zero_dt_bias:
+            nn.init.zeros_(self.scan.dt_proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.in_proj(as_sequence(x))  # (B, L, C)
+        no_bias = torch.zeros(self.dim, dtype=self.dwconv.dtype, device=x.device)
+        # a sequence is an image of one row
+        kernel = self.dwconv[:, :, None]
+        tokens = depthwise_conv(tokens[:, None], kernel, no_bias, padding=(0, self.reach))[:, 0]
+        scanned, beside = F.silu(tokens).chunk(2, dim=-1)
+        mixed: Tensor = self.out_proj(torch.cat((self.scan(scanned), beside), dim=-1))
+        return mixed.view(x.shape)
+
+    def dependency_mask(self, grid: Sequence[int]) -> Tensor:
+        length = math.prod(grid)
+        near = window_mask((length,), self.reach, self.reach)
+        return (raster_causal_mask(length).float() @ near.float()) > 0
+
+    def macs(self, grid: Sequence[int]) -> int:
+        """2 C^2 + k C per token, and the scan of C / 2 channels."""
+        length = math.prod(grid)
+        linear = 2 * self.dim**2 + self.dwconv.numel()
+        return length * linear + self.scan.macs(length)
+
+    def no_weight_decay(self) -> set[str]:
+        return {f"scan.{name}" for name in self.scan.no_weight_decay()}

@@ -27,17 +27,17 @@ TIME = 60
 """Minutes that a job gets unless `--slurm time=...` says otherwise."""
 MOST_TIME_LIMITS = 1_000
 """How often a job that reaches its time limit is queued again."""
-GOVERNED = (
-    "array",
-    "cpus-per-task",
-    "gpus-per-node",
-    "nodes",
-    "ntasks-per-node",
-    "signal",
-    "output",
-    "error",
-)
-"""Options of sbatch that follow from other flags."""
+GOVERNED = {
+    "array": "--workers",
+    "cpus-per-task": "--threads",
+    "gpus-per-node": "--gpus-per-trial",
+    "nodes": "a job being one process",
+    "ntasks-per-node": "a job being one process",
+    "signal": "how jobs are told to save",
+    "output": "--runs",
+    "error": "--runs",
+}
+"""Options of sbatch that follow from something else, and from what."""
 
 
 class ShareOfTrials:
@@ -124,10 +124,8 @@ def make_executor(folder: Path, runtime: Runtime, placement: Placement) -> Any:
     import submitit
 
     options = dict(placement.slurm)
-    for name in options.keys() & set(GOVERNED):
-        raise InputError(
-            f"--slurm {name}=... is set by the other flags (--workers, --threads, --gpus-per-trial)"
-        )
+    for name in options.keys() & GOVERNED.keys():
+        raise InputError(f"--slurm {name}=... cannot be given: it follows from {GOVERNED[name]}")
     minutes = options.pop("time", str(TIME))
     if not minutes.isdigit() or int(minutes) < 1:
         raise InputError(f"--slurm time must be whole minutes, got {minutes!r}")

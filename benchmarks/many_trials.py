@@ -1,0 +1,150 @@
+"""What a study of many trials costs beside its training: plan, statuses, report, and scheduling.
+
+    python benchmarks/many_trials.py
+
+No trial is trained: a stand-in for `run_trial` stores a result with made-up answers, through the same store.
+Plan, statuses and report are whole commands, from the start of Python to its end; scheduling is what remains
+of an executor's run when the stand-in's own time is taken off, per trial.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments import launch, plan, train
+from experiments.machine import processor_name
+from experiments.runtime import Runtime
+from experiments.store import Store, TrialFolder, write_bytes
+from experiments.study import load
+from experiments.trial import SCHEMA_VERSION, Trial
+
+ROOT = Path(__file__).resolve().parent.parent
+STUDY = """
+question = "What does a study of many trials cost?"
+varied = "mixer"
+fixed = "all else"
+cost = "nothing is trained"
+answer = "seconds"
+task = "digits(canvas=8)"
+skeleton = "isotropic-nano"
+baseline = "conv"
+mixers = ["identity", "pooling", "conv", "ssm"]
+margin = 1.0
+seeds = {seeds}
+"""
+
+
+def pretend(trial: Trial, folder: TrialFolder, *_: object) -> None:
+    """In place of `run_trial`: a result as a real trial stores it, drawn from the trial's seed and mixer."""
+    started = time.perf_counter()
+    folder.begin(trial)
+    folder.report_progress(epoch=1, epochs=30, fraction=0.5, seconds=0.0)
+    draw = np.random.default_rng([trial.seed, len(trial.mixer_text)])
+    target = np.random.default_rng(trial.seed).integers(0, 10, 360)
+    prediction = np.where(draw.random(360) < 0.95, target, (target + 1) % 10)
+    example = np.random.default_rng(trial.seed).permutation(1797)[:360]
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, example=example, target=target, prediction=prediction)
+    write_bytes(folder.predictions, buffer.getvalue())
+    rows = [f"{epoch},0.001,{1 / epoch:.4f},{90 + epoch / 30:.4f},{1 / epoch:.4f}" for epoch in range(1, 31)]
+    head = "epoch,learning_rate,train_loss,validation_accuracy,validation_loss"
+    write_bytes(folder.curve, "\n".join([head, *rows, ""]).encode())
+    accuracy = 100 * float((prediction == target).mean())
+    costs = {"params": 41_000, "params_mixer": 6_400, "params_rest": 34_600, "macs": 1_400_000}
+    folder.finish(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "trial_id": trial.id,
+            "trial": trial.to_dict(),
+            "status": "ok",
+            "error": None,
+            "metrics": {split: {"accuracy": accuracy, "loss": 0.1} for split in ("validation", "test")},
+            "selected_epoch": 30,
+            "costs": {**costs, "macs_mixer": 300_000, "state_bytes": None},
+            "data": {"fingerprint": f"data {trial.seed}", "train": 1077, "validation": 360, "test": 360},
+            "provenance": {"backend": {}, "device": "cpu", "hardware": "none", "threads": 1, "versions": {}},
+        },
+        {
+            "train_seconds": time.perf_counter() - started,
+            "examples_per_second": 1_000.0,
+            "peak_memory_bytes": 10**6,
+            "host": f"pretended in process {os.getpid()}",
+        },
+    )
+
+
+def seconds_of(*arguments: str) -> tuple[float, float]:
+    """Processor and wall seconds of one command."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(
+        [sys.executable, ROOT / "run_ablation.py", *arguments],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env=environment,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return used, time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=1_000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        path = root / "many.toml"
+        path.write_text(STUDY.format(seeds=options.trials // 4))
+        runs = root / "runs"
+        asked = ("--study", str(path), "--runs", str(runs))
+        print(f"{processor_name()}, {options.trials} trials in 4 arms; processor seconds (wall seconds)")
+        report("plan, for the first time", *seconds_of("plan", *asked))
+
+        stored = runs / "studies" / "many" / "plan.json"
+        planned = plan.make("many", load(path), stored)
+        plan.write(planned, stored, "benchmark")
+        schedule(planned.trials(), Store(runs))
+        report("plan", *seconds_of("plan", *asked))
+        report("status", *seconds_of("status", *asked))
+        report("report", *seconds_of("report", *asked))
+        report("run, with nothing left to train", *seconds_of(*asked))
+
+
+def report(what: str, used: float, wall: float) -> None:
+    print(f"{what:<34} {used:6.2f} ({wall:.2f})", flush=True)
+
+
+def schedule(trials: Sequence[Trial], store: Store) -> None:
+    """One worker through the whole list, in this process, the stand-in's own processor time taken off."""
+    inside = 0.0
+
+    def timed(*arguments: object) -> None:
+        nonlocal inside
+        start = time.process_time()
+        pretend(*arguments)  # type: ignore[arg-type]
+        inside += time.process_time() - start
+
+    original, train.run_trial = train.run_trial, timed
+    start = time.process_time()
+    launch.work(trials, store, Runtime(), "benchmark")
+    train.run_trial = original
+    used = time.process_time() - start - inside
+    print(
+        f"scheduling, one worker: {1000 * used / len(trials):.2f} ms of processor time per trial", flush=True
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ TASKS = Registry(
         "sequential-digits": "experiments.tasks.sequential_digits:SequentialDigits",
         "textures": "experiments.tasks.textures:Textures",
         "scenes": "experiments.tasks.scenes:SceneSegmentation",
+        "scenes-detect": "experiments.tasks.scenes_detect:SceneDetection",
         "coco": "experiments.tasks.coco:Coco",
         "ade20k": "experiments.tasks.ade20k:ADE20K",
         "bytes": "experiments.tasks.bytes:Bytes",

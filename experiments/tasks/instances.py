@@ -66,7 +66,8 @@ class InstanceScorer:
     """Collects detections and objects in COCO's form, then lets faster-coco-eval match them."""
 
     def __init__(self) -> None:
-        self._images: list[Json] = []
+        self._examples: list[int] = []
+        self._images: list[Json] = []  # numbered from 0, because the matching reads ids as floats
         self._objects: list[Json] = []
         self._detections: list[Json] = []
         self._category_ids: list[int] = []
@@ -75,14 +76,16 @@ class InstanceScorer:
         for found, target, example in zip(outputs, targets, examples.tolist(), strict=True):
             height, width = target["masks"].shape[1:]
             self._category_ids = target["category_ids"].tolist()
-            self._images.append({"id": example, "height": height, "width": width})
+            image = len(self._images)
+            self._examples.append(example)
+            self._images.append({"id": image, "height": height, "width": width})
             masks = encoded(target["masks"])
             for mask, values in zip(masks, _rows(target, "boxes", "labels", "area", "crowd"), strict=True):
                 box, label, area, crowd = values
                 self._objects.append(
                     {
                         "id": len(self._objects) + 1,
-                        **self._of(example, label, box, mask),
+                        **self._of(image, label, box, mask),
                         "area": area,
                         "iscrowd": int(crowd),
                     }
@@ -90,7 +93,7 @@ class InstanceScorer:
             masks = encoded(found["masks"][:, 0] > MASK_THRESHOLD)
             for mask, values in zip(masks, _rows(found, "boxes", "labels", "scores"), strict=True):
                 box, label, score = values
-                self._detections.append({**self._of(example, label, box, mask), "score": score})
+                self._detections.append({**self._of(image, label, box, mask), "score": score})
 
     def metrics(self) -> dict[str, float]:
         """In %: `box_AP`, `mask_AP` and so on. An area that no object has has no number."""
@@ -106,21 +109,19 @@ class InstanceScorer:
 
         Masks are not stored: at full size they would be larger than the weights.
         """
-        image_of = [each["image_id"] for each in self._detections]
-        counts = dict(zip(*map(np.ndarray.tolist, np.unique(image_of, return_counts=True)), strict=True))
-        examples = [image["id"] for image in self._images]
+        image_of = np.array([each["image_id"] for each in self._detections], dtype=np.int64)
         return {
-            "example": np.array(examples, dtype=np.int64),
-            "detections": np.array([counts.get(example, 0) for example in examples], dtype=np.int64),
+            "example": np.array(self._examples, dtype=np.int64),
+            "detections": np.bincount(image_of, minlength=len(self._examples)),
             "box": np.array([each["bbox"] for each in self._detections], dtype=np.float32).reshape(-1, 4),
             "category": np.array([each["category_id"] for each in self._detections], dtype=np.int64),
             "score": np.array([each["score"] for each in self._detections], dtype=np.float32),
         }
 
-    def _of(self, example: int, label: int, box: list[float], mask: Json) -> Json:
+    def _of(self, image: int, label: int, box: list[float], mask: Json) -> Json:
         left, top, right, bottom = box
         return {
-            "image_id": example,
+            "image_id": image,
             "category_id": self._category_ids[label - 1],
             "bbox": [left, top, right - left, bottom - top],
             "segmentation": mask,

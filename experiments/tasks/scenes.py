@@ -264,6 +264,10 @@ class SceneData:
         random = generator(stream(self._seed, "data", split))
         return self._rule.draw(self.sizes[split], self.pools[split], random)
 
+    def examples(self, split: str) -> Tensor:
+        """Ids of the scenes of a split."""
+        return example_ids(self._seed, split, self.sizes[split])
+
     def train_batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         for step in range(start, self.sizes["train"] // batch_size):
             scenes = self.train_scenes(epoch, step, batch_size)
@@ -271,7 +275,7 @@ class SceneData:
 
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         scenes = self.scenes(split)
-        examples = example_ids(self._seed, split, self.sizes[split])
+        examples = self.examples(split)
         for chosen in torch.arange(len(examples)).split(batch_size):
             yield as_batch(Scenes(*(tensor[chosen] for tensor in scenes)), examples[chosen])
 

@@ -59,7 +59,7 @@ CHANGED = {
     "mad-memorization": "vocabulary=23",
 }
 GENERATED = tuple(name for name in SMALL if name not in ("digits", "sequential-digits", "textures", "bytes"))
-DENSE = ("ade20k", "coco", "scenes")
+DENSE = ("ade20k", "coco", "scenes", "scenes-detect")
 """Their answers are of another shape; each has a file of tests of its own."""
 names = pytest.mark.parametrize("name", list(SMALL))
 

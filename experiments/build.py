@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from experiments import pretrained
 from experiments.cost import Costs, measure
 from experiments.interface import TaskSpec
 from experiments.skeletons import SKELETONS, option_defaults
@@ -32,7 +34,7 @@ def resolve(
     Raises:
         InputError: an unknown option, a wrong type, a value out of range.
     """
-    task = TASKS.resolve(task)
+    task = _settled(TASKS.resolve(task))
     spec = create_task(task).spec
     if train.mixup or train.cutmix:
         if spec.input != "image":
@@ -53,7 +55,15 @@ def resolve(
     )
     for chosen in {each.name: each for each in mixers if is_own(each.name)}.values():
         contract.check(chosen.name, MIXERS.load(chosen.name), chosen.options, rank)
+    if train.weights is not None:
+        train = dataclasses.replace(train, weights=pretrained.with_source(train.weights, skeleton.name))
     return Trial(mixers, skeleton, task, train, seed)
+
+
+def _settled(task: Component) -> Component:
+    """The task with the options filled in that only its data can tell, if it has such."""
+    settle = getattr(TASKS.load(task.name), "settle", None)
+    return task if settle is None else Component(task.name, settle(task.options))
 
 
 def with_options(component: Component, options: Mapping[str, Any]) -> Component:
@@ -88,17 +98,25 @@ def choose_metric(task: Task, name: str, wanted: str | None) -> Metric:
     return known[wanted]
 
 
-def build_model(trial: Trial) -> Skeleton:
-    """The model of a trial, initialised from its seed alone.
+def build_model(trial: Trial, *, new_head: bool = True) -> Skeleton:
+    """The model of a trial, initialised from its seed alone, or from the weights that its recipe names.
 
     Each mixer initialises itself under a seed of its layer; each parameter of the skeleton has its own
     stream. So a parameter that two arms share in name and shape starts at the same value in both.
 
+    Args:
+        trial: whose.
+        new_head: whether weights for another number of classes are taken without their classifier.
+
     Raises:
-        InputError: the mixer does not fit the skeleton, or sees the future of a causal task.
+        InputError: the mixer does not fit the skeleton, or sees the future of a causal task; or the weights
+            are not there or are another model's.
     """
     spec = create_task(trial.task).spec
-    return assemble(trial.mixer, trial.skeleton, f"task {trial.task.name}", spec, trial.seed)
+    model = assemble(trial.mixer, trial.skeleton, f"task {trial.task.name}", spec, trial.seed)
+    if trial.train.weights is not None and not next(model.parameters()).is_meta:
+        pretrained.load(model, trial.train.weights, trial.skeleton.name, new_head=new_head)
+    return model
 
 
 def assemble(

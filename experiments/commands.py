@@ -45,6 +45,8 @@ def run(arguments: Sequence[str], command: str) -> int:
         return _look(rest)
     if verb == "bench":
         return _bench(rest)
+    if verb == "evaluate":
+        return _evaluate(rest)
     if verb == "demo":
         return _demo(rest)
     if verb == "report" and "--paper" in rest:
@@ -268,6 +270,34 @@ def _demo(arguments: Sequence[str]) -> int:
     )
     demo.serve(loaded, asked.port)
     return 0
+
+
+def _evaluate(arguments: Sequence[str]) -> int:
+    asked = request.parse_evaluate(arguments)
+
+    from experiments.evaluate_weights import evaluate_weights
+
+    found = evaluate_weights(asked)
+    print(f"{found.model}\n{found.task}")
+    print(f"{found.examples:,} images answered, {found.unreadable:,} passed over as unreadable")
+    for name, metric in (("top-1", "accuracy"), ("top-5", "top_5")):
+        print(f"{name} {found.metrics[metric]:6.2f} %")
+    print(_published_top1(asked.skeleton, asked.mixer))
+    return 0
+
+
+def _published_top1(skeleton: str, mixer: str) -> str:
+    """What the paper has for this model."""
+    from analysis import published
+
+    name = skeleton.partition("(")[0].replace("-", "_")
+    rows = [row for row in published.load("mambaout_released_models").rows if row.text("model") == name]
+    if not rows or mixer != "conv":
+        return "nothing is published for this model"
+    return (
+        f"published: top-1 {rows[0].text('top1')} % on ImageNet-1k's 50,000 validation images at 224 x 224 "
+        f"({rows[0].origin})"
+    )
 
 
 def _bench(arguments: Sequence[str]) -> int:

@@ -40,6 +40,10 @@ class MetricsLog:
         every: steps between two lines.
         batch_size: examples per step.
         tensorboard: whether to write for TensorBoard, too.
+
+    Attributes:
+        window: the steps since the last line.
+        session_waited: seconds waited for data since this began; set to 0 by who has taken note of them.
     """
 
     def __init__(self, folder: TrialFolder, every: int, batch_size: int, *, tensorboard: bool) -> None:
@@ -47,7 +51,8 @@ class MetricsLog:
         self._tensorboard = tensorboard
         self._writer: Any = None
         self.window = Window()  # set anew by who restores a checkpoint
-        self._waited = 0.0
+        self._waited = 0.0  # since the last line
+        self.session_waited = 0.0
         self._steps = 0  # of this session, since the last line
         self._since = time.perf_counter()
 
@@ -72,7 +77,9 @@ class MetricsLog:
                 batch = next(iterator)
             except StopIteration:
                 return
-            self._waited += time.perf_counter() - asked
+            waited = time.perf_counter() - asked
+            self._waited += waited
+            self.session_waited += waited
             yield batch
 
     def add(

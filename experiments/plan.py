@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments import pretrained
 from experiments.code_version import source_digest
 from experiments.store import write_json
 from experiments.study import Arm, Case, Option, Study, changed_recipe
@@ -203,7 +204,7 @@ def _flat(trial: Trial) -> dict[str, Any]:
 
 def _key(name: str, study: Study) -> str:
     same_for_any_seeds = dataclasses.asdict(dataclasses.replace(study, seeds=1))
-    return digest([name, same_for_any_seeds, source_digest(), _own_sources(study)])
+    return digest([name, same_for_any_seeds, source_digest(), _own_sources(study), _weight_files(study)])
 
 
 def _own_sources(study: Study) -> list[str]:
@@ -212,6 +213,13 @@ def _own_sources(study: Study) -> list[str]:
     texts += [text for case in study.all_cases() for text in case.mixers.values()]
     components = [component for text in texts for component in MIXERS.parse_pattern(text)]
     return [MIXERS.with_source(component.name) for component in components if is_own(component.name)]
+
+
+def _weight_files(study: Study) -> list[str]:
+    """The files of weights that the study starts from, with their hashes; those of timm do not change."""
+    changes = [arm.train for arm in study.all_arms()] + [case.train for case in study.all_cases()]
+    named = {study.train.weights, *(change.get("weights") for change in changes)} - {None, "timm"}
+    return [pretrained.with_source(weights, "") for weights in sorted(map(str, named))]
 
 
 def make(name: str, study: Study, stored: Path) -> Plan:

@@ -18,7 +18,7 @@ from experiments import study as studies
 from experiments.launch import Shard
 from experiments.runtime import Placement, Runtime
 from experiments.study import Arm, Study
-from experiments.trial import Recipe, digest
+from experiments.trial import Precision, Recipe, digest
 from mixers.registry import InputError, suggest
 
 Form = TypeVar("Form")
@@ -84,6 +84,8 @@ class Request:
     """Steps between two lines of a trial's metrics.jsonl."""
     tensorboard: bool = False
     """Write these metrics for TensorBoard, too (uv sync --extra tensorboard)."""
+    loaders: int = 2
+    """Processes per trial that read and augment images from files; 0 for none beside the one that trains."""
     options: Annotated[Mapping[str, Mapping[str, str]], tyro.conf.Suppress] = field(default_factory=dict)
 
     @property
@@ -128,6 +130,8 @@ class Request:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         if not 0 < self.checkpoint_every < float("inf"):
             raise InputError(f"--checkpoint-every must be positive minutes, got {self.checkpoint_every:g}")
+        if self.loaders < 0:
+            raise InputError(f"--loaders must not be negative, got {self.loaders}")
         return Runtime(
             self.device,
             self.threads,
@@ -139,6 +143,7 @@ class Request:
             channels_last=self.channels_last,
             log_every=self.log_every,
             tensorboard=self.tensorboard,
+            loaders=self.loaders,
         )
 
 
@@ -234,6 +239,46 @@ class DemoRequest:
     """Of the page, on this machine only."""
     runs: Path = Path("runs")
     """Folder of trials and studies."""
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Top-1 and top-5 accuracy of a trained model on a data set: evaluate --weights timm --task.data PATH."""
+
+    skeleton: str = "mambaout-tiny"
+    """The model's, e.g. mambaout-femto."""
+    weights: str = "timm"
+    """"timm" for the released ones that are on this disk, or a file: .safetensors, .pth."""
+    mixer: str = "conv"
+    """The mixer that the model was trained with."""
+    task: str = "images"
+    """With its options, which also go by dotted name: --task.data PATH --task.size 224."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where."""
+    precision: Precision = "float32"
+    """Of matrix products."""
+    threads: int = 1
+    """Of torch on the CPU."""
+    loaders: int = 2
+    """Processes that read images; 0 for none beside the one that answers."""
+    options: Annotated[Mapping[str, Mapping[str, str]], tyro.conf.Suppress] = field(default_factory=dict)
+
+
+def parse_evaluate(arguments: Sequence[str]) -> EvaluateRequest:
+    """Read the command line of `evaluate`.
+
+    Raises:
+        InputError: a flag that does not fit.
+        SystemExit: after printing help.
+    """
+    rest, options = _take_dotted(arguments)
+    if options.pop("train"):
+        raise InputError("evaluate trains nothing: it takes no --train options")
+    asked = read(EvaluateRequest(), rest, "run_ablation.py evaluate")
+    for name, least in (("threads", 1), ("loaders", 0)):
+        if getattr(asked, name) < least:
+            raise InputError(f"--{name} must be at least {least}, got {getattr(asked, name)}")
+    return dataclasses.replace(asked, options=options)
 
 
 def parse(arguments: Sequence[str], verb: str = "run") -> Request:
@@ -402,7 +447,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.=]+", "_", text.lower()).strip("_")
 
 
-VERBS = ("plan", "list", "status", "report", "look", "bench", "demo", "doctor")
+VERBS = ("plan", "list", "status", "report", "evaluate", "look", "bench", "demo", "doctor")
 
 
 def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:

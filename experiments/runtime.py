@@ -25,6 +25,8 @@ class Runtime:
         channels_last: keep images and convolutions in channels-last memory.
         log_every: steps between two lines of live metrics.
         tensorboard: whether to write the live metrics for TensorBoard, too.
+        loaders: processes that read and augment the data of one trial, if that lies in files; 0 for none
+            beside the one that trains.
     """
 
     device: str = "auto"
@@ -37,6 +39,7 @@ class Runtime:
     channels_last: bool = False
     log_every: int = 50
     tensorboard: bool = False
+    loaders: int = 0
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from experiments.recipe import (
 )
 from experiments.runtime import Runtime
 from experiments.store import TrialFolder, write_bytes
-from experiments.tasks.base import Batch, Task, TaskData, part_of, to_device
+from experiments.tasks.base import Batch, FileData, Reading, Task, TaskData, part_of, to_device
 from experiments.trial import SCHEMA_VERSION, Trial, stream
 
 PROGRESS_EVERY = 0.5  # seconds between two progress reports
@@ -52,6 +52,7 @@ class Progress:
     loss_sum: float = 0.0  # of the epoch's steps so far
     curve: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0  # of all sessions before this one
+    waiting: float = 0.0  # of these, in which the next batch was not there yet
     best_epoch: int = 0
 
 
@@ -93,6 +94,8 @@ class _Run:
         self.device = torch_device(runtime.device)
         self.task: Task = create_task(trial.task)
         self.data: TaskData = self.task.load(trial.seed)
+        if isinstance(self.data, FileData):
+            self.data.read_with(Reading(runtime.loaders))
         self.model = build_model(trial).to(self.device)
         self.backend = choose_backend(self.model, runtime.backend, self.device)
         if runtime.channels_last:
@@ -250,6 +253,8 @@ class _Run:
         """Write the checkpoint."""
         self.progress.seconds += time.monotonic() - self.started
         self.started = self.saved = time.monotonic()
+        self.progress.waiting += self.metrics.session_waited
+        self.metrics.session_waited = 0.0
         buffer = io.BytesIO()
         torch.save(self._state(), buffer)
         write_bytes(self.folder.checkpoint, buffer.getvalue())
@@ -312,6 +317,7 @@ class _Run:
     def finish(self, status: str) -> None:
         """Evaluate, if there is something to evaluate, and write the result."""
         seconds = self.progress.seconds + time.monotonic() - self.started
+        waiting = (self.progress.waiting + self.metrics.session_waited) / seconds
         metrics: dict[str, dict[str, float]] = {}
         error = None
         skipped: dict[str, str] = {}
@@ -358,9 +364,15 @@ class _Run:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "train_seconds": seconds,
             "examples_per_second": trained / seconds,
+            "waiting_for_data": waiting,
             "peak_memory_bytes": self._training_memory(),
             "host": socket.gethostname(),
         }
+        if isinstance(self.data, FileData):
+            timing["unreadable"] = self.data.unreadable
+            self.folder.note(f"{waiting:.1%} of {seconds:.0f} s waiting for data")
+            for name, problem in sorted(self.data.unreadable.items()):
+                self.folder.note(f"passed over {name}: {problem}")
         self.folder.finish(result, timing)
 
     def _training_memory(self) -> int:

@@ -131,7 +131,7 @@ def run(
                     raise DiskFull(f"no space left under {store.root}")
                 if worker.process.exitcode and may_go_on(worker.process, to_do, store, session, deaths):
                     running.append(_Worker.start(worker.gpus, arguments))
-    except (KeyboardInterrupt, DiskFull):
+    except BaseException:
         stop([worker.process for worker in running])
         raise
     watch()
@@ -156,7 +156,7 @@ class _Worker:
     @classmethod
     def start(cls, gpus: str | None, arguments: tuple[Any, ...]) -> _Worker:
         context = multiprocessing.get_context("spawn")
-        process = context.Process(target=_work, args=(gpus, *arguments), daemon=True)
+        process = context.Process(target=_work, args=(gpus, *arguments))  # a daemon could have no loaders
         process.start()
         return cls(process, gpus)
 

@@ -12,6 +12,7 @@ TASKS = Registry(
         "scenes-detect": "experiments.tasks.scenes_detect:SceneDetection",
         "coco": "experiments.tasks.coco:Coco",
         "ade20k": "experiments.tasks.ade20k:ADE20K",
+        "images": "experiments.tasks.images:Images",
         "bytes": "experiments.tasks.bytes:Bytes",
         "mqar": "experiments.tasks.mqar:MQAR",
         "selective-copy": "experiments.tasks.selective_copy:SelectiveCopy",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -74,6 +74,51 @@ class TaskData(Protocol):
 
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         """A split or an extra test set in order, without augmentation, the short last batch included."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data is read that lies in files.
+
+    Attributes:
+        workers: processes that read and augment; 0 for none beside the one that trains.
+        rank: of this process among those that train one model together.
+        ranks: how many those are.
+    """
+
+    workers: int = 0
+    rank: int = 0
+    ranks: int = 1
+
+
+@runtime_checkable
+class FileData(Protocol):
+    """Data that is read while training: a `TaskData` that can divide the reading."""
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Files that were passed over so far, and why."""
+
+    def read_with(self, reading: Reading) -> None:
+        """From now on `train_batches` yields this rank's `share` of every batch, and `batches` every
+        ranks-th batch from its own on."""
+
+
+def share(batch_size: int, rank: int, ranks: int) -> Tensor:
+    """Places in a batch that are one rank's: from the front and, mirrored, from the back.
+
+    Mixup mixes the first example with the last, the second with the one before; so every rank has both
+    of a pair, at mirrored places again, and mixing its share is mixing the batch.
+    """
+    places = torch.arange(batch_size)
+    if ranks == 1:
+        return places
+    each = batch_size // ranks
+    half = each // 2
+    front = places[rank * half : (rank + 1) * half]
+    back = places.flip(0)[rank * half : (rank + 1) * half].flip(0)
+    middle = places[ranks * half : batch_size - ranks * half]  # only where shares are odd
+    return torch.cat([front, middle[rank : rank + 1], back])
 
 
 class Task(Protocol):

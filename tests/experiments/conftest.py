@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from experiments import build
 from experiments.skeletons import SKELETONS
@@ -26,6 +30,51 @@ def one_thread() -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "runs")
+
+
+@lru_cache
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits, (n, 8, 8) in 0..240, and their labels."""
+    found = load_digits()
+    return (found.images * 15).astype(np.uint8), found.target
+
+
+def digit(number: int, side: int = 32) -> Image.Image:
+    """One of them as a grey photograph would be stored."""
+    return Image.fromarray(digits()[0][number]).resize((side, side))
+
+
+WriteDigits = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", name="digit")
+def digit_fixture() -> Callable[..., Image.Image]:
+    return digit
+
+
+@pytest.fixture(scope="session")
+def write_digits() -> WriteDigits:
+    """Writes real digits in ImageNet's layout: `root/split/class/name.JPEG`, no digit in two splits."""
+
+    def write(root: Path, per_class: dict[str, int], classes: int = 3, side: int = 32) -> Path:
+        labels = digits()[1]
+        for label in range(classes):
+            numbers = iter(np.flatnonzero(labels == label))
+            for split, count in per_class.items():
+                folder = root / split / f"digit_{label}"
+                folder.mkdir(parents=True)
+                for _ in range(count):
+                    number = int(next(numbers))
+                    digit(number, side).convert("RGB").save(folder / f"{number}.JPEG", quality=95)
+        return root
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def digit_folder(tmp_path_factory: pytest.TempPathFactory, write_digits: WriteDigits) -> Path:
+    """72 training and 36 validation images of 3 classes."""
+    return write_digits(tmp_path_factory.mktemp("digits"), {"train": 24, "val": 12})
 
 
 @pytest.fixture

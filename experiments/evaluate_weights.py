@@ -1,0 +1,75 @@
+"""Accuracy of a trained image model, given as a file of weights, on a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from experiments import pretrained
+from experiments.build import build_model, choose_backend, create_task, resolve, with_options
+from experiments.evaluate import evaluate
+from experiments.machine import torch_device
+from experiments.request import EvaluateRequest
+from experiments.skeletons import SKELETONS
+from experiments.tasks import TASKS
+from experiments.tasks.base import FileData, Reading
+from experiments.tasks.images import Images
+from experiments.trial import Recipe
+from mixers import MIXERS, InputError
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a model reaches.
+
+    Attributes:
+        model: skeleton, mixer, and weights with their hash.
+        task: with every option.
+        examples: how many were answered.
+        unreadable: images that were passed over.
+        metrics: accuracy and top_5 in %, loss.
+    """
+
+    model: str
+    task: str
+    examples: int
+    unreadable: int
+    metrics: dict[str, float]
+
+
+def evaluate_weights(asked: EvaluateRequest) -> Evaluated:
+    """Build the model, read the weights, answer the test split.
+
+    Raises:
+        InputError: weights, model and data do not fit each other, or something is not there.
+    """
+    torch.set_num_threads(asked.threads)
+    skeleton = SKELETONS.parse(asked.skeleton)
+    component = with_options(TASKS.parse(asked.task), asked.options.get("task", {}))
+    if component.name != "images":
+        raise InputError(f"evaluate reads the task images, not {component.name}")
+    classes = len(pretrained.read(asked.weights, skeleton.name)["head.fc.bias"])
+    trial = resolve(
+        MIXERS.parse_pattern(asked.mixer),
+        with_options(skeleton, asked.options.get("skeleton", {})),
+        with_options(component, {"classes": classes, **component.options}),
+        Recipe(weights=asked.weights, precision=asked.precision),
+        seed=0,
+    )
+    task = create_task(trial.task)
+    assert isinstance(task, Images)
+    data = task.load_test()
+    assert isinstance(data, FileData)
+    data.read_with(Reading(asked.loaders))
+    device = torch_device(asked.device)
+    model = build_model(trial, new_head=False).to(device)
+    choose_backend(model, "auto", device)
+    metrics, answers = evaluate(model, task, data, "test", device, asked.precision)
+    return Evaluated(
+        f"{trial.skeleton.name} with {trial.mixer[0].name}, weights {trial.train.weights}",
+        str(trial.task),
+        len(answers["example"]),
+        len(data.unreadable),
+        metrics,
+    )

@@ -1,0 +1,418 @@
+"""Real images from the user's disk, under timm's transforms: ImageNet, CIFAR, any folder of class folders.
+
+Files are read and augmented by processes of their own. Every example has its own stream of randomness per
+epoch, seeded where it is augmented: arms of a seed see the same pixels, whoever reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from experiments.interface import TaskSpec
+from experiments.tasks.base import (
+    Batch,
+    Classification,
+    ClassificationScorer,
+    Metric,
+    Reading,
+    Scorer,
+    TaskData,
+    generator,
+    share,
+    shuffled,
+)
+from experiments.tasks.image_sources import WHOLE, Read, Source, open_source, read_image
+from experiments.trial import stream
+from mixers.registry import InputError
+
+TOP_5 = Metric("top_5", "%", "points", higher_is_better=True)
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Key = tuple[str, int, int | None]
+"""Split, number in its source, and the seed of its augmentation; None for none."""
+
+
+class Images(Classification):
+    """What is in the picture?
+
+    The splits are folders, or tars, named train and validation (or val) below `data`, each with a folder per
+    class. What is tested on is the validation split of the data set, as everyone does with ImageNet. What is
+    chosen on is held out of the training split, by a hash of the file's name: the same images for every seed,
+    so that a model that is fine-tuned has not seen them either. Normalisation is ImageNet's. A batch of the
+    training split in which an image cannot be read has its neighbour twice; other splits go without it.
+
+    Args:
+        data: the folder or file.
+        dataset: what lies there, in timm's words: nothing for folders or tars, torch/cifar10 and others of
+            torchvision, hfds/NAME, wds/.
+        size: side of the square that the model sees, in pixels.
+        classes: how many there are; None to look.
+        train_split: its name; "." for all of what has no splits.
+        validation_split: its name; None to hold it out of the training split.
+        test_split: its name; that of the training split to hold it out too.
+        held_out: share of the training split that is held out, for each split that is.
+        crop_pct: share of the resized image's side that evaluation keeps.
+        interpolation: of evaluation.
+        train_interpolation: of training; "random" for bilinear or bicubic.
+        scale: least share of the area that a training crop has.
+        hflip: probability of a mirror image.
+        auto_augment: timm's name of the policy; None for none.
+        color_jitter: strength; timm leaves it out where there is a policy.
+        re_prob: probability of random erasing, of one rectangle, by noise.
+        unreadable: whether an image that cannot be decoded ends the trial or is skipped and counted.
+    """
+
+    other_metrics = (TOP_5,)
+
+    def __init__(
+        self,
+        *,
+        data: str = "",
+        dataset: str = "",
+        size: Annotated[int, Field(ge=8)] = 224,
+        classes: Annotated[int, Field(ge=2)] | None = None,
+        train_split: str = "train",
+        validation_split: str | None = None,
+        test_split: str = "validation",
+        held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.02,
+        crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0,
+        interpolation: Literal["bilinear", "bicubic"] = "bicubic",
+        train_interpolation: Literal["random", "bilinear", "bicubic"] = "random",
+        scale: Annotated[float, Field(gt=0, le=1)] = 0.08,
+        hflip: Share = 0.5,
+        auto_augment: str | None = "rand-m9-mstd0.5-inc1",
+        color_jitter: Annotated[float, Field(ge=0)] = 0.4,
+        re_prob: Share = 0.25,
+        unreadable: Literal["fatal", "skip"] = "fatal",
+    ) -> None:
+        self.data, self.dataset, self.size, self.unreadable = data, dataset, size, unreadable
+        self.held_out = held_out
+        self.splits = {"train": train_split, "validation": validation_split, "test": test_split}
+        self._classes = classes
+        self.evaluating = {"crop_pct": crop_pct, "interpolation": interpolation}
+        self.training = {
+            "interpolation": train_interpolation,
+            "scale": (scale, 1.0),
+            "hflip": hflip,
+            "auto_augment": auto_augment,
+            "color_jitter": color_jitter or None,
+            "re_prob": re_prob,
+            "re_mode": "pixel",
+        }
+
+    @classmethod
+    def settle(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options with the number of classes filled in from the data, where it was left open.
+
+        Raises:
+            InputError: no data was named, or it cannot be opened.
+        """
+        task = cls(**options)
+        return {**options, "classes": options["classes"] or len(task.open("train").classes)}
+
+    @property
+    def spec(self) -> TaskSpec:
+        classes = self._classes or len(self.open("train").classes)
+        return TaskSpec(input="image", channels=3, grid=(self.size, self.size), classes=classes)
+
+    def open(self, split: str) -> Source:
+        """The source of a split, listed; the one of the training split where it is held out of that.
+
+        Raises:
+            InputError: no data was named, or it cannot be opened.
+        """
+        data = self._where()
+        train = self.splits["train"] or WHOLE
+        name = self.splits[split] or train
+        first = open_source(self.dataset, data, train)
+        return first if name == train else open_source(self.dataset, data, name, tuple(first.classes))
+
+    def _where(self) -> str:
+        """Where the data is."""
+        if not self.data and not self.dataset.startswith("hfds/"):
+            raise InputError("task images needs --task.data PATH: a folder with train and validation in it")
+        return self.data
+
+    def load(self, seed: int) -> TaskData:
+        return ImagesData(self, seed, {split: self.open(split) for split in self.splits})
+
+    def load_test(self) -> TaskData:
+        """The test split alone, for a model that is trained already.
+
+        Raises:
+            InputError: it cannot be opened, or it has another number of classes than was said.
+        """
+        source = open_source(self.dataset, self._where(), self.splits["test"] or WHOLE)
+        if len(source.classes) != self.spec.classes:
+            raise InputError(
+                f"{source.where} has {len(source.classes):,} classes, but the weights answer for "
+                f"{self.spec.classes:,}"
+            )
+        return ImagesData(self, 0, {"test": source})
+
+    def transform(self, training: bool) -> Any:
+        """timm's transform, image -> (3, size, size)."""
+        options = self.training if training else self.evaluating
+        return create_transform((3, self.size, self.size), is_training=training, **options)
+
+    def scorer(self) -> Scorer:
+        return ImagesScorer(self)
+
+
+class ImagesScorer(ClassificationScorer):
+    """Also counts how often the answer is among the five likeliest."""
+
+    def __init__(self, task: Images) -> None:
+        super().__init__(task)
+        self._among = self._asked = 0
+
+    def add(self, outputs: Tensor, targets: Tensor, examples: Tensor) -> None:
+        super().add(outputs, targets, examples)
+        likeliest = outputs.topk(min(5, outputs.shape[1]), dim=1).indices
+        self._among += int((likeliest == targets[:, None]).sum())
+        self._asked += len(targets)
+
+    def metrics(self) -> dict[str, float]:
+        return {**super().metrics(), "top_5": 100.0 * self._among / self._asked}
+
+
+class ImagesData:
+    """The splits of one seed, or only the one that is tested on.
+
+    Raises:
+        InputError: they cannot be opened, or one of them is empty, or has more classes than were said.
+    """
+
+    extra_tests: tuple[str, ...] = ()
+
+    def __init__(self, task: Images, seed: int, sources: Mapping[str, Source]) -> None:
+        self._task, self._seed = task, seed
+        self._sources = dict(sources)
+        self._numbers = self._divide()
+        self._reading = Reading()
+        self.unreadable: dict[str, str] = {}
+        self._check()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {split: len(numbers) for split, numbers in self._numbers.items()}
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        return {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the listing of every split (names, sizes, labels) and of how they were divided.
+
+        Not of the pixels: a million files are not read for it.
+        """
+        state = hashlib.sha256()
+        for split, source in self._sources.items():
+            state.update(f"{split} {source.digest()}".encode())
+            state.update(self._numbers[split].numpy().tobytes())
+        return state.hexdigest()[:16]
+
+    def read_with(self, reading: Reading) -> None:
+        self._reading = reading
+        self.__dict__.pop("_reader", None)
+
+    def train_batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
+        order = self._numbers["train"][shuffled(self.sizes["train"], self._seed, epoch)]
+        places = share(batch_size, self._reading.rank, self._reading.ranks)
+        steps = [order[step * batch_size :][places] for step in range(start, len(order) // batch_size)]
+        keys = (
+            [
+                ("train", number, stream(self._seed, "augmentation", epoch, number))
+                for number in numbers.tolist()
+            ]
+            for numbers in steps
+        )
+        for numbers, read in zip(steps, self._reader.read(keys), strict=True):
+            images, labels, errors = read
+            self._note("train", numbers, errors)
+            kept = _neighbours(len(numbers), errors)
+            yield Batch(images[kept], labels[kept], numbers[kept])
+
+    def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
+        every = self._numbers[split].split(batch_size)
+        steps = every[self._reading.rank :: self._reading.ranks]
+        keys = ([(split, number, None) for number in numbers.tolist()] for numbers in steps)
+        for numbers, read in zip(steps, self._reader.read(keys), strict=True):
+            images, labels, errors = read
+            self._note(split, numbers, errors)
+            kept = torch.tensor([place for place in range(len(numbers)) if place not in errors])
+            if len(kept):
+                yield Batch(images[kept], labels[kept], self._ids(split, numbers[kept]))
+
+    def _ids(self, split: str, numbers: Tensor) -> Tensor:
+        """Of a split's images among those of all splits; the training split's are their numbers."""
+        if self._sources[split] is self._sources.get("train", self._sources[split]):
+            return numbers
+        before = len(self._sources["train"])
+        if split == "test" and self._sources["validation"] is not self._sources["train"]:
+            before += len(self._sources["validation"])
+        return numbers + before
+
+    @cached_property
+    def _reader(self) -> _Reader:
+        reads = {split: source.read for split, source in self._sources.items()}
+        transforms = {split: self._task.transform(training=split == "train") for split in reads}
+        return _Reader(_Images(reads, transforms), self._reading.workers)
+
+    def _divide(self) -> dict[str, Tensor]:
+        """Numbers of the images of each split in its source."""
+        numbers = {split: torch.arange(len(source)) for split, source in self._sources.items()}
+        if "train" not in self._sources:
+            return numbers
+        train = self._sources["train"]
+        held_out = [split for split in ("validation", "test") if self._sources[split] is train]
+        places = torch.tensor([_place(name) for name in train.names]) if held_out else torch.ones(len(train))
+        for position, split in enumerate(held_out):
+            low, high = position * self._task.held_out, (position + 1) * self._task.held_out
+            numbers[split] = numbers[split][(places >= low) & (places < high)]
+        numbers["train"] = numbers["train"][places >= len(held_out) * self._task.held_out]
+        return numbers
+
+    def _check(self) -> None:
+        for split, numbers in self._numbers.items():
+            if not len(numbers):
+                raise InputError(
+                    f"{self._sources[split].where}: held_out {self._task.held_out:g} of "
+                    f"{len(self._sources[split])} images leaves the {split} split empty"
+                )
+        classes = self._task.spec.classes
+        for source in self._sources.values():
+            if max(source.labels) >= classes:
+                raise InputError(
+                    f"{source.where} has labels up to {max(source.labels)}, but task images was told of "
+                    f"{classes} classes (--task.classes)"
+                )
+
+    def _note(self, split: str, numbers: Tensor, errors: Mapping[int, str]) -> None:
+        """Remember what could not be read, or refuse to go on."""
+        for place, error in errors.items():
+            source = self._sources[split]
+            name = f"{source.where}: {source.names[int(numbers[place])]}"
+            if self._task.unreadable == "fatal":
+                raise InputError(
+                    f"{name} cannot be read ({error}); replace it, or let --task.unreadable skip pass "
+                    "over such images and count them"
+                )
+            self.unreadable[name] = error
+        if len(errors) == len(numbers):
+            raise InputError(f"{self._sources[split].where}: none of {len(numbers)} images can be read")
+
+
+def _place(name: str) -> float:
+    """Where a name falls in [0, 1)."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+
+
+def _neighbours(count: int, errors: Mapping[int, str]) -> Tensor:
+    """Every place, or the next one around that has no error."""
+    places = torch.arange(count)
+    for place in sorted(errors):
+        places[place] = next(
+            other % count for other in range(place + 1, place + count) if other % count not in errors
+        )
+    return places
+
+
+# --------------------------------------------------------------------- reading
+
+
+class _Images(Dataset[tuple[Tensor | str, int]]):
+    """What the reading processes hold: how to get an image, and what to make of it."""
+
+    def __init__(self, reads: Mapping[str, Read], transforms: Mapping[str, Any]) -> None:
+        self._reads, self._transforms = dict(reads), dict(transforms)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor | str, int]:
+        split, number, seed = key
+        try:
+            image, label = read_image(self._reads[split], number)
+        except Exception as error:  # decoders raise anything
+            return f"{type(error).__name__}: {error}", -1
+        with _seeded(seed):
+            return self._transforms[split](image), label
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """timm's transforms draw from the global generators: seeded inside, outside as they were before."""
+    if seed is None:
+        yield
+        return
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    yield
+    random.setstate(before[0])
+    np.random.set_state(before[1])
+    torch.set_rng_state(before[2])
+
+
+Stacked = tuple[Tensor, Tensor, dict[int, str]]
+"""Images, labels, and the error of each place where there is none."""
+
+
+class _Reader:
+    """Processes that read; one set for all splits, kept over the epochs."""
+
+    def __init__(self, images: _Images, workers: int) -> None:
+        self._plan = _Plan()
+        self._loader: DataLoader[Any] = DataLoader(
+            images,
+            batch_sampler=self._plan,
+            num_workers=workers,
+            collate_fn=_stack,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="spawn" if workers else None,  # numba's threads do not survive a fork
+            worker_init_fn=_leave_signals_to_the_parent,
+            persistent_workers=workers > 0,
+            generator=generator(0),  # unused, but the global one is left alone
+        )
+
+    def read(self, batches: Iterable[Sequence[Key]]) -> Iterator[Stacked]:
+        """What the keys of each batch stand for, in order."""
+        self._plan.batches = map(list, batches)
+        yield from self._loader
+
+
+class _Plan:
+    """The batches that are to be read next."""
+
+    batches: Iterable[list[Key]] = ()
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.batches)
+
+
+def _stack(examples: Sequence[tuple[Tensor | str, int]]) -> Stacked:
+    images = [image for image, _ in examples]
+    errors = {place: image for place, image in enumerate(images) if isinstance(image, str)}
+    read = [image for image in images if isinstance(image, Tensor)]
+    blank = torch.zeros_like(read[0]) if read else torch.zeros(0)
+    stacked = torch.stack([image if isinstance(image, Tensor) else blank for image in images])
+    return stacked, torch.tensor([label for _, label in examples]), errors
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C and pre-emption reach every process; this one ends when its parent has saved and ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,398 @@
+"""Real images: every layout gives the same, whoever reads it; what is wrong with the files is a sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import random
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_dataset, create_transform
+from torch import Tensor
+
+from experiments import build
+from experiments.runtime import Runtime
+from experiments.skeletons import SKELETONS
+from experiments.store import Store, TrialFolder
+from experiments.tasks import TASKS
+from experiments.tasks.base import Reading, share
+from experiments.tasks.images import Images, ImagesData
+from experiments.train import Interrupted, run_trial
+from experiments.trial import Recipe, Trial
+from mixers import MIXERS, InputError
+
+SIZE = 24
+Write = Callable[..., Path]
+CLASSES = ("digit_0", "digit_1", "digit_2")
+
+
+def load(data: Path | str, seed: int = 0, **options: object) -> ImagesData:
+    loaded = Images(data=str(data), **{"size": SIZE, "held_out": 0.2, **options}).load(seed)
+    assert isinstance(loaded, ImagesData)
+    return loaded
+
+
+def everything(data: ImagesData, split: str) -> tuple[Tensor, Tensor]:
+    batches = list(data.batches(split, 16))
+    return torch.cat([batch.inputs for batch in batches]), torch.cat([batch.targets for batch in batches])
+
+
+# ------------------------------------------------------------------- layouts
+
+
+def tarred(folder: Path, target: Path) -> Path:
+    with tarfile.open(target, "w") as archive:
+        for path in sorted(folder.rglob("*.JPEG")):
+            archive.add(path, path.relative_to(folder))
+    return target
+
+
+def sharded(folder: Path, target: Path, split: str) -> None:
+    """Two shards as webdataset writes them."""
+    paths = sorted(folder.rglob("*.JPEG"))
+    for shard in range(2):
+        with tarfile.open(target / f"digits-{split}-{shard:04}.tar", "w") as archive:
+            for path in paths[shard::2]:
+                label = str(CLASSES.index(path.parent.name)).encode()
+                for ending, content in (("jpg", path.read_bytes()), ("cls", label)):
+                    member = tarfile.TarInfo(f"{path.parent.name}_{path.stem}.{ending}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+
+
+def sorted_rows(images: Tensor, labels: Tensor) -> list[tuple[int, bytes]]:
+    return sorted((int(label), image.numpy().tobytes()) for image, label in zip(images, labels, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["tar", "wds", "hfds", "torch/image_folder"])
+def test_every_layout_gives_the_same_images(digit_folder: Path, tmp_path: Path, layout: str) -> None:
+    options: dict[str, object] = {}
+    if layout == "tar":
+        for split in ("train", "val"):
+            tarred(digit_folder / split, tmp_path / f"{split}.tar")
+    elif layout == "wds":
+        options["dataset"] = "wds/"
+        for split in ("train", "val"):
+            sharded(digit_folder / split, tmp_path, split)
+    elif layout == "hfds":
+        pytest.importorskip("datasets")
+        options["dataset"] = f"hfds/{digit_folder}"
+    else:
+        options["dataset"] = layout
+    data = digit_folder if layout == "torch/image_folder" else tmp_path
+    reference, other = load(digit_folder), load(data, **options)
+    assert sorted_rows(*everything(reference, "test")) == sorted_rows(*everything(other, "test"))
+    assert sum(other.sizes.values()) == sum(reference.sizes.values()) == 108
+
+
+def test_cifar_as_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pickles of CIFAR-10 at a small size, with checksums of their own."""
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    written = {}
+    for name in ("data_batch_1", "data_batch_2", "test_batch", "batches.meta"):
+        pixels = np.random.default_rng(len(written)).integers(0, 256, (30, 3072), dtype=np.uint8)
+        content: dict[str, object] = {"data": pixels, "labels": [number % 10 for number in range(30)]}
+        if name == "batches.meta":
+            content = {"label_names": [f"class {number}" for number in range(10)]}
+        (folder / name).write_bytes(pickle.dumps(content))
+        written[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    monkeypatch.setattr(CIFAR10, "train_list", [[n, written[n]] for n in ("data_batch_1", "data_batch_2")])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", written["test_batch"]]])
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": written["batches.meta"]}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    data = load(tmp_path, dataset="torch/cifar10", size=32)
+    assert data.sizes["test"] == 30
+    assert data.sizes["train"] + data.sizes["validation"] == 60
+    images, labels = everything(data, "test")
+    assert labels.tolist() == [number % 10 for number in range(30)]
+    assert images.shape == (30, 3, 32, 32)
+    assert next(data.train_batches(0, 8)).inputs.shape == (8, 3, 32, 32)
+
+
+def test_evaluation_is_timms(digit_folder: Path) -> None:
+    theirs = create_dataset("", str(digit_folder), split="validation")
+    transform = create_transform((3, SIZE, SIZE), crop_pct=1.0, interpolation="bicubic")
+    expected = []
+    for path in theirs.filenames(absolute=True):  # their own way to read leaves the files open
+        with Image.open(path) as image:
+            expected.append(transform(image.convert("RGB")))
+    images, labels = everything(load(digit_folder), "test")
+    assert torch.equal(images, torch.stack(expected))
+    assert labels.tolist() == [label for _, label in theirs.reader.samples]
+
+
+# -------------------------------------------------------------------- splits
+
+
+def test_validation_is_held_out_by_name(digit_folder: Path) -> None:
+    one, two = load(digit_folder, seed=0), load(digit_folder, seed=1)
+    assert one.sizes == two.sizes
+    held, kept = (
+        {int(example) for batch in batches for example in batch.examples}
+        for batches in (one.batches("validation", 8), one.batches("train", 8))
+    )
+    assert held.isdisjoint(kept)
+    assert len(held | kept) == 72
+    other = {int(example) for batch in two.batches("validation", 8) for example in batch.examples}
+    assert held == other
+    test = {int(example) for batch in one.batches("test", 8) for example in batch.examples}
+    assert test.isdisjoint(held | kept)
+
+
+def test_a_folder_without_splits_is_divided(digit_folder: Path) -> None:
+    data = load(digit_folder / "train", train_split=".", test_split=".")
+    ids = [{int(e) for batch in data.batches(split, 8) for e in batch.examples} for split in data.sizes]
+    assert sum(map(len, ids)) == len(set.union(*ids)) == 72
+    assert all(ids)
+
+
+def test_the_number_of_classes_is_part_of_the_trial(digit_folder: Path) -> None:
+    assert trial_on(digit_folder).task.options["classes"] == 3
+
+
+def test_the_fingerprint_follows_the_listing(tmp_path: Path, write_digits: Write) -> None:
+    root = write_digits(tmp_path, {"train": 8, "val": 4})
+    before = load(root)
+    assert before.fingerprint == load(root, seed=1).fingerprint
+    elsewhere = shutil.copytree(root, tmp_path / "elsewhere")
+    assert load(elsewhere).fingerprint == before.fingerprint, "the place does not matter"
+    next((elsewhere / "train" / "digit_1").iterdir()).unlink()
+    shutil.move(elsewhere, tmp_path / "again")  # listings are remembered by their place
+    assert load(tmp_path / "again").fingerprint != before.fingerprint
+
+
+# -------------------------------------------------------------- randomness
+
+
+def test_augmentation_depends_on_seed_epoch_and_example_alone(digit_folder: Path) -> None:
+    """Not on global generators, the batch, or who reads."""
+    one = load(digit_folder)
+    state = torch.get_rng_state(), random.getstate()
+    batches = list(one.train_batches(1, 8))
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert random.getstate() == state[1]
+    random.seed(5)
+    torch.manual_seed(5)
+    by_two = list(load(digit_folder).train_batches(1, 16))
+    whole = torch.cat([batch.inputs for batch in by_two])
+    assert torch.equal(whole, torch.cat([batch.inputs for batch in batches])[: len(whole)])
+    later = list(load(digit_folder).train_batches(1, 8, start=2))
+    assert torch.equal(later[0].inputs, batches[2].inputs)
+    other = load(digit_folder)
+    other.read_with(Reading(workers=2))
+    for mine, theirs in zip(batches, other.train_batches(1, 8), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    assert torch.equal(everything(other, "test")[0], everything(one, "test")[0])
+    by_epoch = next(one.train_batches(2, 8))
+    by_seed = next(load(digit_folder, seed=1).train_batches(1, 8))
+    assert not torch.equal(by_epoch.inputs, batches[0].inputs)
+    assert not torch.equal(by_seed.inputs, batches[0].inputs)
+
+
+@pytest.mark.parametrize(("size", "ranks"), [(8, 2), (12, 3), (6, 2), (9, 3)])
+def test_shares_of_a_batch(size: int, ranks: int) -> None:
+    parts = [share(size, rank, ranks) for rank in range(ranks)]
+    assert torch.cat(parts).sort().values.tolist() == list(range(size))
+    assert {len(part) for part in parts} == {size // ranks}
+    if size // ranks % 2 == 0:
+        assert all(torch.equal(part.flip(0), size - 1 - part) for part in parts), "mixup's pairs"
+
+
+# ----------------------------------------------------------- ill-formed data
+
+
+def put(path: Path, image: Image.Image, **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, write_digits: Write) -> Path:
+    return write_digits(tmp_path / "data", {"train": 8, "val": 4})
+
+
+def test_any_mode_becomes_rgb(own_folder: Path, digit: Callable[..., Image.Image]) -> None:
+    folder = own_folder / "val" / "digit_2"
+    shutil.rmtree(folder)
+    colour = Image.merge("RGB", [digit(number) for number in (2, 12, 22)])
+    palette = colour.convert("P")
+    put(folder / "grey.png", digit(2))
+    put(folder / "grey_alpha.png", digit(2).convert("LA"))
+    put(folder / "rgba.png", colour.convert("RGBA"))
+    put(folder / "palette.png", palette)
+    put(folder / "palette_transparent.png", palette, transparency=bytes([0, 128, 255] * 80))
+    put(folder / "bits.png", digit(2).convert("1"))
+    put(folder / "cmyk.jpg", colour.convert("CMYK"))
+    images, labels = everything(load(own_folder), "test")
+    modes = images[labels == 2]
+    assert modes.shape == (7, 3, SIZE, SIZE)
+    assert torch.isfinite(modes).all()
+
+
+def test_a_truncated_image_is_named_or_counted(own_folder: Path) -> None:
+    for split in ("train", "val"):
+        path = sorted((own_folder / split / "digit_1").iterdir())[0]
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"JPEG cannot be read \(.*replace it, or let --task.unreadable"):
+        everything(load(own_folder), "test")
+    skipping = load(own_folder, unreadable="skip")
+    images, labels = everything(skipping, "test")
+    assert len(images) == len(labels) == 11
+    for split in ("train", "validation"):
+        everything(skipping, split)
+    assert len(skipping.unreadable) == 2
+    assert all("digit_1" in name for name in skipping.unreadable)
+
+
+def test_an_unreadable_example_has_its_neighbour_in_its_place(own_folder: Path) -> None:
+    whole = list(load(own_folder).train_batches(0, 4))
+    number = int(whole[1].examples[3])
+    (own_folder / "train" / Images(data=str(own_folder)).open("train").names[number]).write_bytes(b"")
+    passing = list(load(own_folder, unreadable="skip").train_batches(0, 4))
+    changed = [
+        (before, after)
+        for before, after in zip(whole, passing, strict=True)
+        if not torch.equal(before.inputs, after.inputs)
+    ]
+    assert len(changed) == 1
+    before, after = changed[0]
+    assert after.examples.tolist() == [*before.examples[:3].tolist(), int(before.examples[0])]
+    assert torch.equal(after.inputs, before.inputs[[0, 1, 2, 0]])
+
+
+def broken(root: Path, what: str) -> dict[str, object]:
+    """Break a folder; the options to load it with."""
+    if what == "empty class":
+        (root / "train" / "digit_9").mkdir()
+        (root / "train" / "digit_9" / "notes.txt").write_text("to do")
+    elif what == "other class":
+        shutil.copytree(root / "val" / "digit_0", root / "val" / "digit_7")
+    elif what == "no images":
+        for path in root.rglob("*.JPEG"):
+            path.unlink()
+    elif what == "no test":
+        shutil.rmtree(root / "val")
+    elif what == "too few classes":
+        return {"classes": 2}
+    elif what == "no folder":
+        shutil.rmtree(root)
+    elif what == "unknown":
+        return {"dataset": "torsh/cifar10"}
+    elif what == "not downloaded":
+        return {"dataset": "torch/cifar10"}
+    elif what == "held out":
+        return {"held_out": 0.0001}
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("empty class", "class folder .*digit_9 holds no images; fill it or remove it"),
+        ("other class", "class folder .*digit_7 is not a class of the training split"),
+        ("no images", "holds no images"),
+        ("no test", "has no split 'validation': no folder and no tar named validation or val .*, but train;"),
+        ("too few classes", r"has labels up to 2, but task images was told of 2 classes \(--task.classes\)"),
+        ("no folder", r"there is no .*data \(--task.data\)"),
+        ("unknown", "unknown dataset 'torsh/cifar10'; did you mean 'torch'"),
+        ("not downloaded", "torch/cifar10 in .* cannot be opened, and nothing is downloaded here"),
+        ("held out", "held_out 0.0001 of 24 images leaves the validation split empty"),
+    ],
+)
+def test_ill_formed_data_is_a_sentence(own_folder: Path, what: str, words: str) -> None:
+    options = broken(own_folder, what)
+    with pytest.raises(InputError, match=words):
+        load(own_folder, **options)
+
+
+def test_shards_without_labels_are_named(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a-train-0.tar", "w") as archive:
+        member = tarfile.TarInfo("one.jpg")
+        archive.addfile(member, io.BytesIO(b""))
+    with pytest.raises(InputError, match=r"a-train-0\.tar cannot be read: one has an image, but neither"):
+        load(tmp_path, dataset="wds/")
+    with pytest.raises(InputError, match="has no shards of split 'other'"):
+        load(tmp_path, dataset="wds/", train_split="other")
+
+
+def test_no_data_is_a_sentence() -> None:
+    with pytest.raises(InputError, match=r"task images needs --task\.data PATH"):
+        build.resolve(
+            MIXERS.parse_pattern("conv"), SKELETONS.parse("mambaout-nano"), TASKS.parse("images"), Recipe(), 0
+        )
+
+
+# --------------------------------------------------------------------- trials
+
+
+def trial_on(data: Path, mixer: str = "conv", task: str = "", **recipe: object) -> Trial:
+    text = f"images(data={data}, size={SIZE}, held_out=0.2{task})"
+    values = {"epochs": 2, "batch_size": 8, "warmup_epochs": 1, **recipe}
+    return build.resolve(
+        MIXERS.parse_pattern(mixer),
+        SKELETONS.parse("mambaout-nano(drop_path=0.1)"),
+        TASKS.parse(text),
+        Recipe(**values),
+        seed=0,
+    )
+
+
+def outcome(folder: TrialFolder) -> tuple[dict, bytes, bytes]:
+    result = folder.result()
+    assert result is not None
+    return result, folder.curve.read_bytes(), folder.weights.read_bytes()
+
+
+def test_resuming_equals_no_interruption(digit_folder: Path, tmp_path: Path) -> None:
+    """At a random step, with average, accumulation and mixup."""
+    trial = trial_on(digit_folder, mixup=0.8, cutmix=1.0, ema_decay=0.9)
+    whole = Store(tmp_path / "whole").folder(trial.id)
+    run_trial(trial, whole, Runtime(micro_batch=4))
+    parts = Store(tmp_path / "parts").folder(trial.id)
+    steps = iter(range(1, 1_000))
+    stop_at = random.SystemRandom().randrange(1, 12)
+    with pytest.raises(Interrupted):
+        run_trial(trial, parts, Runtime(micro_batch=4), lambda: next(steps) == stop_at)
+    run_trial(trial, parts, Runtime(micro_batch=4))
+    assert outcome(whole) == outcome(parts), f"stopped at step {stop_at}"
+
+
+def test_what_is_recorded(own_folder: Path, store: Store) -> None:
+    path = sorted((own_folder / "val" / "digit_1").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:200])
+    trial = trial_on(own_folder, task=", unreadable=skip", epochs=1, batch_size=4)
+    folder = store.folder(trial.id)
+    run_trial(trial, folder, Runtime())
+    result, timing = folder.result(), folder.timing()
+    assert result is not None
+    assert set(result["metrics"]["test"]) == {"accuracy", "top_5", "loss"}
+    assert result["metrics"]["test"]["top_5"] == 100.0, "of 3 classes"
+    assert 0 < timing["waiting_for_data"] < 1
+    assert [name.rpartition("/")[2] for name in timing["unreadable"]] == [path.name]
+    log = folder.log.read_text()
+    assert "waiting for data" in log
+    assert f"passed over {own_folder / 'val'}: digit_1/{path.name}" in log
+
+
+def test_a_fatal_image_fails_the_trial_by_name(own_folder: Path, store: Store) -> None:
+    from experiments import launch
+
+    path = sorted((own_folder / "train" / "digit_1").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:200])
+    trial = trial_on(own_folder, batch_size=4)
+    launch.work([trial], store, Runtime(), "session")
+    stored = json.loads((store.folder(trial.id).path / "result.json").read_text())
+    assert stored["status"] == "failed"
+    assert path.name in stored["error"]

@@ -7,11 +7,13 @@ epoch, seeded where it is augmented: arms of a seed see the same pixels, whoever
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import random
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from multiprocessing.context import BaseContext
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -382,7 +384,7 @@ class _Reader:
             num_workers=workers,
             collate_fn=_stack,
             pin_memory=torch.cuda.is_available(),
-            multiprocessing_context="spawn" if workers else None,  # numba's threads do not survive a fork
+            multiprocessing_context=_fork_server() if workers else None,
             worker_init_fn=_leave_signals_to_the_parent,
             persistent_workers=workers > 0,
             generator=generator(0),  # unused, but the global one is left alone
@@ -392,6 +394,16 @@ class _Reader:
         """What the keys of each batch stand for, in order."""
         self._plan.batches = map(list, batches)
         yield from self._loader
+
+
+def _fork_server() -> BaseContext:
+    """A fresh process imports what reading takes, once; the readers are its forks.
+
+    They are not forks of this one: numba's threads do not survive that.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 class _Plan:

@@ -95,6 +95,12 @@ class Skeleton(nn.Module, ABC):
         else:
             self.head = UPerNet(dims, task.classes, self.dense_width, pooling=name == "upernet")
 
+    @property
+    def detector(self) -> MaskRCNN | None:
+        """The head, if it is one that finds objects; a skeleton with an answer of its own has no head."""
+        head = self._modules.get("head")
+        return head if isinstance(head, MaskRCNN) else None
+
     def drop_path_rates(self, drop_path: float | None, depth: int) -> list[float]:
         """One rate per block, growing linearly from 0 to `drop_path`, or to that of the class if None."""
         last = self.drop_path_rate if drop_path is None else drop_path
@@ -129,16 +135,16 @@ class Skeleton(nn.Module, ABC):
             x: the task's input; for "instances" a list of images (channels, H, W).
             targets: for "instances" in training, where losses by name are returned.
         """
-        if isinstance(self.head, MaskRCNN):
-            return self.head(self.forward_pyramid, x, targets)
+        if self.detector is not None:
+            return self.detector(self.forward_pyramid, x, targets)
         if self.stage_norms is not None:
             return self.head(self.forward_pyramid(x))
         return self.forward_head(self.forward_features(x))
 
     def forward_nominal(self, x: Tensor) -> None:
         """The work that is counted as the cost of a batch (B, channels, H, W) or (B, L)."""
-        if isinstance(self.head, MaskRCNN):
-            self.head.nominal(self.forward_pyramid(x))
+        if self.detector is not None:
+            self.detector.nominal(self.forward_pyramid(x))
         else:
             self(x)
 
@@ -177,7 +183,7 @@ class Skeleton(nn.Module, ABC):
                 nn.init.trunc_normal_(parameter, std=self._std(name), generator=generator_for(name))
 
     def _std(self, name: str) -> float:
-        if isinstance(self.head, MaskRCNN) and name.startswith("head."):
+        if self.detector is not None and name.startswith("head."):
             return initial_std(name.removeprefix("head."), self.get_parameter(name))
         if self.init == "fixed":
             return INIT_STD

@@ -132,10 +132,10 @@ def test_other_tasks_are_refused(skeleton, task):
 @pytest.mark.parametrize("skeleton", SMALL)
 def test_construction_on_meta_is_quick(skeleton):
     def seconds() -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         with torch.device("meta"):
             SKELETONS.load(skeleton)(factory("identity"), TASK)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     assert min(seconds() for _ in range(5)) < 0.05
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import matplotlib
 import numpy as np
@@ -45,8 +46,11 @@ GAP = 6 * "\N{NO-BREAK SPACE}"  # ordinary spaces collapse in SVG
 PRICES = {
     "params": "parameters",
     "macs": "MACs per example, forward",
+    "state_bytes": "carried per sequence (bytes)",
+    "peak_memory_bytes": "memory of training (bytes)",
     "examples_per_second": "examples / s, training",
 }
+MORE_IS_BETTER = ("examples_per_second",)
 STEPS = [1, 2, 2.5, 5, 10]  # tick distances people count in
 
 # Beyond these a figure can no longer be read; the caption says how many are drawn, the CSV beside it has all.
@@ -107,6 +111,7 @@ def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         style: Json = {"linestyle": "", "markersize": 3.4, "alpha": 0.85, "zorder": 2}
         axes.plot(list(by_seed.values()), heights, **style, **looks[arm.name])
         _interval_bar(axes, arm.test, row + 0.32)
+    keep_to_percentages(axes, study.metric.unit, "x")
     decimals = q.decimals_for(study.margin, study.metric.unit)
     for row, arm in enumerate(arms):
         if arm.name in outside:
@@ -187,6 +192,7 @@ def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(axis="y")
+        keep_to_percentages(axes, study.metric.unit)
     whole.set_ylabel(f"validation {study.metric.name} ({study.metric.unit})")
     legend(figure, whole)
     bands = "; bands: ± one standard deviation" if banded else ""
@@ -201,7 +207,7 @@ def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
 
 
 def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
-    """Test metric against parameters, MACs and measured throughput."""
+    """Test metric against every price: parameters, MACs, state, memory and measured throughput."""
     rows = [
         {"arm": arm.name, "mean": arm.test.mean, "low": arm.test.low, "high": arm.test.high}
         | {key: getattr(arm.costs, key) for key in PRICES}
@@ -211,29 +217,36 @@ def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     arms, left_out = _at_most(MOST_LINES, [arm for arm in arms if arm.test.n])
     outside = _outliers(arms, study)
     arms = [arm for arm in arms if arm.name not in outside]
-    if not arms:
+    known = [price for price in PRICES if any(getattr(arm.costs, price) for arm in arms)]
+    if not known:
         return None
-    figure = Figure(figsize=(PAGE, _legend_room(arms, 2.2)), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True)
-    for axes, (price, label) in zip(panels, PRICES.items(), strict=True):
+    lines = math.ceil(len(known) / 3)
+    figure = Figure(figsize=(PAGE, _legend_room(arms, 0.4 + 1.8 * lines)), layout="constrained")
+    grid = figure.subplots(lines, 3, sharey=True, squeeze=False)
+    panels = list(grid.flat)
+    for axes in panels[len(known) :]:
+        axes.axis("off")
+    for axes, price in zip(panels, known, strict=False):
         for arm in arms:
             test, value = arm.test, getattr(arm.costs, price)
             error = [[test.mean - test.low], [test.high - test.mean]] if test.n > 1 else None
             style = {"elinewidth": 0.8, "linestyle": "", "label": legend_label(arm.name)}
             axes.errorbar(math.nan if value is None else value, test.mean, error, **style, **looks[arm.name])
         front = pareto_front(arms, price, study.metric.direction)
-        axes.plot(
-            *front, color=GREY, linewidth=0.7, linestyle=(0, (1, 1.2)), drawstyle="steps-post", zorder=0
-        )
-        _cost_axis(axes, [getattr(arm.costs, price) for arm in arms])
-        axes.set_xlabel(label)
+        steps = "steps-pre" if price in MORE_IS_BETTER else "steps-post"
+        axes.plot(*front, color=GREY, linewidth=0.7, linestyle=(0, (1, 1.2)), drawstyle=steps, zorder=0)
+        _cost_axis(axes, [getattr(arm.costs, price) for arm in arms], in_bytes=price.endswith("_bytes"))
+        axes.set_xlabel(PRICES[price])
         axes.grid(axis="y")
-    panels[0].set_ylabel(f"test {study.metric.name} ({study.metric.unit})")
+    keep_to_percentages(panels[0], study.metric.unit)  # of all: they share it
+    for axes in grid[:, 0]:
+        axes.set_ylabel(f"test {study.metric.name} ({study.metric.unit})")
     legend(figure, panels[0])
     caption = (
         f"Test {study.metric.name} (mean, {q.percent(1 - study.alpha)} t interval over seeds) against what "
-        f"an arm costs; dotted: the arms that no other beats in both. Throughput is measured while training, "
-        f"on the machine named below. {_counted([arm.test.n for arm in arms])} {selection_rule(study, arms)}"
+        f"an arm costs; dotted: the arms that no other beats in both. What is carried from token to token "
+        f"exists in recurrent form only. Memory and throughput are measured while training, on the machine "
+        f"named below. {_counted([arm.test.n for arm in arms])} {selection_rule(study, arms)}"
     )
     if outside:
         caption += f" Too far out to draw: {q.listing(list(outside))}."
@@ -248,7 +261,7 @@ def pareto_front(arms: list[ArmSummary], price: str, direction: int) -> tuple[li
         price: an attribute of `Costs`; less is better, except for throughput.
         direction: +1 if a higher test metric is better, -1 if a lower one.
     """
-    sign = -1 if price == "examples_per_second" else 1
+    sign = -1 if price in MORE_IS_BETTER else 1
     known = [(sign * getattr(arm.costs, price), arm.test.mean) for arm in arms if getattr(arm.costs, price)]
     front: list[tuple[float, float]] = []
     for cost, mean in sorted(known, key=lambda each: (each[0], -direction * each[1])):
@@ -376,13 +389,16 @@ def _far_out(reaches: list[float], least: float) -> set[int]:
 
 
 def _outliers(arms: list[ArmSummary], study: Study) -> dict[str, int]:
-    """Arms too far from the median arm to share a scale with it, and on which side of it they lie."""
-    means = np.array([arm.test.mean for arm in arms])
+    """Arms too far below the best arm to share a scale with it, and on which side of it they lie."""
+    direction = study.metric.direction
+    means = direction * np.array([arm.test.mean for arm in arms])
     if not np.isfinite(means).any():
         return {}
-    offset = means - np.nanmedian(means)
-    far = _far_out([float(x) for x in np.abs(offset)], least=study.margin or 0.0)
-    return {arms[row].name: 1 if offset[row] > 0 else -1 for row in sorted(far)}
+    far = _far_out([float(x) for x in np.nanmax(means) - means], least=study.margin or 0.0)
+    near = np.delete(means, sorted(far))
+    if np.nanmax(near) - np.nanmin(near) <= (study.margin or 0.0):  # nothing would be squeezed
+        return {}
+    return {arms[row].name: -direction for row in sorted(far)}
 
 
 def _off_scale(axes: Axes, row: int, text: str, side: int) -> None:
@@ -423,11 +439,14 @@ def _over_seeds(stack: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(count, mean, math.nan), np.sqrt(variance)
 
 
-def _cost_axis(axes: Axes, values: list[float | None]) -> None:
+def _cost_axis(axes: Axes, values: list[float | None], in_bytes: bool) -> None:
     known = [value for value in values if value is not None and value > 0]
-    if not known:
-        axes.set_xticks([])
-        axes.annotate("not recorded", (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY)
+    if in_bytes:  # counted in powers of two
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(min(known) / 2, max(known) * 2)
+        axes.xaxis.set_major_locator(LogLocator(base=2, numticks=4))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: whole_bytes(value)))
         return
     if max(known) > 8 * min(known):
         axes.set_xscale("log")
@@ -441,6 +460,19 @@ def _cost_axis(axes: Axes, values: list[float | None]) -> None:
         room = max(0.25 * (max(known) - min(known)), 0.1 * max(known))
         axes.set_xlim(min(known) - room, max(known) + room)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: q.count(value, trim=True)))
+
+
+def whole_bytes(value: float) -> str:
+    """A power of two, as a tick says it: ``8 KiB``."""
+    return re.sub(r"\.0+ ", " ", q.byte_size(value))
+
+
+def keep_to_percentages(axes: Axes, unit: str, along: Literal["x", "y"] = "y") -> None:
+    """An interval of three unlike seeds reaches beyond what a percentage can be; the axis does not."""
+    if unit == "%":
+        low, high = axes.get_xlim() if along == "x" else axes.get_ylim()
+        low, high = max(low, -0.04 * high), min(high, 100 + 0.04 * (100 - low))
+        (axes.set_xlim if along == "x" else axes.set_ylim)(low, high)
 
 
 def legend(figure: Figure, axes: Axes) -> None:

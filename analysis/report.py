@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from analysis import tables
 from analysis.against_published import published_table
 from analysis.page import inline_svg, render, write_atomically
 from analysis.records import OK, SCHEMA_VERSION, RecordError, Study, backend_name, load_study
-from analysis.summary import ArmSummary, summarise
+from analysis.summary import ArmSummary, differing, summarise
 from analysis.verdict import Comparison, judge
 
 if TYPE_CHECKING:
@@ -49,7 +49,13 @@ def write_study(study_folder: Path, trials_folder: Path) -> StudyReport:
 
     from analysis import figures, sweep
 
-    drawings = [*sweep.draw_all(study, arms, comparisons), *figures.draw_all(study, arms, comparisons)]
+    drawings = [
+        replace(drawing, caption=drawing.caption + differing(study))
+        for drawing in (
+            *sweep.draw_all(study, arms, comparisons),
+            *figures.draw_all(study, arms, comparisons),
+        )
+    ]
     for drawing in drawings:
         files |= {f"figures/{drawing.name}.{suffix}": content for suffix, content in drawing.files.items()}
     published = published_table(study, arms)

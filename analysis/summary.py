@@ -236,8 +236,14 @@ def _unfinished(study: Study) -> list[str]:
     return found
 
 
-def _mixed(study: Study) -> list[str]:
-    """One sentence per recorded circumstance that is not the same in all trials."""
+def differing(study: Study) -> str:
+    """`Trials differ in code and scan backend.` for a caption; empty where they do not."""
+    mixed = [what for what, values in sorted(_circumstances(study).items()) if len(values) > 1]
+    return f" Trials differ in {q.listing(mixed)}." if mixed else ""
+
+
+def _circumstances(study: Study) -> dict[str, Counter[str]]:
+    """What was recorded of where and how trials ran, and of how many trials each value is."""
     seen: dict[str, Counter[str]] = {}
     for trial in (trial for trial in study.trials if trial.result):
         provenance = trial.provenance
@@ -250,6 +256,12 @@ def _mixed(study: Study) -> list[str]:
         }
         for what, value in facts.items():
             seen.setdefault(what, Counter())[str(value)] += 1
+    return seen
+
+
+def _mixed(study: Study) -> list[str]:
+    """One sentence per recorded circumstance that is not the same in all trials."""
+    seen = _circumstances(study)
     found = [
         f"Mixed {what}: "
         + ", ".join(f"{value} ({q.plural(n, 'trial')})" for value, n in sorted(values.items()))

@@ -21,6 +21,7 @@ from analysis.figures import (
     ZONE,
     Drawing,
     finished_drawing,
+    keep_to_percentages,
     legend,
     paper_style,
 )
@@ -62,9 +63,7 @@ def sweep(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compariso
     _lines(right, study, pairs, styles)
     for axes in (left, right):
         _case_axis(axes, study)
-    if study.metric.unit == "%":  # an interval of three unlike seeds reaches beyond what a percentage can be
-        low, high = left.get_ylim()
-        left.set_ylim(max(low, -4), min(high, 104))
+    keep_to_percentages(left, study.metric.unit)
     left.set_ylabel(f"test {study.metric.name} ({study.metric.unit})")
     right.set_ylabel(f"difference ({study.metric.difference_unit})")
     legend(figure, left)

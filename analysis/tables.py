@@ -101,12 +101,13 @@ def markdown(table: Table, title: str) -> str:
 
 
 def latex(table: Table, label: str) -> str:
-    """A `table*` float with booktabs rules; needs \\usepackage{booktabs} and \\usepackage{graphicx}."""
-    alignment = "".join("r" if column.numeric else "l" for column in table.columns)
-    body = [
-        " & ".join(escape_latex(row[column.key].line) for column in table.columns) + r" \\"
-        for row in table.rows
-    ]
+    """A `table*` float with booktabs rules; needs \\usepackage{booktabs} and \\usepackage{graphicx}.
+
+    Results and costs of a study stand one above the other: side by side they would be too small to read.
+    """
+    costs = [column for column in table.columns if column.key in COST_KEYS]
+    results = [column for column in table.columns if column.key not in COST_KEYS]
+    blocks = [results, [results[0], *costs]] if costs else [results]
     caption = " ".join([*table.caption, *table.warnings])
     return "\n".join(
         [
@@ -115,16 +116,34 @@ def latex(table: Table, label: str) -> str:
             r"\centering",
             rf"\caption{{{escape_latex(caption)}}}",
             rf"\label{{tab:{_label(label)}}}",
-            r"\resizebox{\textwidth}{!}{%",
-            rf"\begin{{tabular}}{{@{{}}{alignment}@{{}}}}",
-            r"\toprule",
-            " & ".join(escape_latex(column.heading) for column in table.columns) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}}",
+            "\n\\par\\medskip\n".join(_tabular(table, columns) for columns in blocks),
             r"\end{table*}",
             "",
+        ]
+    )
+
+
+def _tabular(table: Table, columns: list[Column]) -> str:
+    """Some columns of a table, shrunk if they are wider than the page; equal rows once."""
+    rows = dict.fromkeys(tuple(row[column.key].line for column in columns) for row in table.rows)
+    wide = {
+        column.key
+        for column in columns
+        if not column.numeric and max((len(row[column.key].line) for row in table.rows), default=0) > 60
+    }
+    alignment = "".join(
+        r"p{.35\textwidth}" if column.key in wide else "r" if column.numeric else "l" for column in columns
+    )
+    return "\n".join(
+        [
+            r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{\small",
+            rf"\begin{{tabular}}{{@{{}}{alignment}@{{}}}}",
+            r"\toprule",
+            " & ".join(escape_latex(column.heading) for column in columns) + r" \\",
+            r"\midrule",
+            *(" & ".join(map(escape_latex, row)) + r" \\" for row in rows),
+            r"\bottomrule",
+            r"\end{tabular}}",
         ]
     )
 

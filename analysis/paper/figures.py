@@ -30,16 +30,19 @@ from analysis.figures import (
     legend_label,
     looks_of,
     paper_style,
+    whole_bytes,
 )
 from analysis.paper import diagrams, long_sequences
 from analysis.paper.ours import OurStudy
 from analysis.paper.tables import margins
 from analysis.records import Json
+from analysis.summary import differing
 from analysis.verdict import Comparison
 
 FAMILIES = {
     "MambaOut": ("MambaOut-",),
-    "VMamba": ("VMamba-", "VMambaV9-"),
+    "VMamba": ("VMamba-",),
+    "VMamba V9": ("VMambaV9-",),
     "PlainMamba": ("PlainMamba-",),
     "Vision Mamba": ("Vim-",),
     "other SSM": ("LocalVim-", "LocalVMamba-", "EfficientVMamba-", "Mamba-2D-"),
@@ -91,6 +94,7 @@ def accuracy_against_macs(studies: Sequence[OurStudy]) -> Drawing:
         caption += (
             f" Right: our own trials of {ours.study.name} ({ours.study.task.partition('(')[0]}), mean and "
             "95 % t interval over seeds; one skeleton, one switch. The panels share no axis: tasks differ."
+            f"{differing(ours.study)}"
         )
     return finished_drawing("figure_1b", "Figure 1(b): accuracy, MACs, size", caption, figure, rows)
 
@@ -124,8 +128,9 @@ def memory(decoding: Sequence[Json]) -> Drawing | None:
         axes.grid(axis="y")
     carried.set_yscale("log", base=2)
     carried.yaxis.set_major_locator(LogLocator(base=4, numticks=12))
-    carried.yaxis.set_major_formatter(FuncFormatter(lambda value, _: q.byte_size(value).replace(".00", "")))
+    carried.yaxis.set_major_formatter(FuncFormatter(lambda value, _: whole_bytes(value)))
     timed.set_yscale("log")
+    timed.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     timed.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     for axes in (carried, timed):
         axes.yaxis.set_minor_locator(NullLocator())
@@ -173,10 +178,10 @@ def causality(studies: Sequence[OurStudy]) -> Drawing:
         "training each, open diamonds."
     )
     if ours:
-        names = q.listing(sorted({row["study"] for row in ours}))
+        names = sorted({row["study"] for row in ours})
         caption += (
-            f" Ours ({names}, a small task of its own): mean paired difference and 95 % t interval over "
-            "seeds, filled."
+            f" Ours ({q.listing(names)}, a small task of its own): mean paired difference and 95 % t "
+            f"interval over seeds, filled.{_differing([s for s in studies if s.study.name in names])}"
         )
     return finished_drawing("figure_3b", "Figure 3(b): the price of causality", caption, figure, rows)
 
@@ -247,7 +252,7 @@ def claim_margins() -> Drawing:
     axes.set_xticks(range(len(found)), [margin.size for margin in found])
     axes.tick_params(axis="x", length=0)
     axes.set_ylim(-2.8, 1.2)
-    axes.set_ylabel("MambaOut \N{MINUS SIGN} best SSM (points)")
+    axes.set_ylabel("published: MambaOut\n\N{MINUS SIGN} best SSM (points)")
     for task in tasks:
         places = [place for place, margin in enumerate(found) if margin.task == task]
         axes.annotate(
@@ -315,7 +320,7 @@ def ingredients(studies: Sequence[OurStudy]) -> Drawing:
         caption += (
             f" Below, on another task ({ours[0][0].study.task.partition('(')[0]}) and another scale: our "
             "paired differences with 95 % t intervals over seeds (filled), linear between −1 and 1 point, "
-            "logarithmic beyond."
+            f"logarithmic beyond.{_differing([study for study, _ in ours])}"
         )
         rows += [
             {
@@ -329,6 +334,12 @@ def ingredients(studies: Sequence[OurStudy]) -> Drawing:
             for study, comparison in ours
         ]
     return finished_drawing("ingredients", "What each ingredient was worth", caption, figure, rows)
+
+
+def _differing(studies: Sequence[OurStudy]) -> str:
+    """What is not the same in all trials of a study, for a caption."""
+    found = {ours.study.name: differing(ours.study) for ours in studies}
+    return "".join(f" {name}: t{said.removeprefix(' T')}" for name, said in found.items() if said)
 
 
 def _our_effects(studies: Sequence[OurStudy]) -> list[tuple[OurStudy, Comparison]]:
@@ -367,12 +378,13 @@ def _published_bubbles(axes: Axes) -> list[Json]:
     drawn = [row for row in table.rows if not math.isnan(row.number("macs_G"))]
     for row in sorted(drawn, key=lambda row: -row.number("params_M")):  # small bubbles stay visible
         family = family_of[row.text("model")]
-        colour = GREY if family is None else COLOURS[list(FAMILIES).index(family)]
+        place = None if family is None else list(FAMILIES).index(family)
         axes.scatter(
             [row.number("macs_G")],
             [row.number("top1")],
             s=AREA_PER_MILLION * row.number("params_M"),
-            facecolor=colour,
+            marker="o" if place is None else MARKERS[place],
+            facecolor=GREY if place is None else COLOURS[place],
             alpha=0.18 if family is None else 0.6,
             edgecolor="white",
             linewidth=0.4,
@@ -398,8 +410,8 @@ def _published_bubbles(axes: Axes) -> list[Json]:
             )
             axes.plot(*zip(*line, strict=True), color=colour, linewidth=0.8, alpha=0.7, zorder=2)
     handles = [
-        Line2D([], [], marker="o", linestyle="", markersize=4, color=colour, label=family)
-        for family, colour in zip(FAMILIES, COLOURS, strict=False)
+        Line2D([], [], marker=marker, linestyle="", markersize=4, color=colour, label=family)
+        for family, colour, marker in zip(FAMILIES, COLOURS, MARKERS, strict=False)
     ]
     handles.append(
         Line2D([], [], marker="o", linestyle="", markersize=4, color=GREY, alpha=0.4, label="without an SSM")
@@ -448,7 +460,7 @@ def _our_bubbles(axes: Axes, ours: OurStudy) -> list[Json]:
                 "origin": f"studies/{ours.study.name}.csv",
             }
         )
-    axes.legend(loc="best")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # above, where it hides nothing
     axes.set_xlabel("MACs of an example, forward")
     axes.set_ylabel(f"test {ours.study.metric.name} ({ours.study.metric.unit}), ours: {ours.study.name}")
     axes.xaxis.set_major_locator(MaxNLocator(4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from analysis import quantities as q
 from analysis.paper import long_sequences
 from analysis.paper.ours import OurStudy
 from analysis.published import PublishedTable, Row
-from analysis.summary import ArmSummary
+from analysis.summary import ArmSummary, differing
 from analysis.tables import Cell, Column, Table, escape_latex
 
 SIZES = ("femto", "tiny", "small", "base")
@@ -140,20 +141,17 @@ def _published_with_ours(
     for ours in shown:
         decimals = q.decimals_for(ours.study.margin, "%")
         for arm in ours.arms.values():
-            if not arm.test.n:
-                continue
             cells = {column.key: Cell("") for column in columns}
             cells["group"] = Cell(f"ours: {ours.study.name}")
             cells[model] = Cell(arm.name)
             cells["token_mixing"] = Cell(arm.arm.mixer)
             cells["params_M"] = _scaled(arm.costs.params, 1e6)
             cells["macs_G"] = _scaled(arm.costs.macs, 1e9)
-            cells[metric] = Cell(
-                q.number(arm.test.mean, decimals), our_interval(arm, decimals), arm.test.mean
-            )
+            cells[metric] = _our_result(arm, decimals)
             cells["origin"] = Cell(f"studies/{ours.study.name}.csv")
             rows.append(cells)
     caption = _caption(table)
+    caption += [f"{ours.study.name}:{said}" for ours in shown if (said := differing(ours.study))]
     if shown:
         tasks = q.listing([f"{ours.study.name} on {ours.study.task.partition('(')[0]}" for ours in shown])
         caption.append(
@@ -161,6 +159,14 @@ def _published_with_ours(
             "compared with one another, not with the published rows."
         )
     return PaperTable(name, title, Table(columns, rows, caption, []))
+
+
+def _our_result(arm: ArmSummary, decimals: int) -> Cell:
+    """Mean and interval; what became of the trials where none has a number."""
+    if arm.test.n:
+        return Cell(q.number(arm.test.mean, decimals), our_interval(arm, decimals), arm.test.mean)
+    statuses = sorted(Counter(trial.status for trial in arm.arm.trials).items())
+    return Cell(q.MISSING, ", ".join(f"{count} {status}" for status, count in statuses))
 
 
 def _scaled(value: float | None, unit: float) -> Cell:

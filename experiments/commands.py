@@ -263,12 +263,13 @@ def _demo(arguments: Sequence[str]) -> int:
 
     from experiments import demo
 
-    loaded = demo.load(asked.runs, asked.study)
-    print(
-        f"{', '.join(loaded.models)} of {loaded.title}\nhttp://127.0.0.1:{asked.port} until Ctrl-C",
-        flush=True,
-    )
-    demo.serve(loaded, asked.port)
+    loaded = demo.load(asked.runs, asked.study, asked.weights)
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError("the demo needs Gradio: uv sync --extra demo")
+    from experiments import demo_page
+
+    print(f"{', '.join(loaded.choices)}\nhttp://127.0.0.1:{asked.port} until Ctrl-C", flush=True)
+    demo_page.serve(loaded, asked.port)
     return 0
 
 

@@ -230,11 +230,13 @@ class BenchRequest:
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """A page to play with the trained image models of a study: their answers side by side, and what each
-    depends on. Needs Gradio (uv sync --extra demo)."""
+    """A page to play with trained image models: their answers side by side, and what each depends on.
+    Needs Gradio (uv sync --extra demo). MambaOut weights that timm has downloaded before are offered too."""
 
     study: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Whose models; default: the first study of the runs folder that has any."""
+    """Models of this study only; default: all of the runs folder."""
+    weights: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")] = ()
+    """MambaOut weights with timm's names, or those of the official release."""
     port: int = 7860
     """Of the page, on this machine only."""
     runs: Path = Path("runs")

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-import subprocess
-import sys
-import time
-import urllib.request
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
+from PIL import Image
 
 import run_ablation
 from experiments import demo
+from experiments.interface import TaskSpec
+from experiments.skeletons import SKELETONS
+from experiments.skeletons.weights import to_timm
 from mixers import InputError
-
-ROOT = Path(__file__).parents[2]
-PORT = 17860
 
 
 @pytest.fixture(scope="module")
@@ -33,53 +35,152 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(runs: Path) -> demo.Demo:
-    return demo.load(runs, None)
+def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained weights of a small MambaOut with timm's names and 1,000 classes."""
+    path = tmp_path_factory.mktemp("weights") / "pico.safetensors"
+    task = TaskSpec(input="image", channels=3, grid=(64, 64), classes=1_000)
+    model = SKELETONS.load("mambaout-pico")(demo._conv, task)
+    model.init_weights(lambda _: torch.Generator().manual_seed(0))
+    safetensors.torch.save_file(to_timm(model.state_dict()), path)
+    return path
 
 
-def test_a_bundled_picture_comes_back_as_the_models_take_it(loaded: demo.Demo) -> None:
-    for number in range(demo.EXAMPLES):
-        prepared = loaded.prepare(loaded.example(number))
-        assert np.allclose(prepared, loaded.examples[number : number + 1], atol=1e-5)
+@pytest.fixture(scope="module")
+def loaded(runs: Path, pico: Path, tmp_path_factory: pytest.TempPathFactory) -> demo.Demo:
+    return demo.load(runs, weights=[pico], cache=tmp_path_factory.mktemp("empty"))
 
 
-def test_ink_on_paper_is_turned_into_light_on_dark(loaded: demo.Demo) -> None:
+@pytest.fixture
+def digits(loaded: demo.Demo) -> list[demo.Choice]:
+    """conv, identity."""
+    return [choice for name, choice in loaded.choices.items() if "digits" in name]
+
+
+def test_models_and_pictures_to_choose_from(loaded: demo.Demo) -> None:
+    conv, identity, pico = loaded.choices
+    assert conv.startswith("conv (digits-ladder")
+    assert identity.startswith("identity (digits-ladder")
+    assert pico == "mambaout-pico (pico)"
+    assert loaded.first == (conv, identity)  # trained here; weights only when asked
+    assert re.fullmatch(r"digits: test accuracy \d+\.\d %, seed 0", loaded.choices[conv].about)
+    assert len(loaded.examples) == demo.EXAMPLES + len(demo.PHOTOGRAPHS)
+
+
+def test_a_bundled_picture_comes_back_as_the_models_take_it(digits: list[demo.Choice], runs: Path) -> None:
+    view = digits[0].view
+    (first, *_) = demo.trained(runs)
+    inputs = next(iter(demo.create_task(first.trial.task).load(0).batches("test", 8))).inputs
+    for x in inputs:
+        picture = view.picture(x)
+        assert np.allclose(view.prepare(picture), x, atol=1e-5)
+        enlarged = picture.repeat(30, axis=0).repeat(30, axis=1)  # as it is uploaded again from the page
+        assert np.allclose(view.prepare(enlarged), x, atol=1e-5)
+
+
+def test_a_standardised_view_ignores_brightness_and_contrast() -> None:
+    view = demo.View((1, 8, 8), (0.0,), (1.0,), standardised=True, dark=False, classes=("a", "b"))
+    picture = np.random.default_rng(0).random((16, 16, 3))
+    prepared = view.prepare(picture)
+    assert prepared.mean().item() == pytest.approx(0, abs=1e-5)
+    assert prepared.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+    assert np.allclose(prepared, view.prepare(0.3 + 0.2 * picture), atol=1e-4)
+    assert np.allclose(view.prepare(view.picture(prepared[0])), prepared, atol=1e-4)
+
+
+def test_ink_on_paper_is_turned_into_light_on_dark(digits: list[demo.Choice]) -> None:
     drawn = np.full((120, 120, 3), 255, dtype=np.uint8)
     drawn[40:80, 55:65] = 0
-    assert np.allclose(loaded.prepare(drawn), loaded.prepare(255 - drawn), atol=1e-5)
-    assert loaded.prepare(drawn).shape == (1, 1, 12, 12)
+    view = digits[0].view
+    on_paper, on_dark = (view.prepare(demo.as_picture(each)) for each in (drawn, 255 - drawn))
+    assert np.allclose(on_paper, on_dark, atol=1e-5)
+    assert on_paper.shape == (1, 1, 12, 12)
+
+
+def test_a_drawing_is_centred_and_as_large_as_the_digits() -> None:
+    ink = np.zeros((300, 300), dtype=np.uint8)
+    ink[10:50, 200:210] = 255
+    picture = demo.drawing(ink)
+    assert picture is not None
+    assert picture.shape == (60, 60, 3)
+    rows, columns = np.nonzero(picture[..., 0])
+    assert (rows.min(), rows.max()) == (10, 49)
+    assert (columns.min(), columns.max()) == (25, 34)
+    assert demo.drawing(np.zeros((300, 300))) is None
 
 
 def test_answers_are_probabilities_best_first(loaded: demo.Demo) -> None:
-    answers = loaded.answers(loaded.examples[:1])
-    assert list(answers) == ["conv", "identity"]
-    for answer in answers.values():
-        values = list(answer.values())
+    for choice in loaded.choices.values():
+        values = [value for _, value in choice.answers(loaded.examples[0])]
         assert len(values) == demo.TOP
         assert values == sorted(values, reverse=True)
         assert 0 < sum(values) <= 1 + 1e-6
 
 
-def test_the_identity_depends_on_the_clicked_patch_only(loaded: demo.Demo) -> None:
-    influence = loaded.dependence("identity", loaded.examples[:1], row=0.99, column=0.0)
+def test_the_right_digit_is_named_as_often_as_the_record_says(digits: list[demo.Choice], runs: Path) -> None:
+    """The way from a picture to an answer loses nothing: the stored accuracy comes out again."""
+    (first, *_) = demo.trained(runs)
+    batch = next(iter(demo.create_task(first.trial.task).load(0).batches("test", 360)))
+    view = digits[0].view
+    named = [digits[0].answers(view.picture(x))[0][0] for x in batch.inputs]
+    right = 100 * np.mean([int(name) == target for name, target in zip(named, batch.targets, strict=True)])
+    assert f"accuracy {right:.1f} %" in digits[0].about
+
+
+def test_the_identity_depends_on_the_clicked_patch_only(digits: list[demo.Choice], loaded: demo.Demo) -> None:
+    conv, identity = digits
+    influence = identity.dependence(loaded.examples[0], row=0.99, column=0.0)
     seen = influence > 0
     assert seen[-2:, :2].all()
     assert seen.sum() == 4
     assert influence.max() == 1
-    assert (loaded.dependence("conv", loaded.examples[:1], 0.5, 0.5) > 0).sum() > 4
+    first, *_, last = (conv.dependence(loaded.examples[0], 0.5, 0.5, depth) for depth in demo.DEPTHS)
+    assert (first > 0).sum() > 4
+    assert not np.allclose(first, last)
 
 
 @pytest.mark.parametrize(
-    "picture", [np.zeros(5), np.zeros((0, 3)), np.full((4, 4), np.nan), np.zeros((2, 2, 2, 2))]
+    "raw",
+    [np.zeros(5), np.zeros((0, 3)), np.full((4, 4), np.nan), np.zeros((2, 2, 2, 2)), np.zeros((2, 2, 1))],
 )
-def test_what_is_no_picture_is_refused(loaded: demo.Demo, picture: np.ndarray) -> None:
+def test_what_is_no_picture_is_refused(raw: np.ndarray) -> None:
     with pytest.raises(InputError, match="a picture has height, width"):
-        loaded.prepare(picture)
+        demo.as_picture(raw)
+
+
+def test_weights_that_timm_has_downloaded_are_offered(pico: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """In the layout of its cache; nothing is asked of the network."""
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
+    repository = tmp_path / "models--timm--mambaout_femto.in1k"
+    (repository / "snapshots" / "abc").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    shutil.copy(pico, repository / "snapshots" / "abc" / "model.safetensors")
+    loaded = demo.load(tmp_path / "no runs", cache=tmp_path)
+    assert loaded.first == ("mambaout-pico (timm/mambaout_femto.in1k)",)
+    (choice,) = loaded.choices.values()
+    assert choice.view.classes[0] == "tench"
+    assert choice.view.prepare(loaded.examples[0]).shape == (1, 3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"no weights", "cannot be read"), (None, "cannot be read"), ("other", "not the weights of a MambaOut")],
+)
+def test_weights_that_cannot_be_used(content: Any, said: str, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "weights.safetensors"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content:
+        safetensors.torch.save_file({"fc.weight": torch.zeros(2, 2)}, path)
+    assert run_ablation.main(["demo", "--runs", str(tmp_path), "--weights", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert str(path) in error
 
 
 def test_without_models_it_says_what_makes_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_ablation.main(["demo", "--runs", str(tmp_path)]) == 2
-    assert "`run_ablation.py --mixer ssm` trains some" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"`run_ablation\.py --mixer ssm` trains some"):
+        demo.load(tmp_path, cache=tmp_path)
 
 
 def test_a_senseless_port(capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,49 +189,82 @@ def test_a_senseless_port(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.fixture
-def served(runs: Path) -> Iterator[str]:
-    """The address of a running demo."""
-    pytest.importorskip("gradio")
-    command = [
-        sys.executable,
-        str(ROOT / "run_ablation.py"),
-        "demo",
-        "--runs",
-        str(runs),
-        "--port",
-        str(PORT),
-    ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    address = f"http://127.0.0.1:{PORT}"
-    try:
-        for _ in range(120):
-            assert process.poll() is None, process.communicate()[0]
-            try:
-                with urllib.request.urlopen(address, timeout=2):
-                    break
-            except OSError:
-                time.sleep(0.5)
+def served(loaded: demo.Demo) -> Iterator[str]:
+    """The address of the page."""
+    from experiments import demo_page
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    blocks = demo_page.serve(loaded, port, wait=False)
+    yield f"http://127.0.0.1:{port}"
+    blocks.close()
+
+
+def test_the_page_in_a_real_browser(browser: Any, served: str, tmp_path: Path) -> None:
+    """Without a network: a bundled picture, a click, a drawing, an upload, other models, another depth."""
+    page = browser.new_page(viewport={"width": 1300, "height": 950})
+    page.set_default_timeout(120_000)
+    outside: list[str] = []
+    wrong: list[str] = []
+
+    def only_here(route: Any) -> None:
+        if route.request.url.startswith(served):
+            route.continue_()
         else:
-            pytest.fail("the page did not come up within a minute")
-        yield address
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
+            outside.append(route.request.url)
+            route.abort()
 
+    page.route(re.compile(r"^(?!data:|blob:)"), only_here)
+    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
-def test_the_page_answers_and_looks_in_a_real_browser(served: str, tmp_path: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as browsers:
-        browser = browsers.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1300, "height": 900})
-        page.goto(served)
-        page.get_by_text("What do the mixers see?").wait_for()
-        page.get_by_text("%").first.wait_for()  # the answers to the first picture
-        picture = page.locator("#picture img").first
-        picture.wait_for()
-        picture.click(position={"x": 60, "y": 60})
-        page.wait_for_function("document.querySelectorAll('img').length >= 3", timeout=30_000)
-        page.screenshot(path=tmp_path / "demo.png", full_page=True)
-        assert (tmp_path / "demo.png").stat().st_size > 10_000
-        browser.close()
+    def changed(what: str, before: str) -> str:
+        """The new value, when there is one."""
+        page.wait_for_function(
+            "([what, before]) => document.querySelector(what)?.outerHTML !== before", arg=[what, before]
+        )
+        return str(page.locator(what).first.evaluate("each => each.outerHTML"))
+
+    answers, heat = "#answers .card ol", "#answers .card img"
+    page.goto(served)
+    first, unclicked = changed(answers, ""), changed(heat, "")
+    assert page.locator("#answers .card").count() == 2
+    assert page.locator("#answers .card").first.locator("li").count() == demo.TOP
+    page.screenshot(path=tmp_path / "bundled.png", full_page=True)
+
+    page.locator("#seen img").click(position={"x": 5, "y": 5})
+    clicked = changed(heat, unclicked)
+    assert page.locator(answers).first.evaluate("each => each.outerHTML") == first  # the same picture
+    page.screenshot(path=tmp_path / "clicked.png", full_page=True)
+
+    page.get_by_role("radio", name="first").check()
+    changed(heat, clicked)
+
+    page.get_by_role("tab", name="Draw").click()
+    page.get_by_role("button", name="Brush").click()
+    box = page.locator("#pad canvas").first.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + 0.25 * box["height"]
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x, y + 0.5 * box["height"], steps=12)
+    page.mouse.up()
+    second = changed(answers, first)
+    page.screenshot(path=tmp_path / "drawn.png", full_page=True)
+
+    Image.new("RGB", (40, 30), (200, 30, 60)).save(tmp_path / "photo.png")
+    page.get_by_role("tab", name="Upload").click()
+    page.locator("#upload input[type=file]").set_input_files(tmp_path / "photo.png")
+    changed(answers, second)
+    page.get_by_label("mambaout-pico (pico)").check()
+    page.locator("#answers .card").nth(2).wait_for()
+    page.screenshot(path=tmp_path / "uploaded.png", full_page=True)
+
+    assert outside == []
+    assert wrong == []
+    shots = [
+        np.asarray(Image.open(tmp_path / f"{name}.png"))
+        for name in ("bundled", "clicked", "drawn", "uploaded")
+    ]
+    assert all(shot.std() > 10 for shot in shots)  # not a blank page

@@ -335,7 +335,8 @@ def _write_report(planned: Plan, store: Store, folder: Path, share: Shard | None
         print(f"\n{textwrap.fill(line, WIDTH)}")
     print()
     for label, name in SHOWN.items():
-        print(f"{label:<8} {report.paths[name]}")
+        if name in report.paths:  # there is no figure before there are results
+            print(f"{label:<8} {report.paths[name]}")
     statuses = status.examine(planned.labels(), planned.arms_by_trial(), store)
     if share is not None:
         print("\n".join(status.shard_lines(statuses, share)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -15,11 +16,14 @@ from pathlib import Path
 import pytest
 
 import run_ablation
+from experiments import launch
 from experiments.tasks.digits import Digits
 from experiments.trial import SCHEMA_VERSION
 
+PATIENCE = 600  # seconds, for a machine that is busy otherwise
 ROOT = Path(__file__).resolve().parent.parent
 
+RUN = "import sys, run_ablation; sys.exit(run_ablation.main())"
 STUDY = """
 question = "Is the machinery sound?"
 varied = "mixer"
@@ -65,7 +69,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 240) -> str:
+def finish(process: subprocess.Popen[str], seconds: float = PATIENCE) -> str:
     output, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, output
     return output
@@ -108,6 +112,14 @@ def metrics(runs: Path) -> bytes:
         (["--backend", "mamba_ssm"], "mamba_ssm"),
         (["plann"], "unknown command 'plann'; did you mean 'plan'"),
         (["report"], "holds no study"),
+        (["status"], "holds no study"),
+        (["--shard", "3/2"], "--shard must be i/n with i from 1 to n, such as 2/8, got '3/2'"),
+        (["--gpus-per-trial", "1.5"], "--gpus-per-trial must be a whole number or a share below 1"),
+        (["--gpus-per-trial", "1", "--device", "cpu"], "trials run on the CPU here"),
+        (["--slurm", "partition=gpu"], "--slurm has no effect without --executor slurm"),
+        (["--executor", "slurm", "--slurm", "gpu"], "--slurm takes OPTION=VALUE"),
+        (["--checkpoint-every", "0"], "--checkpoint-every must be positive minutes"),
+        (["--log-every", "0"], "--log-every must be at least 1"),
         (["list", "everything"], "list takes no arguments"),
     ],
 )
@@ -199,23 +211,97 @@ def test_a_study_from_end_to_end_and_again(study: Path, tmp_path: Path) -> None:
     assert metrics(runs) == before
 
 
-def _kill_tree(process: subprocess.Popen[str]) -> None:
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+def _lines_of_metrics(runs: Path) -> int:
+    return sum(path.read_text().count("\n") for path in runs.glob("trials/*/metrics.jsonl"))
 
 
 def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    """SIGKILL of the driver at several moments; its workers see that it is gone and stop."""
+    """SIGKILL of the driver, whose workers see that it is gone and stop, then SIGTERM, at random steps."""
     study = tmp_path / "small.toml"
     study.write_text(STUDY.format(epochs=6))
     finish(start("--study", study, "--runs", tmp_path / "whole"))
-    killed = ("--study", study, "--runs", tmp_path / "killed")
-    for seconds in (9, 14):
+    runs = tmp_path / "killed"
+    killed = ("--study", study, "--runs", runs, "--log-every", 1)
+    for signum, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)):
         process = start(*killed)
-        time.sleep(seconds)
-        _kill_tree(process)
+        enough = _lines_of_metrics(runs) + random.randint(1, 100)  # of 432 steps in all
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline and _lines_of_metrics(runs) < enough:
+            time.sleep(0.05)
+        os.kill(process.pid, signum)
+        output, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == code, output
+    assert "told to end (SIGTERM); finished trials are kept, the same command continues" in output
+    assert "Traceback" not in output
+    assert list(runs.glob("trials/*/checkpoint.pt"))
+    assert not list(runs.glob("trials/*/progress.json")), "nobody claims to be at work"
     finish(start(*killed))
-    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    assert metrics(runs) == metrics(tmp_path / "whole")
+    assert _lines_of_metrics(runs) == 432, "no step is logged twice"
+
+
+def test_a_full_disk_is_a_sentence(study: Path, tmp_path: Path) -> None:
+    """Files may have 100 KB at most, which a checkpoint exceeds: as on a full disk, it cannot be written."""
+    arguments = ["--study", study, "--runs", tmp_path / "runs", "--workers", 1, "--checkpoint-every", 1e-4]
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5)); {RUN}"
+    done = subprocess.run(
+        [sys.executable, "-c", limit, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "no space left for the files of trial" in done.stderr
+    assert "make room, then the same command continues from what was kept" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "runs").glob("trials/*/result.json")), "it is no failure of the trial"
+    assert not list((tmp_path / "runs").glob("trials/*/.checkpoint*")), "no half-written files"
+
+
+# ----------------------------------------------------------------------------------------- shards
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run trials here instead of in worker processes."""
+
+    def run(trials: list, store: object, runtime: object, placement: object, watch: object) -> None:
+        launch.work(trials, store, runtime, "here")  # type: ignore[arg-type]
+
+    monkeypatch.setattr("experiments.executors.local.run", run)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_shards_add_up_to_the_study(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study.write_text(STUDY.format(epochs=1))
+    arguments = ["--study", str(study), "--runs", str(tmp_path / "runs")]
+    assert run_ablation.main([*arguments, "--shard", "1/2"]) == 0, "what other shards lack is not its failure"
+    said = capsys.readouterr().out
+    first = len(list((tmp_path / "runs").glob("trials/*/result.json")))
+    assert 0 < first < 6
+    assert f"{first} of {first} trials of shard 1/2 to run" in said
+    assert f"shard 2/2: {6 - first} of {6 - first} trials missing" in said
+    assert run_ablation.main(["status", *arguments, "--shard", "1/2"]) == 0
+    said = capsys.readouterr().out
+    assert f"6 trials: {first} finished, {6 - first} waiting" in said
+    assert f"shard 2/2: {6 - first} of {6 - first} trials missing" in said
+    assert run_ablation.main([*arguments, "--shard", "2/2"]) == 0
+    assert "all 2 shards are complete" in capsys.readouterr().out
+    assert run_ablation.main(["report", *arguments]) == 0
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_rates_wait_for_every_shard(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study.write_text(STUDY.format(epochs=1).replace("seeds = 3", "lr_grid = [1e-3, 3e-3]\nlr_extensions = 0"))
+    arguments = ["--study", str(study), "--runs", str(tmp_path / "runs"), "--seeds", "1"]
+    said = []
+    for shard in ("1/2", "2/2", "1/2"):
+        assert run_ablation.main([*arguments, "--shard", shard]) == 0
+        said.append(capsys.readouterr().out)
+    assert "that choose the learning rates belong to other shards than 1/2; run those" in said[0]
+    assert all("Learning rates, chosen on validation" in text for text in said[1:])
+    assert "small: 2 arms x 1 seeds" in said[2]
 
 
 def test_two_at_once_share_the_work(study: Path, tmp_path: Path) -> None:

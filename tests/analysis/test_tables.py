@@ -159,6 +159,10 @@ def test_metrics_csv_does_not_depend_on_the_machine(write_records: Write) -> Non
             "Mixed scan backend: cpu (8 trials), cuda (1 trial).",
         ),
         (
+            {"provenance": {"micro_batch": 16}},
+            "Mixed micro-batch: 16 (1 trial), the whole batch (11 trials).",
+        ),
+        (
             {"provenance": {"hardware": "a cluster"}},
             "Mixed hardware: a cluster (1 trial), a laptop (11 trials).",
         ),

@@ -350,6 +350,11 @@ def _caption(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compar
 
 def _sampling_error(study: Study, comparisons: list[Comparison]) -> list[str]:
     known = [c for c in comparisons if math.isfinite(c.sampling.one_seed)]
+    if not known and comparisons and "accuracy" not in study.metric.name:
+        return [
+            "What the finite test set adds to the error is not given: "
+            f"{study.metric.name} is no share of right answers."
+        ]
     if not known:
         return []
     decimals = q.decimals_for(study.margin, study.metric.unit)

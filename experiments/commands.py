@@ -244,11 +244,15 @@ def _look(arguments: Sequence[str]) -> int:
     if not 1 <= asked.side <= 64:
         raise InputError(f"--side must be from 1 to 64, got {asked.side}")
 
+    from analysis import detections as detections_figure
     from analysis.look import write
+    from experiments.detections import sights
     from experiments.look import look
 
     cells = look(asked.mixer, asked.runs, asked.study, asked.side)
     drawn = write(asked.runs / "look", [dataclasses.asdict(cell) for cell in cells])
+    seen = [dataclasses.asdict(sight) for sight in sights(asked.runs, asked.study)]
+    drawn += detections_figure.write(asked.runs / "look", seen)
     if not any(cell.figure == "receptive_fields" for cell in cells):
         print(f"note: no trained image model with weights in {asked.runs}; run_ablation.py trains some")
     for path in drawn:

@@ -7,6 +7,7 @@ the mean absolute gradient of random projections of that output; for a model, th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from mixers.scan_orders import scan_pattern
 DIM = 16
 DRAWS = 8  # initialisations, inputs and projections that an influence is averaged over
 IMAGES = 64
+PIXELS = 2**18  # of large images fewer are taken
 ORDER_GRID = (8, 8)
 SCANS: dict[str, dict[str, int]] = {
     "forward": {},
@@ -121,8 +123,10 @@ def mixer_influence(text: str, side: int) -> Tensor:
 
 def receptive_field(each: Trained, model: Skeleton) -> Tensor:
     """(H, W): what the feature at the centre depends on in the pixels of test images, the largest being 1."""
-    batch = next(iter(create_task(each.trial.task).load(each.trial.seed).batches("test", IMAGES)))
-    images = batch.inputs.clone().requires_grad_()  # (B, channels, H, W)
+    task = create_task(each.trial.task)
+    count = max(1, min(IMAGES, PIXELS // math.prod(task.spec.grid)))
+    batch = next(iter(task.load(each.trial.seed).batches("test", count)))
+    images = torch.stack(list(batch.inputs)).requires_grad_()  # (B, channels, H, W)
     features = model.forward_features(images)  # (B, *grid, C)
     height, width = features.shape[1:3]
     features[:, height // 2, width // 2].sum().backward()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from analysis import detections as detections_figure
 from experiments import build
+from experiments.detections import sights
 from experiments.evaluate import evaluate
 from experiments.runtime import Runtime
 from experiments.skeletons import SKELETONS
@@ -209,3 +213,31 @@ def test_images_of_any_size_and_without_objects_train() -> None:
     assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients)
     found = model.eval()(images)
     assert [each["masks"].shape[2:] for each in found] == [(61, 83), (70, 45)]
+
+
+def test_what_was_found_is_drawn_beside_what_is_there(learned: tuple[Trial, Store]) -> None:
+    trial, store = learned
+    runs = store.folder(trial.id).path.parent.parent
+    plan = runs / "studies" / "shapes" / "plan.json"
+    plan.parent.mkdir(parents=True)
+    arm = {"name": "conv", "trials": [{"seed": 0, "trial_id": trial.id}]}
+    plan.write_text(json.dumps({"arms": [arm]}))
+    seen = list(sights(runs, None))
+    assert [(each.panel, each.number) for each in seen] == [
+        (panel, number) for number in (1, 2, 3) for panel in ("truth", "conv")
+    ]
+    for truth, found in zip(seen[::2], seen[1::2], strict=True):
+        assert truth.image == found.image
+        sure = [each for each, score in zip(found.categories, found.scores, strict=True) if score > 0.5]
+        assert sorted(sure) == sorted(truth.categories)
+    (drawn,) = detections_figure.write(runs / "look", [asdict(each) for each in seen])
+    assert drawn.stat().st_size > 1000
+    with open(runs / "look" / "detections.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(len(each.boxes) for each in seen)
+    assert all(int(row["mask_pixels"]) > 0 for row in rows if row["panel"] == "truth")
+
+
+def test_without_detectors_there_is_no_figure(tmp_path: Path) -> None:
+    assert list(sights(tmp_path, None)) == []
+    assert detections_figure.write(tmp_path, []) == []

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -19,6 +21,8 @@ from analysis.records import Json
 
 COLUMNS = 6  # maps side by side
 SIDE_OF_ORDERS = 8  # tokens of the grid that scan orders are drawn on
+# matplotlib's tab10, which tells ten classes apart
+CLASS_COLOURS = [to_hex(colour) for colour in colormaps["tab10"].colors]
 FLOOR = 1e-4
 """Influences are drawn on a logarithmic scale from here to 1; what is below is white, like nothing."""
 
@@ -32,7 +36,9 @@ def write(folder: Path, rows: Sequence[Json]) -> list[Path]:
     """
     with paper_style():
         drawings = [
-            drawing for drawing in (scan_orders(rows), influence(rows), receptive_fields(rows)) if drawing
+            drawing
+            for drawing in (scan_orders(rows), influence(rows), receptive_fields(rows), scenes(rows))
+            if drawing
         ]
     for drawing in drawings:
         for suffix, content in drawing.files.items():
@@ -92,6 +98,52 @@ def receptive_fields(rows: Sequence[Json]) -> Drawing | None:
         f"being 1, on a logarithmic scale down to {FLOOR:g}."
     )
     return finished_drawing("receptive_fields", "Effective receptive fields", caption, figure, cells)
+
+
+def scenes(rows: Sequence[Json]) -> Drawing | None:
+    """A line per canvas and question: the canvas, the truth, and the answers of every arm at the digits."""
+    cells = _of("scenes", rows)
+    panels = [name for name in dict.fromkeys(row["panel"] for row in cells) if name != "canvas"]
+    if not panels:
+        return None
+    maps: dict[tuple[str, str], list[Json]] = {}
+    for row in cells:
+        maps.setdefault((row["panel"], row["part"]), []).append(row)
+    lines = sorted((part for panel, part in maps if panel == "truth"), key=lambda part: part.split()[0])
+    columns = len(panels) + 1
+    side = min(PAGE / columns, 1.2)
+    figure = Figure(figsize=(side * columns, side * 1.06 * len(lines) + 0.45), layout="constrained")
+    grid = figure.subplots(len(lines), columns, squeeze=False)
+    for line, axes_of_line in zip(lines, grid, strict=True):
+        number, _, question = line.partition(" ")
+        canvas = _matrix(maps["canvas", number])
+        for panel, axes in zip(("canvas", *panels), axes_of_line, strict=True):
+            axes.set_xticks([])
+            axes.set_yticks([])
+            for spine in axes.spines.values():
+                spine.set(visible=True, color=GREY, linewidth=0.5)
+            axes.imshow(canvas, cmap="Greys", vmin=0, vmax=1 if panel == "canvas" else 3)
+            if panel != "canvas":
+                axes.imshow(_coloured(maps.get((panel, line), []), canvas.shape), interpolation="nearest")
+            if line == lines[0]:
+                axes.set_title(wrapped(panel, 12), fontsize=5.6, linespacing=1.1)
+        axes_of_line[0].set_ylabel({"own": "own class", "key": "framed one's"}[question], fontsize=5.6)
+    handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in CLASS_COLOURS]
+    names = [str(number) for number in range(len(CLASS_COLOURS))]
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=5.6, handlelength=1)
+    caption = (
+        "What every arm (seed 0) answers at the pixels of the plain digits of three canvases of the test "
+        "split: their own class, and the class of the framed digit, which is the same for all of them."
+    )
+    return finished_drawing("scenes", "Answers on three canvases", caption, figure, cells)
+
+
+def _coloured(cells: Sequence[Json], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """(H, W, 4): the colour of each answered class, transparent elsewhere."""
+    image = np.zeros((*shape, 4))
+    for row in cells:
+        image[row["row"], row["column"]] = (*to_rgb(CLASS_COLOURS[int(row["value"])]), 1.0)
+    return image
 
 
 def _of(figure: str, rows: Sequence[Json]) -> list[Json]:

@@ -47,11 +47,12 @@ def write_study(study_folder: Path, trials_folder: Path) -> StudyReport:
     table = tables.comparison_table(study, arms, comparisons)
     files = _text_files(study, arms, comparisons, table)
 
-    from analysis import figures, sweep
+    from analysis import figures, reach, sweep
 
     drawings = [
         replace(drawing, caption=drawing.caption + differing(study))
         for drawing in (
+            *filter(None, [reach.draw(study)]),
             *sweep.draw_all(study, arms, comparisons),
             *figures.draw_all(study, arms, comparisons),
         )

@@ -1,4 +1,5 @@
-"""What a token can see: scan orders, single mixers, and whole models before and after training.
+"""What a token can see: scan orders, single mixers, whole models before and after training, and what a model
+answers where it must have seen far.
 
 Every map is a grid of numbers. For a mixer, the influence of an input token on the output at the centre is
 the mean absolute gradient of random projections of that output; for a model, the effective receptive field
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from experiments.build import create_task
 from experiments.skeletons.base import Skeleton
+from experiments.tasks.base import IGNORE
+from experiments.tasks.scenes import QUESTIONS, Scenes, SceneSegmentation, as_batch
 from experiments.trained import Trained, trained
 from mixers import MIXERS
 from mixers.base import TokenMixer
@@ -27,6 +30,7 @@ DIM = 16
 DRAWS = 8  # initialisations, inputs and projections that an influence is averaged over
 IMAGES = 64
 PIXELS = 2**18  # of large images fewer are taken
+CANVASES = 3
 ORDER_GRID = (8, 8)
 SCANS: dict[str, dict[str, int]] = {
     "forward": {},
@@ -43,12 +47,14 @@ class Cell:
     """One number of one map.
 
     Attributes:
-        figure: "scan_orders", "influence" or "receptive_fields".
-        panel: which map: a scan, a mixer, or an arm of a study.
-        part: which of the maps of a panel: an order and its segment, or "before" and "after" training.
+        figure: "scan_orders", "influence", "receptive_fields" or "scenes".
+        panel: which map: a scan, a mixer, an arm of a study, or "canvas" and "truth".
+        part: which of the maps of a panel: an order and its segment, "before" and "after" training, or a
+            canvas and what its pixels are asked, "1 own".
         row: from the top.
         column: from the left.
-        value: the step of a visit, or an influence, of which the largest in a map is 1.
+        value: the step of a visit; an influence, of which the largest in a map is 1; the brightness of a
+            canvas, or the class answered.
     """
 
     figure: str
@@ -74,7 +80,9 @@ def look(mixers: Sequence[str], runs: Path, study: str | None, side: int) -> lis
     cells = list(scan_orders())
     for text in mixers:
         cells += _cells("influence", text, "", mixer_influence(text, side))
-    for each in trained(runs, study):
+    models = list(trained(runs, study))
+    cells += scene_answers(models)
+    for each in models:
         if create_task(each.trial.task).spec.input == "image":
             for part, model in (("before", each.initial()), ("after", each.load())):
                 name = f"{each.arm} ({each.study})" if study is None else each.arm
@@ -132,6 +140,43 @@ def receptive_field(each: Trained, model: Skeleton) -> Tensor:
     features[:, height // 2, width // 2].sum().backward()
     assert images.grad is not None
     return _scaled(images.grad.abs().sum((0, 1)))
+
+
+def scene_answers(models: Sequence[Trained]) -> Iterator[Cell]:
+    """What every model answers at the digits of the same few canvases, beside the canvas and the truth.
+
+    Models of other tasks are passed over, and so are those that were tested on other canvases than the first.
+    """
+    shown: Scenes | None = None
+    for each in models:
+        task = create_task(each.trial.task)
+        if not isinstance(task, SceneSegmentation):
+            continue
+        data = task.load(each.trial.seed)
+        scenes = Scenes(*(tensor[:CANVASES] for tensor in data.scenes("test")))
+        batch = as_batch(scenes, torch.arange(CANVASES))
+        if shown is None:
+            shown = scenes
+            yield from _canvases(scenes, batch.targets)
+        if not torch.equal(scenes.images, shown.images):
+            continue
+        with torch.inference_mode():
+            answers = task.answers(each.load()(batch.inputs), scenes.images.shape[1:])
+        for question, answer in answers.items():
+            yield from _where_asked(each.arm, question, answer, batch.targets)
+
+
+def _canvases(scenes: Scenes, targets: dict[str, Tensor]) -> Iterator[Cell]:
+    for number, image in enumerate(scenes.images.clamp(0, 1), start=1):
+        yield from _cells("scenes", "canvas", str(number), image)
+    for question in QUESTIONS:
+        yield from _where_asked("truth", question, targets[question], targets)
+
+
+def _where_asked(panel: str, question: str, answer: Tensor, targets: dict[str, Tensor]) -> Iterator[Cell]:
+    for number, row, column in (targets[question] != IGNORE).nonzero().tolist():
+        value = float(answer[number, row, column])
+        yield Cell("scenes", panel, f"{number + 1} {question}", row, column, value)
 
 
 def _scaled(influence: Tensor) -> Tensor:

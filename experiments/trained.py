@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,8 @@ class Trained:
 def trained(runs: Path, study: str | None = None, seed: int = 0) -> Iterator[Trained]:
     """The trained trials of one seed, study by study, arm by arm, in the order of the plans.
 
+    Cases that read different numbers off the same trained models do not repeat them.
+
     Args:
         runs: a runs folder.
         study: only those of this one.
@@ -66,15 +68,25 @@ def trained(runs: Path, study: str | None = None, seed: int = 0) -> Iterator[Tra
         try:
             arms = json.loads(plan.read_text(encoding="utf-8"))["arms"]
             planned = [
-                (arm["name"], trial["trial_id"])
+                (arm["name"], arm.get("arm") or arm["name"], trial["trial_id"])
                 for arm in arms
                 for trial in arm["trials"]
                 if trial["seed"] == seed
             ]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{plan} is not a plan that can be read: {error!r}") from None
-        for arm, trial_id in planned:
+        for arm, trial_id in _once(planned):
             folder = TrialFolder(runs / "trials" / trial_id, trial_id)
             result = folder.result()
             if result is not None and result["status"] == "ok" and folder.weights.is_file():
                 yield Trained(plan.parent.name, arm, Trial.from_dict(result["trial"]), folder)
+
+
+def _once(planned: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """Name and trial of each different trial; the name without its case where that says enough."""
+    first = {trial_id: (name, label) for name, label, trial_id in reversed(planned)}
+    labels = [label for _, label in first.values()]
+    named = {
+        trial_id: label if labels.count(label) == 1 else name for trial_id, (name, label) in first.items()
+    }
+    return [(named[trial_id], trial_id) for trial_id in dict.fromkeys(each[2] for each in planned)]

@@ -50,6 +50,7 @@ class ADE20K:
 
     Args:
         data: the folder with images and annotations in it.
+        annotations: the folder of the labels in it.
         classes: how many there are.
         crop: side of the square that a training image is cut to, and length of the short side in the test.
         validation: images held out of the training ones.
@@ -66,12 +67,13 @@ class ADE20K:
         self,
         *,
         data: str = "",
+        annotations: str = "annotations",
         classes: Annotated[int, Field(ge=2, le=254)] = 150,
         crop: Annotated[int, Field(ge=16)] = 512,
         validation: Annotated[int, Field(ge=1)] = 200,
         multi_scale: bool = False,
     ) -> None:
-        self.data, self.classes, self.crop = data, classes, crop
+        self.data, self.annotations, self.classes, self.crop = data, annotations, classes, crop
         self.validation, self.multi_scale = validation, multi_scale
 
     @property
@@ -109,8 +111,13 @@ class Example:
     annotation: Path
 
 
-def list_folder(data: str, folder: str) -> list[Example]:
+def list_folder(data: str, folder: str, labels: str = "annotations") -> list[Example]:
     """The images of `folder` ("training" or "validation"), by name, each with its annotation.
+
+    Args:
+        data: folder of the data set.
+        folder: of a split.
+        labels: folder of the annotations.
 
     Raises:
         InputError: a folder is missing or empty, or an image has no annotation.
@@ -120,7 +127,7 @@ def list_folder(data: str, folder: str) -> list[Example]:
             "task ade20k needs --task.data PATH: a folder with images and annotations in it, such as "
             "ADEChallengeData2016"
         )
-    images, annotations = Path(data) / "images" / folder, Path(data) / "annotations" / folder
+    images, annotations = Path(data) / "images" / folder, Path(data) / labels / folder
     for place in (images, annotations):
         if not place.is_dir():
             raise InputError(
@@ -171,7 +178,9 @@ class ADE20KData:
 
     def __init__(self, task: ADE20K, seed: int) -> None:
         self._task, self._seed = task, seed
-        listed = {folder: list_folder(task.data, folder) for folder in ("training", "validation")}
+        listed = {
+            folder: list_folder(task.data, folder, task.annotations) for folder in ("training", "validation")
+        }
         by_hash = sorted(listed["training"], key=lambda example: _digest(example.image.name))
         if len(by_hash) <= task.validation:
             raise InputError(

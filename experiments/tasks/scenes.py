@@ -12,7 +12,7 @@ draws scenes for detection (`scenes-detect`) and writes them as files (`experime
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -229,6 +229,11 @@ class SceneSegmentation:
             label_smoothing=label_smoothing,
         )
 
+    def answers(self, logits: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
+        """The class answered to each question at each pixel: logits (B, h, w, 20) -> (B, *size) each."""
+        likeliest = at_size(logits, size).unflatten(-1, (len(QUESTIONS), CLASSES)).argmax(-1)
+        return dict(zip(QUESTIONS, likeliest.unbind(-1), strict=True))
+
     def scorer(self) -> Scorer:
         return SceneScorer(self)
 
@@ -282,14 +287,15 @@ class SceneData:
 
 def as_batch(scenes: Scenes, examples: Tensor) -> Batch:
     """Normalised images (B, 1, S, S), both questions' labels (B, S, S) and the digits' cells (B, K + 1)."""
+    targets = {**labels_of(scenes), "cells": scenes.cells}
+    return Batch((scenes.images[:, None] - MEAN) / STD, targets, examples)
+
+
+def labels_of(scenes: Scenes) -> dict[str, Tensor]:
+    """What every pixel is asked, by question: (B, S, S), `IGNORE` but for the plain digits' pixels."""
     own = torch.cat([torch.full_like(scenes.classes[:, :1], IGNORE), scenes.classes[:, 1:]], dim=1)
     key = torch.where(own == IGNORE, IGNORE, scenes.classes[:, :1])
-    targets = {
-        "own": scenes.painted(own, IGNORE),
-        "key": scenes.painted(key, IGNORE),
-        "cells": scenes.cells,
-    }
-    return Batch((scenes.images[:, None] - MEAN) / STD, targets, examples)
+    return {"own": scenes.painted(own, IGNORE), "key": scenes.painted(key, IGNORE)}
 
 
 class SceneScorer:
@@ -305,10 +311,8 @@ class SceneScorer:
         count = int((own != IGNORE).sum())
         self._loss_sum += self._task.loss(outputs, targets).item() * count
         self._scored += count
-        logits = at_size(outputs, own.shape[1:]).unflatten(-1, (len(QUESTIONS), CLASSES))
-        predicted = logits.argmax(-1).unbind(-1)  # (B, S, S) for each question
         columns = {"example": examples, "cells": cells.cpu()}
-        for question, prediction in zip(QUESTIONS, predicted, strict=True):
+        for question, prediction in self._task.answers(outputs, own.shape[1:]).items():
             for name, canvas in ((question, targets[question]), (f"{question}_prediction", prediction)):
                 columns[name] = cut_up(canvas, cells[:, 1:]).flatten(2).short().cpu()  # (B, K, 256)
         self._batches.append(columns)

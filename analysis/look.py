@@ -22,7 +22,7 @@ from analysis.records import Json
 COLUMNS = 6  # maps side by side
 SIDE_OF_ORDERS = 8  # tokens of the grid that scan orders are drawn on
 # matplotlib's tab10, which tells ten classes apart
-CLASS_COLOURS = [to_hex(colour) for colour in colormaps["tab10"].colors]
+CLASS_COLOURS = [to_hex(colormaps["tab10"](number)) for number in range(10)]
 FLOOR = 1e-4
 """Influences are drawn on a logarithmic scale from here to 1; what is below is white, like nothing."""
 

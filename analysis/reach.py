@@ -66,8 +66,8 @@ def draw(study: Study) -> Drawing | None:
 def _groups(study: Study) -> dict[str, dict[str, Arm]]:
     """Arms by label, for every set of trained models that the cases test; named by its first case."""
     found: dict[tuple[str, ...], tuple[str, dict[str, Arm]]] = {}
-    cases = [case.name for case in study.cases] or [None]
-    for case in cases:
+    cases: list[str | None] = [case.name for case in study.cases]
+    for case in cases or [None]:
         arms = {arm.label: arm for arm in study.arms.values() if arm.case == case}
         trained = tuple(trial.trial_id for arm in arms.values() for trial in arm.trials)
         found.setdefault(trained, (case or "", arms))

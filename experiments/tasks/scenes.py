@@ -28,7 +28,6 @@ from experiments.tasks.base import (
     Batch,
     Metric,
     Scorer,
-    TaskData,
     example_ids,
     fingerprint,
     generator,
@@ -206,7 +205,7 @@ class SceneSegmentation:
         grid = (self.rule.side * CELL,) * 2
         return TaskSpec("image", 1, grid, len(QUESTIONS) * CLASSES, output="per-pixel")
 
-    def load(self, seed: int) -> TaskData:
+    def load(self, seed: int) -> SceneData:
         sizes = {"train": self.train, "validation": self.validation, "test": self.test}
         return SceneData(self.rule, sizes, seed)
 

@@ -22,6 +22,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = [256, 1024, 4096, 16384, 65536]
 TINY_LENGTHS = [16, 32]
+TESTS = ("tests/mixers/test_scan_triton.py", "tests/mixers/test_cuda_kernels.py")
 PACKAGES = ("torch", "triton", "mamba-ssm", "causal-conv1d")
 
 
@@ -31,7 +32,7 @@ def commands(tiny: bool, device: str, out: Path) -> dict[str, list[str]]:
     small = ["--device", device, *(["--tiny"] if tiny else [])]
     runs = {
         "doctor": ["run_ablation.py", "doctor"],
-        "tests": ["-m", "pytest", "-m", "gpu", "-n", "0", "-rs", "tests/mixers"],
+        "tests": ["-m", "pytest", "-m", "gpu", "-n", "0", "-rs", *TESTS],
         "scan-float32": ["benchmarks/scan_gpu.py"],
         "scan-bfloat16": ["benchmarks/scan_gpu.py", "--bfloat16"],
         "step-float32": ["benchmarks/step_gpu.py", *small],

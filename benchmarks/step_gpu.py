@@ -28,7 +28,7 @@ from mixers.directions import ScanMixer
 from mixers.scan import selective_scan
 from mixers.ssd_scan import ssd_scan
 
-RUNS = 30
+RUNS, TINY_RUNS = 30, 3
 SHAPES = [(32, 256, 384), (8, 1024, 768), (1, 16384, 768)]  # B, L, C
 TINY = [(2, 64, 64)]
 TARGET = 1.05
@@ -97,10 +97,10 @@ MIXER_AND_KERNELS: dict[str, tuple[str, str, Callable[[ScanMixer, Tensor], Tenso
 }
 
 
-def milliseconds(calls: list[Callable[[], object]], device: str) -> list[float]:
+def milliseconds(calls: list[Callable[[], object]], device: str, runs: int) -> list[float]:
     """Medians; the calls take turns, so that all meet the same machine."""
     times: list[list[float]] = [[] for _ in calls]
-    for turn in range(RUNS + 3):  # the first ones compile, tune and warm up
+    for turn in range(runs + 3):  # the first ones compile, tune and warm up
         for call, spent in zip(calls, times, strict=True):
             if device == "cuda":
                 torch.cuda.synchronize()
@@ -113,7 +113,7 @@ def milliseconds(calls: list[Callable[[], object]], device: str) -> list[float]:
     return [statistics.median(spent) for spent in times]
 
 
-def compare(name: str, shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> float:
+def compare(name: str, shape: tuple[int, int, int], dtype: torch.dtype, device: str, runs: int) -> float:
     """Print a row; return the ratio of mixer to kernels."""
     text, _, direct = MIXER_AND_KERNELS[name]
     torch.manual_seed(0)
@@ -129,7 +129,7 @@ def compare(name: str, shape: tuple[int, int, int], dtype: torch.dtype, device: 
     with torch.no_grad():
         y = mixer(x)
         difference = (y - direct(mixer, x)).abs().max() / y.abs().max()
-    ours, theirs = milliseconds(calls, device)
+    ours, theirs = milliseconds(calls, device, runs)
     print(
         f"{name:5s} {shape!s:18s} {ours:10.3f} {theirs:10.3f} {ours / theirs:7.3f} {float(difference):12.1e}"
     )
@@ -157,7 +157,8 @@ def main() -> None:
             print(f"{name:5s} not measured: {operation} runs on {chosen} ({reason})")
             continue
         for shape in TINY if options.tiny else SHAPES:
-            worst[name] = max(worst.get(name, 0.0), compare(name, shape, dtype, options.device))
+            runs = TINY_RUNS if options.tiny else RUNS
+            worst[name] = max(worst.get(name, 0.0), compare(name, shape, dtype, options.device, runs))
     for name, ratio in worst.items():
         verdict = "met" if ratio <= TARGET else "missed"
         print(f"{name}: at most {ratio:.3f} times the kernels called directly; target {TARGET} {verdict}")

@@ -107,7 +107,8 @@ class GatedLinearAttention(TokenMixer):
 
     def _merge_heads(self, o: Tensor, tokens: Tensor) -> Tensor:
         """(B, L, heads, head_dim) and the input (B, L, C) -> (B, L, C)."""
-        mixed = self.norm(o).flatten(2).to(tokens.dtype)
+        normed = F.rms_norm(o, (self.head_dim,), self.norm.weight.to(o.dtype), NORM_EPS)
+        mixed = normed.flatten(2).to(tokens.dtype)
         if self.output_gate is not None:
             mixed = mixed * F.silu(self.output_gate(tokens))
         return self.proj(mixed)

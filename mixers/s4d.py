@@ -60,10 +60,14 @@ class S4DCore(ScanCore):
         self.D = nn.Parameter(torch.randn(dim))
 
     def discretised(self) -> tuple[Tensor, Tensor]:
-        """Delta A and C (exp(Delta A) - 1) / A, both (C, N / 2) and complex."""
-        A = torch.complex(-self.log_A_real.exp(), self.A_imag)
-        delta_A = self.log_dt.exp()[:, None] * A
-        return delta_A, torch.view_as_complex(self.C) * (delta_A.exp() - 1) / A
+        """Delta A and C (exp(Delta A) - 1) / A, both (C, N / 2) and complex, of float32 or wider."""
+        dtype = torch.promote_types(self.C.dtype, torch.float32)  # there are no complex numbers of bfloat16
+        log_dt, log_A_real, A_imag, C = (
+            each.to(dtype) for each in (self.log_dt, self.log_A_real, self.A_imag, self.C)
+        )
+        A = torch.complex(-log_A_real.exp(), A_imag)
+        delta_A = log_dt.exp()[:, None] * A
+        return delta_A, torch.view_as_complex(C) * (delta_A.exp() - 1) / A
 
     def kernel(self, length: int) -> Tensor:
         """K, (C, L).

@@ -92,6 +92,22 @@ def test_two_passes_have_the_same_bits_and_so_has_a_stored_copy(name: str) -> No
         assert torch.equal(a, c)
 
 
+@pytest.mark.parametrize("name", list(MIXERS))
+def test_weights_in_bfloat16_compute_the_same_but_for_their_bits(name: str) -> None:
+    """As `bench --dtype bfloat16` runs them."""
+    mixer = build(name, rank=1, dim=16)
+    x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(1)).bfloat16().requires_grad_()
+    narrow = build(name, rank=1, dim=16).bfloat16()
+    mixer.load_state_dict(narrow.state_dict())
+    y = narrow(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        y.float(), mixer(x.float()), rtol=0.05, atol=0.05 * y.detach().abs().max().item()
+    )
+    y.float().square().sum().backward()
+    assert all(torch.isfinite(each.grad).all() for each in narrow.parameters() if each.requires_grad)
+
+
 # ---- the memory of an SSM ----------------------------------------------------------------------------------
 
 

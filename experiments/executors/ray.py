@@ -1,6 +1,7 @@
 """One Ray task per trial, on whatever cluster Ray finds: RAY_ADDRESS, one that runs here, or a new one.
 
-The runs folder lies on a file system that all nodes share: results and checkpoints go through it.
+The runs folder lies on a file system that all nodes share: results and checkpoints go through it. So does
+this project with its environment, or every node has the same one: tasks run by the Python that runs here.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ def run(
 
 
 def _connect() -> Any:
+    # under `uv run`, Ray would pack the working directory and build its environment anew on every node
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
 
     try:

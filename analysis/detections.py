@@ -83,13 +83,14 @@ def _panel(axes: Axes, sight: Json, colours: dict[int, str]) -> None:
         )
         if not truth:
             axes.text(
-                left - 0.5,
-                top - 0.8,
+                left,
+                top,
                 f"{100 * score:.0f}",
                 color=colours[category],
                 fontsize=4,
-                va="bottom",
+                va="top",
                 clip_on=True,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.4},
             )
 
 

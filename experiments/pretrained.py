@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 RELEASED = ("femto", "kobe", "tiny", "small", "base")
 CLASSIFIER = ("head.fc.weight", "head.fc.bias")
+DENSE = ("head.", "stage_norms.")  # what no classifier has
 
 
 def with_source(weights: str, skeleton: str) -> str:
@@ -77,13 +78,17 @@ def load(model: Skeleton, weights: str, skeleton: str, *, new_head: bool) -> Non
         model: of the skeleton of that name.
         weights: "timm" or a file.
         skeleton: its name.
-        new_head: whether a classifier for another number of classes stays as it was initialised.
+        new_head: whether a classifier for another number of classes stays as it was initialised, and so does
+            all that a dense task adds to the backbone.
 
     Raises:
         InputError: they are of another model.
     """
     found = read(weights, skeleton)
     expected: dict[str, Any] = dict(model.state_dict())
+    if new_head and model.stage_norms is not None and CLASSIFIER[0] in found:
+        found = {name: value for name, value in found.items() if not name.startswith("head.")}
+        found |= {name: value for name, value in expected.items() if name.startswith(DENSE)}
     have, want = (len(each["head.fc.bias"]) if "head.fc.bias" in each else None for each in (found, expected))
     if have != want:
         if not new_head:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -200,3 +201,21 @@ def test_evaluate_refuses_what_does_not_fit(
         "--skeleton", "mambaout-femto", "--task.classes", "7", *data
     )
     assert "must be at least 1" in refused("--threads", "0", *data)
+
+
+def test_a_detector_starts_from_a_classifier(femto: torch.nn.Module, femto_file: Path) -> None:
+    """The backbone is theirs; heads and the norms of the stages are as they were initialised."""
+    detector = build.resolve(
+        MIXERS.parse_pattern("conv"),
+        SKELETONS.parse("mambaout-femto(head=mask-rcnn-slim)"),
+        TASKS.parse("coco"),
+        Recipe(weights=str(femto_file), label_smoothing=0.0),
+        seed=0,
+    )
+    fresh = build_model(dataclasses.replace(detector, train=Recipe(label_smoothing=0.0))).state_dict()
+    loaded = build_model(detector).state_dict()
+    assert torch.equal(loaded["stem.conv1.weight"], femto.state_dict()["stem.conv1.weight"])
+    for name, value in loaded.items():
+        if name.startswith(("head.", "stage_norms.")):
+            assert torch.equal(value, fresh[name]), name
+    assert not torch.equal(loaded["stages.3.blocks.0.fc1.weight"], fresh["stages.3.blocks.0.fc1.weight"])

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import executors, launch, plan, request, search, status, study
+from experiments import executors, launch, plan, ranks, request, search, status, study
 from experiments.launch import Shard
 from experiments.monitor import Monitor
 from experiments.plan import Plan, PlannedArm
@@ -51,6 +51,26 @@ def run(arguments: Sequence[str], command: str) -> int:
         return _demo(rest)
     if verb == "report" and "--paper" in rest:
         return _paper([argument for argument in rest if argument != "--paper"])
+    if ranks.launched():
+        return _together(verb, rest, command)
+    return _study_verb(verb, rest, command)
+
+
+def _together(verb: str, rest: Sequence[str], command: str) -> int:
+    """The same under torchrun: rank 0 does it, the others help where trials are run."""
+    if verb != "run":
+        return _study_verb(verb, rest, command) if ranks.is_first() else 0
+    from experiments.executors import torchrun
+
+    device = request.parse(rest, verb).device
+    if not ranks.is_first():
+        torchrun.follow(device)
+        return 0
+    with torchrun.leading(device):
+        return _study_verb(verb, rest, command)
+
+
+def _study_verb(verb: str, rest: Sequence[str], command: str) -> int:
     asked = request.parse(rest, verb)
     name, wanted = request.requested_study(asked)
     return {"run": _run, "plan": _plan, "status": _status, "report": _report}[verb](
@@ -86,7 +106,11 @@ def _check(asked: Request) -> None:
         raise InputError(
             "--tensorboard needs tensorboard, which is not installed: uv sync --extra tensorboard"
         )
-    executors.find(asked.executor).check(asked.runtime, asked.placement)
+    _executor(asked).check(asked.runtime, asked.placement)
+
+
+def _executor(asked: Request) -> executors.Executor:
+    return executors.find("torchrun" if ranks.launched() else asked.executor)
 
 
 def _size(planned: Plan) -> str:
@@ -147,7 +171,7 @@ def _train(what: str, trials: list[Trial], labels: Mapping[str, str], store: Sto
         return
     monitor = Monitor({trial.id: labels[trial.id] for trial in trials}, store)
     try:
-        executors.find(asked.executor).run(trials, store, asked.runtime, asked.placement, monitor)
+        _executor(asked).run(trials, store, asked.runtime, asked.placement, monitor)
     finally:
         monitor.close()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,10 @@ from torch import Tensor, nn
 
 from experiments.cost import token_mixers
 from experiments.interface import TaskSpec
+from experiments.ranks import ALONE, Ranks
 from experiments.recipe import autocast
 from experiments.skeletons.causal_lm import CausalLM
-from experiments.tasks.base import Task, TaskData, to_device
+from experiments.tasks.base import FileData, Task, TaskData, to_device
 from experiments.trial import Precision
 from mixers.registry import InputError
 
@@ -33,31 +36,55 @@ def evaluate(
     split: str,
     device: torch.device,
     precision: Precision = "float32",
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[str, float], Answers]:
-    """Metrics of a split, and what was answered to every example of it.
+    """Metrics of a split, and what was answered to every example of it; ranks share the work, all get both.
 
     Raises:
         TypeError: a sequence is too long to be read at once, and the mixers cannot read it in steps.
     """
     model.eval()
     scorer = task.scorer()
-    for batch in data.batches(split, _examples_at_once(task.spec)):
-        inputs, targets = to_device((batch.inputs, batch.targets), device)
-        with autocast(device, precision):
-            outputs = _answer(model, task.spec, inputs)
-        scorer.add(_in_float32(outputs), targets, batch.examples)
+    batches = data.batches(split, _examples_at_once(task.spec))
+    if ranks.count > 1 and not isinstance(data, FileData):
+        batches = islice(batches, ranks.rank, None, ranks.count)
+
+    def answered() -> Iterator[tuple[Any, Any, Tensor]]:
+        for batch in batches:
+            inputs, targets = to_device((batch.inputs, batch.targets), device)
+            with autocast(device, precision):
+                outputs = _answer(model, task.spec, inputs)
+            yield _in_float32(outputs), targets, batch.examples
+
+    for outputs, targets, examples in answered() if ranks.count == 1 else _gathered(answered(), ranks):
+        scorer.add(outputs, targets, examples)
     return scorer.metrics(), scorer.answers()
 
 
+def _gathered(answered: Iterator[tuple[Any, Any, Tensor]], ranks: Ranks) -> Iterator[tuple[Any, Any, Tensor]]:
+    """What all ranks answered, in the order of the batches."""
+    while True:
+        own = next(answered, None)
+        every = ranks.gather(None if own is None else to_device(own, torch.device("cpu")))
+        yield from (each for each in every if each is not None)
+        if all(each is None for each in every):
+            return
+
+
 def evaluate_extra_tests(
-    model: nn.Module, task: Task, data: TaskData, device: torch.device, precision: Precision = "float32"
+    model: nn.Module,
+    task: Task,
+    data: TaskData,
+    device: torch.device,
+    precision: Precision = "float32",
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Metrics of the task's further test sets, `accuracy_1024`, and why others have none."""
     metrics: dict[str, float] = {}
     skipped: dict[str, str] = {}
     for name in data.extra_tests:
         try:
-            found, _ = evaluate(model, task, data, f"test_{name}", device, precision)
+            found, _ = evaluate(model, task, data, f"test_{name}", device, precision, ranks)
         except (TypeError, InputError) as error:
             skipped[name] = str(error)
         else:

@@ -25,6 +25,8 @@ from experiments.store import DiskFull, Store, TrialFolder
 from experiments.trial import SCHEMA_VERSION, Trial
 from mixers.registry import InputError
 
+RunTrial = Callable[[Trial, TrialFolder, Runtime, Callable[[], bool]], None]
+
 POLL = 0.2  # seconds between two looks at trials that somebody else holds
 RETRIES = 2
 """How often a trial whose worker died under it goes on from its checkpoint before it counts as failed."""
@@ -97,6 +99,7 @@ def work(
     runtime: Runtime,
     session: str,
     stop_requested: Callable[[], bool] = lambda: False,
+    run_trial: RunTrial | None = None,
 ) -> None:
     """Do whatever is to be done until every trial is settled, waiting for those that others hold.
 
@@ -106,6 +109,7 @@ def work(
         runtime: how.
         session: names this attempt; a trial that failed in it is not tried again in it.
         stop_requested: asked often; on True the current trial saves its checkpoint and this returns.
+        run_trial: what runs one; None for `train.run_trial`.
 
     Raises:
         DiskFull: a file could not be written; what was kept is in the message.
@@ -116,7 +120,7 @@ def work(
         for trial in open_trials:
             if stop_requested():
                 return
-            ran |= _attempt(trial, store, runtime, session, stop_requested)
+            ran |= _attempt(trial, store, runtime, session, stop_requested, run_trial)
         open_trials = [trial for trial in open_trials if not settled(store.folder(trial.id), session)]
         if open_trials and not ran:
             time.sleep(POLL)
@@ -131,7 +135,12 @@ def settled(folder: TrialFolder, session: str) -> bool:
 
 
 def _attempt(
-    trial: Trial, store: Store, runtime: Runtime, session: str, stop_requested: Callable[[], bool]
+    trial: Trial,
+    store: Store,
+    runtime: Runtime,
+    session: str,
+    stop_requested: Callable[[], bool],
+    run_trial: RunTrial | None,
 ) -> bool:
     """Run the trial if nobody else does; whether it was run."""
     folder = store.folder(trial.id)
@@ -140,19 +149,24 @@ def _attempt(
     with folder.lock() as held:
         if not held or settled(folder, session) or folder.runs_elsewhere():
             return False
-        _run(trial, folder, runtime, session, stop_requested)
+        _run(trial, folder, runtime, session, stop_requested, run_trial)
     return True
 
 
 def _run(
-    trial: Trial, folder: TrialFolder, runtime: Runtime, session: str, stop_requested: Callable[[], bool]
+    trial: Trial,
+    folder: TrialFolder,
+    runtime: Runtime,
+    session: str,
+    stop_requested: Callable[[], bool],
+    run_trial: RunTrial | None,
 ) -> None:
     """Run a trial whose folder is held; what goes wrong is a row in the table, not the end of the study."""
     from experiments import machine, train
 
     while True:
         try:
-            train.run_trial(trial, folder, runtime, stop_requested)
+            (run_trial or train.run_trial)(trial, folder, runtime, stop_requested)
             return
         except train.Interrupted:
             folder.rest()

@@ -28,7 +28,9 @@ def torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def provenance(device: torch.device, runtime: Runtime, backend: dict[str, str]) -> dict[str, Any]:
+def provenance(
+    device: torch.device, runtime: Runtime, backend: dict[str, str], ranks: int = 1
+) -> dict[str, Any]:
     """What a number was made with."""
     on_gpu = device.type == "cuda"
     return {
@@ -36,6 +38,7 @@ def provenance(device: torch.device, runtime: Runtime, backend: dict[str, str]) 
         "device": device.type,
         "hardware": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
         "threads": runtime.threads,
+        "ranks": ranks,
         "micro_batch": runtime.micro_batch,
         "compile": runtime.compile,
         "channels_last": runtime.channels_last,

@@ -8,6 +8,7 @@ import random
 import socket
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -17,12 +18,14 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from experiments.build import build_model, choose_backend, count_costs, create_task
 from experiments.cost import training_memory
 from experiments.evaluate import Answers, evaluate, evaluate_extra_tests
 from experiments.machine import provenance, torch_device
 from experiments.metrics_log import MetricsLog, Window
+from experiments.ranks import ALONE, Ranks
 from experiments.recipe import (
     autocast,
     make_average,
@@ -33,8 +36,19 @@ from experiments.recipe import (
 )
 from experiments.runtime import Runtime
 from experiments.store import TrialFolder, write_bytes
-from experiments.tasks.base import Batch, FileData, Reading, Task, TaskData, part_of, to_device
-from experiments.trial import SCHEMA_VERSION, Trial, stream
+from experiments.tasks.base import (
+    Batch,
+    FileData,
+    Reading,
+    Task,
+    TaskData,
+    chosen,
+    part_of,
+    share,
+    to_device,
+)
+from experiments.trial import SCHEMA_VERSION, Recipe, Trial, stream
+from mixers.registry import InputError
 
 PROGRESS_EVERY = 0.5  # seconds between two progress reports
 
@@ -57,7 +71,11 @@ class Progress:
 
 
 def run_trial(
-    trial: Trial, folder: TrialFolder, runtime: Runtime, stop_requested: Callable[[], bool] = lambda: False
+    trial: Trial,
+    folder: TrialFolder,
+    runtime: Runtime,
+    stop_requested: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Train, evaluate and store one trial, continuing from its checkpoint if there is one.
 
@@ -68,16 +86,20 @@ def run_trial(
         folder: where, locked by the caller.
         runtime: how.
         stop_requested: asked after every step; on True the trial saves and raises.
+        ranks: this process among those that run the trial together; only the first writes to the folder.
 
     Raises:
+        InputError: the batch cannot be divided among the ranks.
         Interrupted: after `stop_requested`; the checkpoint is saved.
     """
     torch.set_num_threads(runtime.threads)
-    folder.begin(trial)
-    folder.report_progress(epoch=0, epochs=trial.train.all_epochs, fraction=0.0, seconds=0.0)
-    run = _Run(trial, folder, runtime)
+    if ranks.rank == 0:
+        folder.begin(trial)
+        folder.report_progress(epoch=0, epochs=trial.train.all_epochs, fraction=0.0, seconds=0.0)
+    run = _Run(trial, folder, runtime, ranks)
     run.restore()
-    run.metrics.start(run.steps_done)
+    if ranks.rank == 0:
+        run.metrics.start(run.steps_done)
     try:
         status = run.train(stop_requested)
     finally:
@@ -88,14 +110,15 @@ def run_trial(
 class _Run:
     """The state of one trial while it runs."""
 
-    def __init__(self, trial: Trial, folder: TrialFolder, runtime: Runtime) -> None:
-        self.trial, self.folder, self.runtime = trial, folder, runtime
+    def __init__(self, trial: Trial, folder: TrialFolder, runtime: Runtime, ranks: Ranks) -> None:
+        self.trial, self.folder, self.runtime, self.ranks = trial, folder, runtime, ranks
         self.recipe = trial.train
+        _check_share(self.recipe, ranks)
         self.device = torch_device(runtime.device)
         self.task: Task = create_task(trial.task)
         self.data: TaskData = self.task.load(trial.seed)
         if isinstance(self.data, FileData):
-            self.data.read_with(Reading(runtime.loaders))
+            self.data.read_with(Reading(runtime.loaders, ranks.rank, ranks.count))
         self.model = build_model(trial).to(self.device)
         self.backend = choose_backend(self.model, runtime.backend, self.device)
         if runtime.channels_last:
@@ -103,6 +126,8 @@ class _Run:
         self.network: nn.Module = self.model  # what is trained
         if runtime.compile:
             self.network = torch.compile(self.model)  # type: ignore[assignment]
+        if ranks.count > 1:
+            self.network = DistributedDataParallel(self.network)
         self.average = make_average(self.model, self.recipe)
         self.steps_per_epoch = self.data.sizes["train"] // self.recipe.batch_size
         self.optimizer = make_optimizer(self.model, self.recipe)
@@ -136,9 +161,9 @@ class _Run:
         at = self.progress
         batches = self.data.train_batches(at.epoch, self.recipe.batch_size, start=at.step)
         for batch in self.metrics.timed(batches):
-            seed_global_generators(stream(self.trial.seed, "noise", at.epoch, at.step), self.device)
-            inputs, targets = self._on_device(batch)
-            loss = self._step(inputs, targets, len(batch.examples))
+            self._seed_noise()
+            inputs, targets, count = self._on_device(batch)
+            loss = self._step(inputs, targets, count)
             at.step += 1
             at.loss_sum += loss
             if not math.isfinite(loss):
@@ -148,22 +173,33 @@ class _Run:
                 return False
             self._log(loss)
             self._report()
-            if stop_requested():
+            if self.ranks.sum(stop_requested()):
                 self.save()
                 raise Interrupted
             if time.monotonic() - self.saved > self.runtime.checkpoint_every:
                 self.save()
         return True
 
-    def _on_device(self, batch: Batch) -> tuple[Any, Any]:
-        """Inputs and targets of the batch."""
-        inputs, targets = to_device((batch.inputs, batch.targets), self.device)
+    def _seed_noise(self) -> None:
+        """Mixup is the same on all ranks, what happens inside the model is not."""
+        at, seed = self.progress, self.trial.seed
+        seed_global_generators(stream(seed, "noise", at.epoch, at.step), self.device)
+        if self.ranks.rank > 0:
+            torch.manual_seed(stream(seed, "noise", at.epoch, at.step, self.ranks.rank))
+
+    def _on_device(self, batch: Batch) -> tuple[Any, Any, int]:
+        """Inputs and targets of this rank's share of the batch, and how many examples that is."""
+        inputs, targets, count = batch.inputs, batch.targets, len(batch.examples)
+        if self.ranks.count > 1 and not isinstance(self.data, FileData):  # which has only read the share
+            places = share(count, self.ranks.rank, self.ranks.count)
+            inputs, targets, count = chosen(inputs, places), chosen(targets, places), len(places)
+        inputs, targets = to_device((inputs, targets), self.device)
         if self.runtime.channels_last and self.task.spec.input == "image" and isinstance(inputs, Tensor):
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return inputs, targets
+        return inputs, targets, count
 
     def _step(self, inputs: Any, targets: Any, count: int) -> float:
-        """One update of the weights by a batch of `count` examples; its loss."""
+        """One update of the weights by a batch, of which `count` examples are here; its loss."""
         self.scheduler.step_update(self.steps_done)
         smoothing = self.recipe.label_smoothing
         if self.mixup is not None:
@@ -171,12 +207,13 @@ class _Run:
             smoothing = 0.0  # the mixed targets are smoothed already
         self.optimizer.zero_grad(set_to_none=True)
         value = 0.0
-        whole = self.task.loss_weight(targets)
+        whole = self.ranks.sum(self.task.loss_weight(targets))
         size = self.runtime.micro_batch or count
         for start in range(0, count, size):
             part = slice(start, start + size)
-            share = self.task.loss_weight(part_of(targets, part)) / whole
-            value += self._backward(part_of(inputs, part), part_of(targets, part), smoothing, share)
+            weight = self.task.loss_weight(part_of(targets, part)) / whole
+            with self._exchange(last=start + size >= count):
+                value += self._backward(part_of(inputs, part), part_of(targets, part), smoothing, weight)
             if not math.isfinite(value):
                 return value  # before it reaches the weights, so that its origin can still be found
         if self.recipe.clip_grad is not None:
@@ -188,14 +225,20 @@ class _Run:
             self.average.update(self.model, step=self.steps_done + 1)
         return value
 
-    def _backward(self, inputs: Any, targets: Any, smoothing: float, share: float) -> float:
-        """Add to the gradients what a part of the batch contributes; its share of the batch's loss."""
+    def _exchange(self, *, last: bool) -> AbstractContextManager[None]:
+        """Ranks exchange their gradients after the last part of a batch only."""
+        if last or not isinstance(self.network, DistributedDataParallel):
+            return nullcontext()
+        return self.network.no_sync()
+
+    def _backward(self, inputs: Any, targets: Any, smoothing: float, weight: float) -> float:
+        """Add to the gradients what a part of the batch contributes; what it adds to the batch's loss."""
         with autocast(self.device, self.recipe.precision):
             loss = self.task.training_loss(self.network, inputs, targets, smoothing)
-            loss = (loss + self.model.auxiliary_loss()) * share
-        value = loss.item()
+            loss = (loss + self.model.auxiliary_loss()) * weight
+        value = self.ranks.sum(loss.item())
         if math.isfinite(value):
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(loss * self.ranks.count).backward()  # of which the ranks' mean is taken
         return value
 
     @property
@@ -204,6 +247,8 @@ class _Run:
         return self.progress.epoch * self.steps_per_epoch + self.progress.step
 
     def _log(self, loss: float) -> None:
+        if self.ranks.rank > 0:
+            return
         self.metrics.add(
             step=self.steps_done,
             epoch=self.progress.epoch + 1,
@@ -245,12 +290,16 @@ class _Run:
 
     def evaluate(self, split: str) -> tuple[dict[str, float], Answers]:
         """Metrics of a split, and what was answered to every example of it."""
-        return evaluate(self.tested, self.task, self.data, split, self.device, self.recipe.precision)
+        return evaluate(
+            self.tested, self.task, self.data, split, self.device, self.recipe.precision, self.ranks
+        )
 
     # ------------------------------------------------------ files of the trial
 
     def save(self) -> None:
         """Write the checkpoint."""
+        if self.ranks.rank > 0:
+            return
         self.progress.seconds += time.monotonic() - self.started
         self.started = self.saved = time.monotonic()
         self.progress.waiting += self.metrics.session_waited
@@ -274,18 +323,8 @@ class _Run:
 
     def restore(self) -> None:
         """Continue from the checkpoint, if there is one that can be read."""
-        try:
-            saved = torch.load(self.folder.checkpoint, map_location=self.device, weights_only=True)
-        except FileNotFoundError:
-            return
-        except Exception as error:  # torch.load raises many kinds for a damaged file
-            self.folder.note(f"checkpoint not readable, starting anew: {error}")
-            return
-        if saved["trial_id"] != self.trial.id:
-            self.folder.note(f"checkpoint of trial {saved['trial_id']}, starting anew")
-            return
-        if saved.keys() != self._state().keys():
-            self.folder.note("checkpoint of another version of this code, starting anew")
+        saved = self.ranks.tell(self._saved() if self.ranks.rank == 0 else None)
+        if saved is None:
             return
         self.model.load_state_dict(saved["model"])
         if self.average is not None:
@@ -296,14 +335,33 @@ class _Run:
         self.best_weights = saved["best_weights"]
         self.metrics.window = Window(**saved["window"])
 
+    def _saved(self) -> dict[str, Any] | None:
+        """The checkpoint, or None if there is none that can be used."""
+        try:
+            saved: dict[str, Any] = torch.load(self.folder.checkpoint, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # torch.load raises many kinds for a damaged file
+            self.folder.note(f"checkpoint not readable, starting anew: {error}")
+            return None
+        if saved["trial_id"] != self.trial.id:
+            self.folder.note(f"checkpoint of trial {saved['trial_id']}, starting anew")
+            return None
+        if saved.keys() != self._state().keys():
+            self.folder.note("checkpoint of another version of this code, starting anew")
+            return None
+        return saved
+
     def _write_curve(self) -> None:
+        if self.ranks.rank > 0:
+            return
         rows = self.progress.curve
         lines = [",".join(rows[0]), *(",".join(f"{value:.8g}" for value in row.values()) for row in rows)]
         write_bytes(self.folder.curve, "".join(f"{line}\n" for line in lines).encode())
 
     def _report(self) -> None:
         now = time.monotonic()
-        if now - self.reported < PROGRESS_EVERY:
+        if self.ranks.rank > 0 or now - self.reported < PROGRESS_EVERY:
             return
         self.reported = now
         done = self.progress.epoch + self.progress.step / self.steps_per_epoch
@@ -329,9 +387,12 @@ class _Run:
             metrics["validation"], _ = self.evaluate("validation")
             metrics["test"], answers = self.evaluate("test")
             further, skipped = evaluate_extra_tests(
-                self.tested, self.task, self.data, self.device, self.recipe.precision
+                self.tested, self.task, self.data, self.device, self.recipe.precision, self.ranks
             )
             metrics["test"] |= further
+        if self.ranks.rank > 0:
+            return
+        if status == "ok":
             buffer = io.BytesIO()
             np.savez_compressed(buffer, allow_pickle=False, **answers)
             write_bytes(self.folder.predictions, buffer.getvalue())
@@ -356,7 +417,7 @@ class _Run:
             "selected_epoch": selected_epoch,
             "costs": count_costs(self.trial).to_dict(),
             "data": {"fingerprint": self.data.fingerprint, **self.data.sizes},
-            "provenance": provenance(self.device, self.runtime, self.backend),
+            "provenance": provenance(self.device, self.runtime, self.backend, self.ranks.count),
         }
         trained = self.steps_done * self.recipe.batch_size
         timing = {
@@ -387,6 +448,21 @@ class _Run:
         )
         average = [] if self.average is None else self.average.module.parameters()
         return held + sum(each.nbytes for each in average)
+
+
+def _check_share(recipe: Recipe, ranks: Ranks) -> None:
+    """Every rank needs as many examples, and both of each pair that is mixed.
+
+    Raises:
+        InputError: they cannot have them.
+    """
+    parts = ranks.count * (2 if recipe.mixup or recipe.cutmix else 1)
+    if recipe.batch_size % parts:
+        raise InputError(
+            f"a batch of {recipe.batch_size} cannot be divided among {ranks.count} processes"
+            f"{', in pairs for mixup' if parts > ranks.count else ''}: --train.batch-size must be a multiple "
+            f"of {parts}"
+        )
 
 
 def seed_global_generators(seed: int, device: torch.device) -> None:

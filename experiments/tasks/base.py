@@ -257,6 +257,13 @@ def part_of(value: Any, chosen: slice) -> Any:
     return value[chosen]
 
 
+def chosen(value: Any, places: Tensor) -> Any:
+    """The examples at some places of a batch's inputs or targets."""
+    if isinstance(value, dict):
+        return {key: chosen(inner, places) for key, inner in value.items()}
+    return value[places] if isinstance(value, Tensor) else [value[place] for place in places.tolist()]
+
+
 def generator(seed: int) -> torch.Generator:
     """A generator of its own for one use."""
     return torch.Generator().manual_seed(seed)

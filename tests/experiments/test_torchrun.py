@@ -1,0 +1,84 @@
+"""One trial on two processes: the loss curve of one, and one writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import train
+from experiments.ranks import Ranks
+from experiments.runtime import Runtime
+from experiments.store import Store
+from experiments.tasks.base import chosen
+from experiments.train import run_trial
+from experiments.trial import Recipe, Trial
+from mixers import InputError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def rows(path: Path) -> list[float]:
+    return [float(value) for line in path.read_text().splitlines()[1:] for value in line.split(",")]
+
+
+def test_two_ranks_give_the_curve_of_one(digit_folder: Path, tmp_path: Path) -> None:
+    """Through the command line, with mixup, an average and accumulation; images are read in shares."""
+    command = (
+        "-m torch.distributed.run --nproc-per-node 2 --master-port 0 run_ablation.py --mixer conv "
+        f"--baseline conv --seeds 1 --match none --skeleton mambaout-nano --task images --loaders 0 "
+        f"--task.data {digit_folder} "
+        "--task.size 16 --task.held-out 0.2 --train.epochs 2 --train.warmup-epochs 0 --train.batch-size 16 "
+        "--train.mixup 0.8 --train.cutmix 1.0 --train.ema-decay 0.9 --train.lr 1e-3 --micro-batch 4 "
+        f"--device cpu --runs {tmp_path / 'two'}"
+    )
+    done = subprocess.run(
+        [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("1 of 1 trials to run") == 1, "one process speaks"
+    (folder,) = (tmp_path / "two" / "trials").iterdir()
+    result = json.loads((folder / "result.json").read_text())
+    assert result["provenance"]["ranks"] == 2
+    trial = Trial.from_dict(json.loads((folder / "trial.json").read_text()))
+    alone = Store(tmp_path / "one").folder(trial.id)
+    run_trial(trial, alone, Runtime(device="cpu", micro_batch=4))
+    assert rows(folder / "curve.csv") == pytest.approx(rows(alone.curve), abs=1e-5)
+    single = alone.result()
+    assert single is not None
+    assert result["metrics"]["test"] == pytest.approx(single["metrics"]["test"], abs=1e-5)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in alone.path.iterdir()} | {"lock"}
+
+
+def test_what_torchrun_decides_is_refused() -> None:
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"}
+    code = (
+        "from experiments import commands, request; commands._check(request.parse(['--workers', '3'], 'run'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "torchrun runs one trial at a time on all its processes: --executor, --workers" in done.stderr
+
+
+def test_a_batch_that_cannot_be_divided_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"a batch of 6 cannot be divided among 4 processes: .* multiple of 4"
+    ):
+        train._check_share(Recipe(batch_size=6), Ranks(0, 4))
+    with pytest.raises(InputError, match=r"among 2 processes, in pairs for mixup: .* multiple of 4"):
+        train._check_share(Recipe(batch_size=6, mixup=0.5), Ranks(0, 2))
+    train._check_share(Recipe(batch_size=8, mixup=0.5), Ranks(0, 2))
+
+
+def test_examples_are_taken_from_any_form_of_a_batch() -> None:
+    places = torch.tensor([0, 2])
+    batch = {"images": [torch.zeros(1), torch.ones(2), torch.ones(3)], "labels": torch.arange(3)}
+    taken = chosen(batch, places)
+    assert [len(image) for image in taken["images"]] == [1, 3]
+    assert taken["labels"].tolist() == [0, 2]

@@ -2,10 +2,10 @@
 
     python benchmarks/train_images.py            some minutes on a CPU
 
-Both train mambaout_femto on one folder of JPEGs (pieces of scikit-image's photographs, written first) with the
-same batch, augmentation, mixup, optimizer and schedule, on one thread with as many reading processes. Each run
-is a process of its own, the two take turns, and the ratio is that of the medians. What is timed is the second
-half of an epoch: reading has started by then, validation is outside of it.
+Both train mambaout_femto on one folder of JPEGs (pieces of scikit-image's photographs, written first) with
+the same batch, augmentation, mixup, optimizer and schedule, on one thread, read by as many processes. Each
+run is a process of its own, the two take turns, and the ratio is that of the medians. What is timed is the
+second half of an epoch: reading has started by then, validation is outside of it.
 """
 
 import argparse

@@ -69,7 +69,7 @@ def follow(device: str) -> None:
             folder = TrialFolder(message.folder, message.folder.name)
             trial = Trial.from_dict(message.trial)
             try:
-                _run_together(trial, folder, message.runtime, asked, together)
+                _run_together(trial, folder, message.runtime, lambda: bool(asked()), together)
             except train.Interrupted:
                 continue
             except Exception:  # rank 0 has heard of it and takes note
@@ -119,13 +119,14 @@ def run(
             if time.monotonic() - looked > POLL:
                 looked = time.monotonic()
                 watch()
-            return asked()
+            return bool(asked())
 
         session = f"{os.getpid()}-{time.time_ns()}"
         work(trials, store, runtime, session, stop_requested, run_trial)
         watch()
-        if asked():
-            raise KeyboardInterrupt
+        stopped_by = asked()
+    if stopped_by:
+        signal.raise_signal(stopped_by)  # for the program's own handler
 
 
 def _run_together(
@@ -160,13 +161,13 @@ def _run_together(
 
 
 @contextmanager
-def _stop_asked() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM came since; torchrun passes both on to every process."""
-    asked = False
+def _stop_asked() -> Iterator[Callable[[], int]]:
+    """Which of Ctrl-C and SIGTERM came since, 0 for none; torchrun passes both on to every process."""
+    asked = 0
 
     def ask(signum: int, frame: FrameType | None) -> None:
         nonlocal asked
-        asked = True
+        asked = signum
 
     before = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
     try:

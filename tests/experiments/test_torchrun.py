@@ -30,7 +30,7 @@ def rows(path: Path) -> list[float]:
 def test_two_ranks_give_the_curve_of_one(digit_folder: Path, tmp_path: Path) -> None:
     """Through the command line, with mixup, an average and accumulation; images are read in shares."""
     command = (
-        "-m torch.distributed.run --nproc-per-node 2 --master-port 0 run_ablation.py --mixer conv "
+        "-m torch.distributed.run --standalone --nproc-per-node 2 run_ablation.py --mixer conv "
         f"--baseline conv --seeds 1 --match none --skeleton mambaout-nano --task images --loaders 0 "
         f"--task.data {digit_folder} "
         "--task.size 16 --task.held-out 0.2 --train.epochs 2 --train.warmup-epochs 0 --train.batch-size 16 "
@@ -38,7 +38,7 @@ def test_two_ranks_give_the_curve_of_one(digit_folder: Path, tmp_path: Path) -> 
         f"--device cpu --runs {tmp_path / 'two'}"
     )
     done = subprocess.run(
-        [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("1 of 1 trials to run") == 1, "one process speaks"

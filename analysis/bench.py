@@ -22,6 +22,7 @@ from analysis.figures import (
     legend,
     legend_label,
     paper_style,
+    whole_bytes,
 )
 from analysis.page import write_atomically
 from analysis.records import Json
@@ -134,7 +135,7 @@ def against_length(points: Sequence[Json], machine: Json) -> Drawing | None:
     held.set_yscale("log", base=2)
     held.yaxis.set_major_locator(LogLocator(base=4, numticks=12))
     held.yaxis.set_minor_locator(NullLocator())
-    held.yaxis.set_major_formatter(FuncFormatter(lambda value, _: q.byte_size(value).replace(".00", "")))
+    held.yaxis.set_major_formatter(FuncFormatter(lambda value, _: whole_bytes(value)))
     legend(figure, timed)
     caption = (
         f"Forward and backward pass of a single mixer at {dim} channels, batch {shown[0]['batch']}: median "

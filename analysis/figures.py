@@ -13,7 +13,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,9 @@ from typing import Literal, TypeVar
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -285,15 +288,17 @@ def finished_drawing(name: str, title: str, caption: str, figure: Figure, rows: 
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     files = {"csv": write_csv(rows).encode()}
-    undated = {
-        "png": {"Software": None},
-        "svg": {"Date": None, "Creator": None},
-        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    }
-    for suffix, metadata in undated.items():
+    # `savefig` would draw every figure twice, to learn its extent, which is not asked for here.
+    writers: list[tuple[str, Callable[..., None], Json]] = [
+        ("png", FigureCanvasAgg(figure).print_png, {"Software": None}),
+        ("svg", FigureCanvasSVG(figure).print_svg, {"Date": None, "Creator": None}),
+        ("pdf", FigureCanvasPdf(figure).print_pdf, {"CreationDate": None, "Creator": None, "Producer": None}),
+    ]
+    figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
+    for suffix, write, metadata in writers:
         buffer = io.BytesIO()
         with matplotlib.rc_context({"svg.hashsalt": name}):
-            figure.savefig(buffer, format=suffix, metadata=metadata)
+            write(buffer, metadata=metadata)
         files[suffix] = buffer.getvalue()
     return Drawing(name, title, caption, float(figure.get_figwidth()), files)
 

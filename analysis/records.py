@@ -227,8 +227,10 @@ def load_curve(trial: Trial, column: str) -> NDArray[np.float64]:
     """One column of a trial's curve.csv in the order of epochs; empty if file or column is not there."""
     try:
         with open(trial.folder / "curve.csv", newline="", encoding="utf-8") as file:
-            return np.array([float(row[column]) for row in csv.DictReader(file)])
-    except (OSError, KeyError, ValueError, TypeError):
+            rows = csv.reader(file)
+            place = next(rows).index(column)
+            return np.array([float(row[place]) for row in rows if row])
+    except (OSError, StopIteration, IndexError, ValueError):
         return np.empty(0)
 
 

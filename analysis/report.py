@@ -49,8 +49,9 @@ def write_study(study_folder: Path, trials_folder: Path) -> StudyReport:
 
     from analysis import figures, reach, sweep
 
+    mixed = differing(study)
     drawings = [
-        replace(drawing, caption=drawing.caption + differing(study))
+        replace(drawing, caption=drawing.caption + mixed)
         for drawing in (
             *filter(None, [reach.draw(study)]),
             *sweep.draw_all(study, arms, comparisons),

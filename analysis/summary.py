@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -244,9 +245,10 @@ def differing(study: Study) -> str:
 
 def _circumstances(study: Study) -> dict[str, Counter[str]]:
     """What was recorded of where and how trials ran, and of how many trials each value is."""
+    alike = Counter(json.dumps(trial.provenance) for trial in study.trials if trial.result)
     seen: dict[str, Counter[str]] = {}
-    for trial in (trial for trial in study.trials if trial.result):
-        provenance = trial.provenance
+    for text, trials in alike.items():
+        provenance = json.loads(text)
         facts = {f"{part} backend": name for part, name in (provenance.get("backend") or {}).items()}
         facts |= {f"{name} version": version for name, version in (provenance.get("versions") or {}).items()}
         facts |= {
@@ -254,9 +256,8 @@ def _circumstances(study: Study) -> dict[str, Counter[str]]:
             for name in ("device", "hardware", "threads", "code")
             if provenance.get(name) is not None
         }
-        facts["micro-batch"] = provenance.get("micro_batch") or "the whole batch"
         for what, value in facts.items():
-            seen.setdefault(what, Counter())[str(value)] += 1
+            seen.setdefault(what, Counter())[str(value)] += trials
     return seen
 
 

@@ -39,6 +39,7 @@ Item = TypeVar("Item")
 
 STYLE = Path(__file__).parent / "paper.mplstyle"
 COLUMN, PAGE = 3.25, 6.75  # inches
+PIXELS_PER_INCH = 300
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -294,7 +295,7 @@ def finished_drawing(name: str, title: str, caption: str, figure: Figure, rows: 
         ("svg", FigureCanvasSVG(figure).print_svg, {"Date": None, "Creator": None}),
         ("pdf", FigureCanvasPdf(figure).print_pdf, {"CreationDate": None, "Creator": None, "Producer": None}),
     ]
-    figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
+    figure.set_dpi(PIXELS_PER_INCH)
     for suffix, write, metadata in writers:
         buffer = io.BytesIO()
         with matplotlib.rc_context({"svg.hashsalt": name}):

@@ -256,6 +256,7 @@ def _circumstances(study: Study) -> dict[str, Counter[str]]:
             for name in ("device", "hardware", "threads", "code")
             if provenance.get(name) is not None
         }
+        facts["micro-batch"] = provenance.get("micro_batch") or "the whole batch"
         for what, value in facts.items():
             seen.setdefault(what, Counter())[str(value)] += trials
     return seen

@@ -30,6 +30,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A real Ray head that takes no work itself, reached as a user's would be."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")  # Ray looks when it is imported
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
+    # as the executor sets it before its own import: this fixture imports Ray first
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "150")  # patience, on a busy machine
     monkeypatch.setenv("RAY_agent_register_timeout_ms", "150000")
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # its imports take several times longer

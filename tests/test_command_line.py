@@ -10,14 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import run_ablation
-from experiments import launch
 from experiments.tasks.digits import Digits
 from experiments.trial import SCHEMA_VERSION
+
+Ablate = Callable[..., int]
 
 PATIENCE = 600  # seconds, for a machine that is busy otherwise
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,11 +172,13 @@ def test_an_unwritable_runs_folder(study: Path, tmp_path: Path, capsys: pytest.C
 # ---------------------------------------------------------------------- whole runs, as processes
 
 
-def test_a_study_from_end_to_end_and_again(study: Path, tmp_path: Path) -> None:
+def test_a_study_from_end_to_end_and_again(
+    study: Path, tmp_path: Path, ablate: Ablate, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = tmp_path / "runs"
     arguments = ("--study", study, "--runs", runs)
-    output = finish(start(*arguments, "--seeds", 2))
-    assert "at least 3" in output, "two seeds run, but no verdict is given"
+    assert ablate(*arguments, "--seeds", 2) == 0
+    assert "at least 3" in capsys.readouterr().out, "two seeds run, but no verdict is given"
     trained = {path.parent.name: path.stat().st_mtime_ns for path in runs.glob("trials/*/result.json")}
     assert len(trained) == 4
 
@@ -198,7 +202,8 @@ def test_a_study_from_end_to_end_and_again(study: Path, tmp_path: Path) -> None:
     other = sorted(runs.glob("trials/*"))[-1]
     stored = json.loads((other / "result.json").read_text())
     (other / "result.json").write_text(json.dumps({**stored, "schema_version": SCHEMA_VERSION + 1}))
-    output = finish(start(*arguments))
+    assert ablate(*arguments) == 0
+    output = "".join(capsys.readouterr())
     assert "result.unusable-1.json" in output
     assert f"schema version {SCHEMA_VERSION + 1}" in output
     assert "2 of 6 trials to run" in output
@@ -209,13 +214,13 @@ def _lines_of_metrics(runs: Path) -> int:
     return sum(path.read_text().count("\n") for path in runs.glob("trials/*/metrics.jsonl"))
 
 
-def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    """SIGKILL of the driver, whose workers see that it is gone and stop, then SIGTERM, at random steps."""
+def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path, ablate: Ablate) -> None:
+    """SIGKILL of the driver, whose worker sees that it is gone and stops, then SIGTERM, at random steps."""
     study = tmp_path / "small.toml"
     study.write_text(STUDY.format(epochs=6))
-    finish(start("--study", study, "--runs", tmp_path / "whole"))
+    assert ablate("--study", study, "--runs", tmp_path / "whole") == 0
     runs = tmp_path / "killed"
-    killed = ("--study", study, "--runs", runs, "--log-every", 1)
+    killed = ("--study", study, "--runs", runs, "--log-every", 1, "--workers", 1)
     for signum, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)):
         process = start(*killed)
         enough = _lines_of_metrics(runs) + random.randint(1, 100)  # of 432 steps in all
@@ -256,21 +261,12 @@ def test_a_full_disk_is_a_sentence(study: Path, tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------- shards
 
 
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run trials here instead of in worker processes."""
-
-    def run(trials: list, store: object, runtime: object, placement: object, watch: object) -> None:
-        launch.work(trials, store, runtime, "here")  # type: ignore[arg-type]
-
-    monkeypatch.setattr("experiments.executors.local.run", run)
-
-
-@pytest.mark.usefixtures("in_this_process")
-def test_shards_add_up_to_the_study(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shards_add_up_to_the_study(
+    study: Path, tmp_path: Path, ablate: Ablate, capsys: pytest.CaptureFixture[str]
+) -> None:
     study.write_text(STUDY.format(epochs=1))
     arguments = ["--study", str(study), "--runs", str(tmp_path / "runs")]
-    assert run_ablation.main([*arguments, "--shard", "1/2"]) == 0, "what other shards lack is not its failure"
+    assert ablate(*arguments, "--shard", "1/2") == 0, "what other shards lack is not its failure"
     said = capsys.readouterr().out
     first = len(list((tmp_path / "runs").glob("trials/*/result.json")))
     assert 0 < first < 6
@@ -280,33 +276,33 @@ def test_shards_add_up_to_the_study(study: Path, tmp_path: Path, capsys: pytest.
     said = capsys.readouterr().out
     assert f"6 trials: {first} finished, {6 - first} waiting" in said
     assert f"shard 2/2: {6 - first} of {6 - first} trials missing" in said
-    assert run_ablation.main([*arguments, "--shard", "2/2"]) == 0
+    assert ablate(*arguments, "--shard", "2/2") == 0
     assert "all 2 shards are complete" in capsys.readouterr().out
     assert run_ablation.main(["report", *arguments]) == 0
 
 
-@pytest.mark.usefixtures("in_this_process")
-def test_rates_wait_for_every_shard(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rates_wait_for_every_shard(
+    study: Path, tmp_path: Path, ablate: Ablate, capsys: pytest.CaptureFixture[str]
+) -> None:
     study.write_text(STUDY.format(epochs=1).replace("seeds = 3", "lr_grid = [1e-3, 3e-3]\nlr_extensions = 0"))
-    arguments = ["--study", str(study), "--runs", str(tmp_path / "runs"), "--seeds", "1"]
+    arguments = ["--study", study, "--runs", tmp_path / "runs", "--seeds", 1]
     said = []
     for shard in ("1/2", "2/2", "1/2"):
-        assert run_ablation.main([*arguments, "--shard", shard]) == 0
+        assert ablate(*arguments, "--shard", shard) == 0
         said.append(capsys.readouterr().out)
     assert "that choose the learning rates belong to other shards than 1/2; run those" in said[0]
     assert all("Learning rates, chosen on validation" in text for text in said[1:])
     assert "small: 2 arms x 1 seeds" in said[2]
 
 
-def test_two_at_once_share_the_work(study: Path, tmp_path: Path) -> None:
-    arguments = ("--study", study, "--runs", tmp_path / "runs")
+def test_two_at_once_share_the_work(study: Path, tmp_path: Path, ablate: Ablate) -> None:
+    arguments = ("--study", study, "--runs", tmp_path / "runs", "--workers", 1)
     both = [start(*arguments), start(*arguments)]
     outputs = [finish(process) for process in both]
     logs = [path.read_text() for path in (tmp_path / "runs").glob("trials/*/log.txt")]
     assert len(list((tmp_path / "runs").glob("trials/*/result.json"))) == 6
     assert logs == [], f"{outputs}"
-    alone = ("--study", study, "--runs", tmp_path / "alone")
-    finish(start(*alone))
+    assert ablate("--study", study, "--runs", tmp_path / "alone") == 0
     assert metrics(tmp_path / "runs") == metrics(tmp_path / "alone")
 
 

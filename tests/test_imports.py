@@ -67,6 +67,18 @@ def test_free_of_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_a_plan_imports_nothing_that_it_can_do_without(tmp_path: Path) -> None:
+    """timm and scikit-learn together take longer to import than torch; no model of this plan needs them."""
+    unneeded = ("timm", "torchvision", "sklearn", "scipy.stats", "pandas", "matplotlib")
+    code = (
+        "import sys, run_ablation\n"
+        f"assert run_ablation.main(['plan', '--mixer', 'ssm', '--runs', {str(tmp_path)!r}]) == 0\n"
+        f"sys.exit(', '.join(name for name in {unneeded} if name in sys.modules) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def seconds_of(*arguments: str) -> tuple[float, str]:
     """Processor seconds of a Python process, and what it printed."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

@@ -380,13 +380,17 @@ def _write_report(planned: Plan, store: Store, folder: Path, share: Shard | None
 
 def _matching_lines(planned: Plan) -> str:
     lines = []
+    matched: dict[str, list[PlannedArm]] = {}  # cases that read other numbers off one model share its trial
     for arm in planned.arms:
         if arm.matching:
-            ratio = arm.template.skeleton.options["expansion_ratio"]
-            lines.append(
-                f"  {arm.name}: {arm.matching['achieved']:,} {arm.matching['what']}, "
-                f"{arm.matching['mismatch']:+.2%} of {planned.study.baseline} (expansion_ratio {ratio:g})\n"
-            )
+            matched.setdefault(arm.template.id, []).append(arm)
+    for arm, *others in matched.values():
+        assert arm.matching is not None
+        ratio = arm.template.skeleton.options["expansion_ratio"]
+        lines.append(
+            f"  {arm.arm if others else arm.name}: {arm.matching['achieved']:,} {arm.matching['what']}, "
+            f"{arm.matching['mismatch']:+.2%} of {planned.study.baseline} (expansion_ratio {ratio:g})\n"
+        )
     return "".join(["Matched by the block's hidden width:\n", *lines]) if lines else ""
 
 

@@ -206,7 +206,8 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
         if asked.runs.exists()
         else 0
     )
-    print(f"{len(trials)} trials, {done} finished, {len(trials) - done} to run; {wanted.cost}")
+    cost = f"; {wanted.cost}" if wanted.cost else ""
+    print(f"{len(trials)} trials, {done} finished, {len(trials) - done} to run{cost}")
     return 0
 
 

@@ -386,7 +386,24 @@ def requested_study(request: Request) -> tuple[str, Study]:
     )
     study.check("command line")
     ours, theirs = (_apart_from_arms_and_seeds(each) for each in (study, original))
-    return (name if ours == theirs else f"{name}-{digest(ours)[:6]}"), study
+    if ours != theirs:
+        name = f"{name}-{digest(ours)[:6]}"
+    return name, study if name == path.stem else _retold(study, original)
+
+
+def _retold(study: Study, original: Study) -> Study:
+    """A changed study without what its file says of the original: cost, answer, and what no longer holds."""
+    names = ", ".join(arm.name for arm in study.all_arms())
+    varied = original.varied if study.all_arms() == original.all_arms() else f"The token mixer: {names}."
+    moved = (study.task, study.skeleton) != (original.task, original.skeleton)
+    return dataclasses.replace(
+        study,
+        question=f"Does {study.task} in {study.skeleton} need the SSM?" if moved else original.question,
+        varied=varied,
+        fixed="Everything else." if moved else original.fixed,
+        cost="",
+        answer="",
+    )
 
 
 def _apart_from_arms_and_seeds(study: Study) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +35,19 @@ class StudyReport:
     paths: dict[str, Path] = field(default_factory=dict)
 
 
+@contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Pause the garbage collector: what is read stays to the end, and looking through it takes long."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@nothing_collected()
 def write_study(study_folder: Path, trials_folder: Path) -> StudyReport:
     """Read the records of a study and rewrite its tables, figures and report, each file atomically.
 

@@ -7,6 +7,7 @@ import importlib.util
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments import executors, launch, plan, ranks, request, search, status, study
 from experiments.launch import Shard
@@ -16,7 +17,10 @@ from experiments.request import Request
 from experiments.search import Search
 from experiments.store import Store
 from experiments.trial import Trial
-from mixers.registry import InputError
+from mixers.registry import InputError, suggest
+
+if TYPE_CHECKING:
+    from analysis.paper.long_sequences import Stage
 
 WIDTH = 100  # characters of the terminal table
 SHOWN = {"report": "report.html", "table": "table.md", "figure": "figures/differences.png"}
@@ -45,6 +49,8 @@ def run(arguments: Sequence[str], command: str) -> int:
         return _look(rest)
     if verb == "bench":
         return _bench(rest)
+    if verb == "long":
+        return _long(rest)
     if verb == "evaluate":
         return _evaluate(rest)
     if verb == "demo":
@@ -262,6 +268,40 @@ def _paper(arguments: Sequence[str]) -> int:
     )
     print(f"{report.figures} figures and {report.tables} tables, {beside}\npage     {report.index}")
     return 0
+
+
+def _long(arguments: Sequence[str]) -> int:
+    asked = request.read(request.LongRequest(), arguments, "run_ablation.py long")
+    asked.check()
+    patches, images = asked.patches, asked.images
+
+    from analysis.paper import long_sequences
+
+    chosen = long_sequences.own_stages(asked.dims, patches)
+    if asked.backbone or not asked.dims:
+        chosen = [*_published_stages(asked.backbone), *chosen]
+    records = long_sequences.analysis(
+        chosen, images or long_sequences.RESOLUTIONS, asked.mlp_ratio, asked.causal
+    )
+    print("\n".join(long_sequences.lines(records, asked.mlp_ratio, asked.causal)))
+    return 0
+
+
+def _published_stages(names: Sequence[str]) -> list[Stage]:
+    """The stages of the named backbones, of all if none is named."""
+    from analysis.paper import long_sequences
+
+    stages: dict[str, list[Stage]] = {}
+    for stage in long_sequences.stages():
+        stages.setdefault(stage.backbone.lower().replace("_", "-"), []).append(stage)
+    wanted = [name.lower().replace("_", "-") for name in names] or list(stages)
+    for name in wanted:
+        if name not in stages:
+            raise InputError(
+                f"--backbone {name} is not published here{suggest(name, stages)} (known: "
+                f"{', '.join(stages)}); describe another one by --dims and --patch"
+            )
+    return [stage for name in dict.fromkeys(wanted) for stage in stages[name]]
 
 
 def _look(arguments: Sequence[str]) -> int:

@@ -155,6 +155,75 @@ class PaperRequest:
     """Folder whose studies stand beside the published numbers; the page goes to its subfolder paper."""
 
 
+@dataclass(frozen=True)
+class LongRequest:
+    """Where a backbone sees long sequences in the sense of MambaOut: in every stage, the operations of a
+    Transformer block that grow with the number of tokens L, with its square, and from which L on the
+    latter are more (24 D^2 L + 4 D L^2, so L > 6 D)."""
+
+    backbone: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """Published ones, e.g. vit-s mambaout-tiny; default: all, unless --dims gives another."""
+    dims: Annotated[tuple[int, ...], tyro.conf.arg(metavar="D ...")] = ()
+    """Channels of a backbone of your own, one number per stage."""
+    patch: Annotated[tuple[int, ...], tyro.conf.arg(metavar="PIXELS ...")] = ()
+    """Its pixels per token along a side, per stage; default: 16 for one stage, 4 8 16 32 for four."""
+    size: Annotated[tuple[str, ...], tyro.conf.arg(metavar="HEIGHTxWIDTH ...")] = ()
+    """Images in pixels, e.g. 224 512x2048; default: those of ImageNet, COCO and ADE20K in the paper."""
+    mlp_ratio: float = 4.0
+    """Hidden channels of the block's MLP over D."""
+    causal: bool = False
+    """Attention to what came before only, which halves the quadratic part."""
+
+    @property
+    def patches(self) -> tuple[int, ...]:
+        """Pixels per token of each stage of `dims`.
+
+        Raises:
+            InputError: not one for each stage.
+        """
+        if self.patch and not self.dims:
+            raise InputError("--patch has no effect without --dims, the channels of each stage")
+        usual = {1: (16,), 4: (4, 8, 16, 32)}.get(len(self.dims), ())
+        patch = self.patch or usual
+        if len(patch) != len(self.dims):
+            raise InputError(
+                f"--patch must have a number for each of the {len(self.dims)} stages of --dims, "
+                f"got {' '.join(map(str, patch)) or 'none'}"
+            )
+        return patch
+
+    @property
+    def images(self) -> dict[str, tuple[int, int]]:
+        """Height and width of the images that were asked for, by name.
+
+        Raises:
+            InputError: not a size.
+        """
+        found = {}
+        for text in self.size:
+            match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+            if match is None:
+                raise InputError(
+                    f"--size must be pixels such as 224 or 512x2048 (height first), got {text!r}"
+                )
+            height, width = int(match[1]), int(match[2] or match[1])
+            found[f"{height} x {width}"] = height, width
+        return found
+
+    def check(self) -> None:
+        """Check what the types cannot.
+
+        Raises:
+            InputError: a number that makes no sense.
+        """
+        for name in ("dims", "patch"):
+            for value in getattr(self, name):
+                if value < 1:
+                    raise InputError(f"--{name} must be at least 1, got {value}")
+        if not 0 <= self.mlp_ratio < float("inf"):
+            raise InputError(f"--mlp-ratio must be finite and not negative, got {self.mlp_ratio:g}")
+
+
 LOOKED_AT = (
     "conv",
     "causal-conv",
@@ -466,7 +535,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.=]+", "_", text.lower()).strip("_")
 
 
-VERBS = ("plan", "list", "status", "report", "evaluate", "look", "bench", "demo", "doctor")
+VERBS = ("plan", "list", "status", "report", "long", "evaluate", "look", "bench", "demo", "doctor")
 
 
 def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:

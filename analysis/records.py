@@ -72,6 +72,7 @@ class Trial:
     result: Json = field(default_factory=dict)
     timing: Json = field(default_factory=dict)
     own_metric: bool = False  # its number is that of a further test set, not of the stored predictions
+    shard: str = ""  # "2/8", where the study was divided
 
     def metric(self, split: str, name: str) -> float:
         """A metric of a finished trial; NaN if the trial has no such number."""
@@ -442,22 +443,22 @@ def _arm(arm: Json, trials_folder: Path, metric: str) -> Arm:
 
 def _trial(arm: str, planned: Json, folder: Path, metric: str, own_metric: str | None = None) -> Trial:
     """A planned trial as stored. A metric of its own takes the place of the study's on the test split."""
-    seed, trial_id = int(planned["seed"]), str(planned["trial_id"])
+    seed, trial_id, shard = int(planned["seed"]), str(planned["trial_id"]), str(planned.get("shard", ""))
     path = folder / "result.json"
     if not path.exists():
-        return Trial(arm, seed, trial_id, folder, MISSING)
+        return Trial(arm, seed, trial_id, folder, MISSING, shard=shard)
     try:
         result = read_json(path)
         if result.get("trial_id") != trial_id:
             raise RecordError(f"result.json: is the record of another trial, {result.get('trial_id')}")
         status, error = _status(result, own_metric or metric)
     except RecordError as problem:
-        return Trial(arm, seed, trial_id, folder, UNREADABLE, _without_folder(problem, folder))
+        return Trial(arm, seed, trial_id, folder, UNREADABLE, _without_folder(problem, folder), shard=shard)
     if own_metric is not None and status == OK:
         test = result["metrics"]["test"]
         result["metrics"]["test"] = {**test, metric: test[own_metric]}
     own = own_metric is not None
-    return Trial(arm, seed, trial_id, folder, status, error, result, _timing(folder), own)
+    return Trial(arm, seed, trial_id, folder, status, error, result, _timing(folder), own, shard)
 
 
 def _status(result: Json, metric: str) -> tuple[str, str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,16 +90,29 @@ def _run(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     folder = asked.runs / "studies" / name
     planned = plan.make(name, wanted, folder / "plan.json")
     store = Store(asked.runs)
-    plan.write(planned, folder / "plan.json", command)
+    shards = None if asked.share is None else asked.share.count
+    command = _of_all_shards(command)
+    plan.write(planned, folder / "plan.json", command, shards)
     print(_matching_lines(planned), end="")
     chosen = _choose_rates(planned, store, asked)
     if chosen.open:
         _say_what_waits(chosen, asked)
         return 0
     planned = chosen.plan
-    plan.write(planned, folder / "plan.json", command)
+    plan.write(planned, folder / "plan.json", command, shards)
     _train(f"{name}: {_size(planned)}", planned.trials(), planned.labels(), store, asked)
     return _write_report(planned, store, folder, asked.share)
+
+
+def _of_all_shards(command: str) -> str:
+    """The command line without its shard: it runs whatever is missing."""
+    words = shlex.split(command)
+    kept = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if before != "--shard" and word.partition("=")[0] != "--shard"
+    ]
+    return shlex.join(kept)
 
 
 def _check(asked: Request) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from experiments import pretrained
 from experiments.code_version import source_digest
+from experiments.launch import Shard
 from experiments.store import write_json
 from experiments.study import Arm, Case, Option, Study, changed_recipe
 from experiments.trial import SCHEMA_VERSION, Trial, digest
@@ -107,7 +108,7 @@ class Plan:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
 
-    def to_dict(self, command: str) -> dict[str, Any]:
+    def to_dict(self, command: str, shards: int | None) -> dict[str, Any]:
         """As stored in `plan.json`."""
         study = self.study
         comparisons, families = self._comparisons()
@@ -131,7 +132,7 @@ class Plan:
             "cases": self._cases(),
             "comparisons": comparisons,
             "families": families,
-            "arms": [self._arm(arm, own) for arm, own in zip(self.arms, self._by_arm, strict=True)],
+            "arms": [self._arm(arm, own, shards) for arm, own in zip(self.arms, self._by_arm, strict=True)],
             "search": self.search,
             "published": [
                 {"entry": planned_name(row.arm, row.case or ""), **_without(row, "arm", "case")}
@@ -139,7 +140,7 @@ class Plan:
             ],
         }
 
-    def _arm(self, arm: PlannedArm, trials: list[Trial]) -> dict[str, Any]:
+    def _arm(self, arm: PlannedArm, trials: list[Trial], shards: int | None) -> dict[str, Any]:
         baseline = self.arm(planned_name(self.study.baseline, arm.case))
         return {
             "name": arm.name,
@@ -150,7 +151,11 @@ class Plan:
             "switches": differences(baseline.template, arm.template),
             "matching": arm.matching,
             "template": arm.template.to_dict(),
-            "trials": [{"seed": trial.seed, "trial_id": trial.id} for trial in trials],
+            "trials": [
+                {"seed": trial.seed, "trial_id": trial.id}
+                | ({} if shards is None else {"shard": str(Shard(1, shards).of(trial.id))})
+                for trial in trials
+            ],
         }
 
     def _cases(self) -> dict[str, Any] | None:
@@ -259,9 +264,16 @@ def _read(path: Path, name: str, study: Study) -> Plan | None:
         return None
 
 
-def write(plan: Plan, path: Path, command: str) -> None:
-    """Store the plan."""
-    write_json(path, plan.to_dict(command))
+def write(plan: Plan, path: Path, command: str, shards: int | None = None) -> None:
+    """Store the plan.
+
+    Args:
+        plan: what was planned.
+        path: where to.
+        command: which runs what is missing.
+        shards: in how many the trials are divided; the report then says which of them a missing one is in.
+    """
+    write_json(path, plan.to_dict(command, shards))
 
 
 def _resolve(name: str, study: Study) -> Plan:

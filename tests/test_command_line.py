@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -272,12 +274,19 @@ def test_shards_add_up_to_the_study(
     assert 0 < first < 6
     assert f"{first} of {first} trials of shard 1/2 to run" in said
     assert f"shard 2/2: {6 - first} of {6 - first} trials missing" in said
+    (page,) = (tmp_path / "runs").glob("studies/*/report.html")
+    text = html.unescape(page.read_text())
+    assert text.count("<td>missing</td>") == text.count("<td>2/2</td>") == 6 - first
+    assert "<td>1/2</td>" not in text
+    assert re.search(rf"^run_ablation.py .* --shard 2/2  # {6 - first} trial", text, re.MULTILINE)
+    assert "--shard 1/2" not in text, "that shard is complete, and to do it again is to do all"
     assert run_ablation.main(["status", *arguments, "--shard", "1/2"]) == 0
     said = capsys.readouterr().out
     assert f"6 trials: {first} finished, {6 - first} waiting" in said
     assert f"shard 2/2: {6 - first} of {6 - first} trials missing" in said
     assert ablate(*arguments, "--shard", "2/2") == 0
     assert "all 2 shards are complete" in capsys.readouterr().out
+    assert "--shard" not in page.read_text()
     assert run_ablation.main(["report", *arguments]) == 0
 
 

@@ -196,10 +196,10 @@ def schedule_elsewhere(executor: Executor, trials: Sequence[Trial], store: Store
         used.setdefault(timing["host"], []).append(timing["processor_seconds"])
     between = sum(len(each) - 1 for each in used.values())
     processor = sum(max(each) - min(each) for each in used.values()) / between - own
+    wall = (max(ends) - min(ends)) / (len(ends) - 1)
     print(
-        f"scheduling, {executor}, {len(used)} processes: {1000 * processor:.2f} ms of processor time per trial "
-        f"there, {1000 * (max(ends) - min(ends)) / (len(ends) - 1):.1f} ms of wall time; first result after "
-        f"{min(ends) - start:.0f} s",
+        f"scheduling, {executor}, {len(used)} processes: {1000 * processor:.2f} ms of processor time per "
+        f"trial in them, {1000 * wall:.1f} ms of wall time; first result after {min(ends) - start:.0f} s",
         flush=True,
     )
 

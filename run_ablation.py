@@ -7,6 +7,7 @@
     run_ablation.py status ...             how far it is, while it runs here or elsewhere
     run_ablation.py report ...             tables, figures and report again, without running anything
     run_ablation.py report --paper         the MambaOut paper's figures and tables, ours beside theirs
+    run_ablation.py long                   which stages of any backbone see long sequences, at any resolution
     run_ablation.py evaluate               accuracy of trained weights on a data set
     run_ablation.py look                   what a token can see, mixer by mixer, before and after training
     run_ablation.py bench                  latency and memory of mixers against length and width

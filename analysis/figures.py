@@ -16,6 +16,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -25,6 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -105,16 +107,16 @@ def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     planned = sorted({seed for by_seed in values for seed in by_seed})
     # Each seed has its own height within a row: equal values stay visible side by side.
     height = dict(zip(planned, _stagger(len(planned), 0.12), strict=True))
-    for seed in planned:
-        line = [by_seed.get(seed, math.nan) for by_seed in kept]
-        axes.plot(line, np.arange(len(arms)) + height[seed], color=GREY, alpha=0.45, linewidth=0.6, zorder=1)
+    lines = [
+        [(by_seed.get(seed, math.nan), row + height[seed]) for row, by_seed in enumerate(kept)]
+        for seed in planned
+    ]
+    axes.add_collection(LineCollection(lines, color=GREY, alpha=0.45, linewidth=0.6, zorder=1))
     for row, (arm, by_seed) in enumerate(zip(arms, kept, strict=True)):
-        if arm.name in outside:
-            continue
         heights = [row + height[seed] for seed in by_seed]
         style: Json = {"linestyle": "", "markersize": 3.4, "alpha": 0.85, "zorder": 2}
         axes.plot(list(by_seed.values()), heights, **style, **looks[arm.name])
-        _interval_bar(axes, arm.test, row + 0.32)
+    _interval_bars(axes, {row + 0.32: arm.test for row, arm in enumerate(arms) if arm.name not in outside})
     keep_to_percentages(axes, study.metric.unit, "x")
     decimals = q.decimals_for(study.margin, study.metric.unit)
     for row, arm in enumerate(arms):
@@ -152,9 +154,7 @@ def differences(study: Study, arms: list[ArmSummary], comparisons: list[Comparis
         axes.axvspan(-study.margin, study.margin, color=ZONE, linewidth=0, zorder=0)
     axes.axvline(0, color=GREY, linewidth=0.7, zorder=1)
     outside = _far_out([_reach(c) for c in comparisons], least=study.margin or 0.0)
-    for row, c in enumerate(comparisons):
-        if row not in outside:
-            _difference_row(axes, row, c)
+    _difference_rows(axes, {row: c for row, c in enumerate(comparisons) if row not in outside})
     decimals = q.decimals_for(study.margin, study.metric.unit)
     for row in sorted(outside):
         estimate = comparisons[row].interval
@@ -286,12 +286,18 @@ def paper_style() -> Iterator[None]:
 
 def finished_drawing(name: str, title: str, caption: str, figure: Figure, rows: list[Json]) -> Drawing:
     # Lay out once: the engine would otherwise run again for every format.
-    figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
     figure.set_layout_engine("none")
     files = {"csv": write_csv(rows).encode()}
     # `savefig` would draw every figure twice, to learn its extent, which is not asked for here.
     writers: list[tuple[str, Callable[..., None], Json]] = [
-        ("png", FigureCanvasAgg(figure).print_png, {"Software": None}),
+        (
+            "png",
+            partial(FigureCanvasAgg(figure).print_png, pil_kwargs={"compress_level": 3}),
+            {"Software": None},
+        ),
         ("svg", FigureCanvasSVG(figure).print_svg, {"Date": None, "Creator": None}),
         ("pdf", FigureCanvasPdf(figure).print_pdf, {"CreationDate": None, "Creator": None, "Producer": None}),
     ]
@@ -312,17 +318,30 @@ def looks_of(arms: list[ArmSummary]) -> dict[str, Json]:
     }
 
 
-def _interval_bar(axes: Axes, estimate: Estimate, y: float) -> None:
-    axes.plot([estimate.low, estimate.high], [y, y], color=INK, linewidth=0.9, zorder=3)
-    axes.plot([estimate.mean], [y], color=INK, marker="|", markersize=7, markeredgewidth=1.2, zorder=4)
+def _interval_bars(axes: Axes, by_height: dict[float, Estimate]) -> None:
+    """Thin intervals with a tick at the mean, each at its height."""
+    _horizontal(axes, {y: (each.low, each.high) for y, each in by_height.items()}, linewidth=0.9, zorder=3)
+    means = [each.mean for each in by_height.values()]
+    style: Json = {"color": INK, "marker": "|", "markersize": 7, "markeredgewidth": 1.2, "zorder": 4}
+    axes.plot(means, list(by_height), linestyle="", **style)
 
 
-def _difference_row(axes: Axes, row: int, c: Comparison) -> None:
-    heights = row - 0.2 + _stagger(c.n, 0.1)
-    axes.plot(c.differences, heights, linestyle="", marker="o", markersize=2.4, color=GREY, alpha=0.8)
-    _interval_bar(axes, c.interval, row + 0.12)
-    inner = [c.inner.low, c.inner.high]
-    axes.plot(inner, [row + 0.12] * 2, color=INK, linewidth=2.4, solid_capstyle="butt")
+def _difference_rows(axes: Axes, by_row: dict[int, Comparison]) -> None:
+    """Every pair as a dot, below them both intervals."""
+    dots = [d for c in by_row.values() for d in c.differences]
+    heights = [y for row, c in by_row.items() for y in row - 0.2 + _stagger(c.n, 0.1)]
+    axes.plot(dots, heights, linestyle="", marker="o", markersize=2.4, color=GREY, alpha=0.8)
+    _interval_bars(axes, {row + 0.12: c.interval for row, c in by_row.items()})
+    inner = {row + 0.12: (c.inner.low, c.inner.high) for row, c in by_row.items()}
+    _horizontal(axes, inner, linewidth=2.4, zorder=2)
+
+
+def _horizontal(
+    axes: Axes, by_height: dict[float, tuple[float, float]], linewidth: float, zorder: int
+) -> None:
+    """All lines from left to right as one artist: a figure of forty rows has hundreds of them."""
+    lines = [[(low, y), (high, y)] for y, (low, high) in by_height.items() if math.isfinite(high - low)]
+    axes.add_collection(LineCollection(lines, color=INK, linewidth=linewidth, zorder=zorder, capstyle="butt"))
 
 
 def _verdict_labels(axes: Axes, comparisons: list[Comparison]) -> None:

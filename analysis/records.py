@@ -16,12 +16,16 @@ Reading is plain Python, because a command-line report should not wait for panda
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
+import struct
+import zlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
+from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +72,7 @@ class Trial:
     result: Json = field(default_factory=dict)
     timing: Json = field(default_factory=dict)
     own_metric: bool = False  # its number is that of a further test set, not of the stored predictions
+    shard: str = ""  # "2/8", where the study was divided
 
     def metric(self, split: str, name: str) -> float:
         """A metric of a finished trial; NaN if the trial has no such number."""
@@ -210,7 +215,7 @@ def read_json(path: Path) -> Json:
         RecordError: no such file, not a JSON object, or another schema version.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(_bytes(path))
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -239,10 +244,51 @@ def load_predictions(trial: Trial, names: tuple[str, ...]) -> dict[str, NDArray[
     if trial.own_metric:
         return None
     try:
-        with np.load(trial.folder / "predictions.npz", allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names}
-    except (OSError, KeyError, ValueError, EOFError, BadZipFile):
+        stored = _bytes(trial.folder / "predictions.npz")
+        with ZipFile(io.BytesIO(stored)) as archive:
+            return {name: _array(_member(archive, stored, f"{name}.npy")) for name in names}
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile, struct.error, zlib.error):
         return None
+
+
+def _bytes(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _member(archive: ZipFile, stored: bytes, name: str) -> bytes:
+    """What `archive.read` gives, in half the time: zlib is told the size.
+
+    Raises: KeyError: there is no such member. BadZipFile, zlib.error: it is damaged.
+    """
+    info = archive.getinfo(name)
+    if info.compress_type != ZIP_DEFLATED:
+        return archive.read(info)
+    name_length, extra_length = struct.unpack_from("<HH", stored, info.header_offset + 26)
+    start = info.header_offset + 30 + name_length + extra_length  # behind the local header
+    content = zlib.decompress(stored[start : start + info.compress_size], -zlib.MAX_WBITS, info.file_size)
+    if zlib.crc32(content) != info.CRC:
+        raise BadZipFile(f"{name} is damaged")
+    return content
+
+
+def _array(npy: bytes) -> NDArray[Any]:
+    """What `np.load` makes of it, in half the time: the trials of a study share their headers."""
+    data = 10 + int.from_bytes(npy[8:10], "little")
+    shape, fortran_order, dtype = _npy_header(npy[:data])
+    return np.frombuffer(npy, dtype, offset=data).reshape(shape, order="F" if fortran_order else "C")
+
+
+@lru_cache
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type of the array behind the header of an .npy file, format 1.0.
+
+    Raises: ValueError: it is no such header.
+    """
+    file = io.BytesIO(header)
+    if np.lib.format.read_magic(file) != (1, 0):  # others are for headers beyond 64 KiB
+        raise ValueError("not in format 1.0")
+    return np.lib.format.read_array_header_1_0(file)
 
 
 def trials_frame(study: Study) -> pd.DataFrame:
@@ -397,21 +443,22 @@ def _arm(arm: Json, trials_folder: Path, metric: str) -> Arm:
 
 def _trial(arm: str, planned: Json, folder: Path, metric: str, own_metric: str | None = None) -> Trial:
     """A planned trial as stored. A metric of its own takes the place of the study's on the test split."""
-    seed, trial_id = int(planned["seed"]), str(planned["trial_id"])
-    if not (folder / "result.json").exists():
-        return Trial(arm, seed, trial_id, folder, MISSING)
+    seed, trial_id, shard = int(planned["seed"]), str(planned["trial_id"]), str(planned.get("shard", ""))
+    path = folder / "result.json"
+    if not path.exists():
+        return Trial(arm, seed, trial_id, folder, MISSING, shard=shard)
     try:
-        result = read_json(folder / "result.json")
+        result = read_json(path)
         if result.get("trial_id") != trial_id:
             raise RecordError(f"result.json: is the record of another trial, {result.get('trial_id')}")
         status, error = _status(result, own_metric or metric)
     except RecordError as problem:
-        return Trial(arm, seed, trial_id, folder, UNREADABLE, _without_folder(problem, folder))
+        return Trial(arm, seed, trial_id, folder, UNREADABLE, _without_folder(problem, folder), shard=shard)
     if own_metric is not None and status == OK:
         test = result["metrics"]["test"]
         result["metrics"]["test"] = {**test, metric: test[own_metric]}
     own = own_metric is not None
-    return Trial(arm, seed, trial_id, folder, status, error, result, _timing(folder), own)
+    return Trial(arm, seed, trial_id, folder, status, error, result, _timing(folder), own, shard)
 
 
 def _status(result: Json, metric: str) -> tuple[str, str | None]:
@@ -433,7 +480,7 @@ def _status(result: Json, metric: str) -> tuple[str, str | None]:
 def _timing(folder: Path) -> Json:
     """Timings are a courtesy: a trial without them still counts."""
     try:
-        timing = json.loads((folder / "timing.json").read_text(encoding="utf-8"))
+        timing = json.loads(_bytes(folder / "timing.json"))
     except (OSError, ValueError):
         return {}
     return timing if isinstance(timing, dict) else {}

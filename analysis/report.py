@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +16,7 @@ from analysis import quantities as q
 from analysis import tables
 from analysis.against_published import published_table
 from analysis.page import inline_svg, render, write_atomically
-from analysis.records import OK, SCHEMA_VERSION, RecordError, Study, backend_name, load_study
+from analysis.records import DIVERGED, OK, SCHEMA_VERSION, RecordError, Study, backend_name, load_study
 from analysis.summary import ArmSummary, differing, summarise
 from analysis.verdict import Comparison, judge
 
@@ -32,6 +35,19 @@ class StudyReport:
     paths: dict[str, Path] = field(default_factory=dict)
 
 
+@contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Pause the garbage collector: what is read stays to the end, and looking through it takes long."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@nothing_collected()
 def write_study(study_folder: Path, trials_folder: Path) -> StudyReport:
     """Read the records of a study and rewrite its tables, figures and report, each file atomically.
 
@@ -172,8 +188,19 @@ def _html(
         figures=[(drawing, inline_svg(drawing)) for drawing in drawings],
         conditions=_conditions(study),
         unfinished=[trial for trial in study.trials if trial.status != OK],
+        shard_commands=_shard_commands(study),
         q=q,
     )
+
+
+def _shard_commands(study: Study) -> list[tuple[str, int]]:
+    """What runs the missing trials of each shard, and how many these are; a diverged trial is a result."""
+    open_trials = [trial for trial in study.trials if trial.shard and trial.status not in (OK, DIVERGED)]
+    counts = Counter({trial.trial_id: trial.shard for trial in open_trials}.values())
+    return [
+        (f"{study.command} --shard {shard}", n)
+        for shard, n in sorted(counts.items(), key=lambda each: int(each[0].partition("/")[0]))
+    ]
 
 
 def _conditions(study: Study) -> list[tuple[str, str]]:

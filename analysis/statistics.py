@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -164,38 +165,60 @@ def seeds_to_decide(
     return int(n[np.argmax(decided)]) if decided.any() else None
 
 
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """The targets of a test split that are scored, laid out once for all models that answered it.
+
+    example: identity of each test example, (N,). targets: scored targets per example, (N,); 1 for
+    classification. places, values, rows: of each scored target its place among all, its class, and its
+    example's place in `example`, (K,). size: targets in all, scored or not.
+    """
+
+    example: NDArray[np.int64]
+    targets: Floats
+    places: NDArray[np.intp]
+    values: NDArray[np.int64]
+    rows: NDArray[np.intp]
+    size: int
+
+    @classmethod
+    def of(cls, example: ArrayLike, target: ArrayLike, ignore_index: int = -100) -> Scored:
+        """Class indices of shape (N,) or (N, L); those equal to `ignore_index` are not scored."""
+        t = np.asarray(target)
+        t = t.reshape(t.shape[0], -1)
+        places = np.flatnonzero(t != ignore_index)
+        rows = places // max(t.shape[1], 1)
+        targets = np.bincount(rows, minlength=len(t)).astype(float)
+        return cls(np.asarray(example, dtype=np.int64), targets, places, t.ravel()[places], rows, t.size)
+
+    def right(self, prediction: ArrayLike) -> Floats:
+        """How many targets of each example a model got right, (N,).
+
+        Raises:
+            ValueError: these are not predictions of these targets.
+        """
+        p = np.asarray(prediction)
+        if p.size != self.size:
+            raise ValueError(f"{p.size} predictions do not answer {self.size} targets")
+        right = p.ravel()[self.places] == self.values
+        return np.bincount(self.rows[right], minlength=len(self.targets)).astype(float)
+
+
 @dataclass(frozen=True)
 class ExampleScores:
     """Per-example comparison of two models on one test split, the input of the sampling error.
 
-    example: identity of each test example, (N,). balance: targets that only the arm got right minus those
-    that only the baseline got right, (N,). targets: scored targets per example, (N,); 1 for classification.
+    balance: targets that only the arm got right minus those that only the baseline got right, (N,).
     """
 
-    example: NDArray[np.int64]
+    scored: Scored
     balance: Floats
-    targets: Floats
 
     @property
     def difference(self) -> float:
         """Difference in accuracy, as a fraction: sum of the balances over the number of targets."""
-        return float(self.balance.sum() / self.targets.sum()) if self.targets.sum() else math.nan
-
-
-def example_scores(
-    example: ArrayLike, target: ArrayLike, arm: ArrayLike, baseline: ArrayLike, ignore_index: int = -100
-) -> ExampleScores:
-    """Compare two models' predictions example by example: class indices of shape (N,) or (N, L).
-
-    Targets equal to `ignore_index` are not scored.
-    """
-    t = np.asarray(target)
-    t = t.reshape(t.shape[0], -1)
-    right_arm = np.asarray(arm).reshape(t.shape) == t
-    right_baseline = np.asarray(baseline).reshape(t.shape) == t
-    scored = t != ignore_index
-    balance = ((right_arm.astype(float) - right_baseline) * scored).sum(axis=1)
-    return ExampleScores(np.asarray(example, dtype=np.int64), balance, scored.sum(axis=1).astype(float))
+        targets = self.scored.targets.sum()
+        return float(self.balance.sum() / targets) if targets else math.nan
 
 
 def sampling_error(scores: ExampleScores) -> float:
@@ -215,13 +238,22 @@ def pooled_sampling_error(seeds: Sequence[ExampleScores]) -> float:
     seeds before they are squared (cluster-robust variance, Liang and Zeger 1986). Disjoint test sets
     therefore average the error down by sqrt(n); one fixed test set does not average it down at all.
     """
-    if not seeds or any(not s.targets.sum() for s in seeds):
+    if not seeds or not all(s.scored.places.size for s in seeds):
         return math.nan
     residual = np.concatenate(
-        [(s.balance - s.targets * s.difference) / (s.targets.sum() * len(seeds)) for s in seeds]
+        [(s.balance - s.scored.targets * s.difference) / (s.scored.places.size * len(seeds)) for s in seeds]
     )
-    _, cluster = np.unique(np.concatenate([s.example for s in seeds]), return_inverse=True)
+    cluster = _clusters(tuple(s.scored for s in seeds))
     return math.sqrt(float((np.bincount(cluster, weights=residual) ** 2).sum()))
+
+
+@lru_cache(maxsize=256)
+def _clusters(splits: tuple[Scored, ...]) -> NDArray[np.intp]:
+    """A number for each example of each split, the same where it is the same example.
+
+    Remembered, because all arms of a study that share a baseline share its splits.
+    """
+    return np.unique(np.concatenate([split.example for split in splits]), return_inverse=True)[1]
 
 
 def late_rise(curves: ArrayLike, fraction: float = 0.15) -> Floats:

@@ -41,8 +41,9 @@ from analysis.records import DIVERGED, OK, Arm, Study, Trial, load_predictions
 from analysis.statistics import (
     Estimate,
     ExampleScores,
+    Floats,
+    Scored,
     equivalence_test,
-    example_scores,
     holm,
     minimum_detectable_difference,
     paired_differences,
@@ -56,8 +57,6 @@ from analysis.summary import ArmSummary
 
 HELPS, HURTS, EQUIVALENT, UNDECIDED, NO_VERDICT = "helps", "hurts", "equivalent", "undecided", "no verdict"
 LESS, MORE = "by less than the margin", "by more than the margin"
-
-Predictions = dict[str, dict[str, NDArray[Any]] | None]
 
 MINIMUM_SEEDS = 3
 POWER = 0.8
@@ -74,6 +73,19 @@ class SamplingErrors:
         False  # one test set for all seeds: then the interval over seeds does not contain this error
     )
     identical_predictions: bool = False  # the two arms predict the same on every example of every seed
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a baseline's trial answered on its test split, and how many targets of each example were right."""
+
+    scored: Scored
+    prediction: NDArray[Any]
+    right: Floats
+
+
+Baselines = dict[str, Answers | None]
+"""By id of the trial: many arms share a baseline, which is read once."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,7 @@ class Comparison:
 
 def judge(study: Study, arms: dict[str, ArmSummary]) -> list[Comparison]:
     """Judge every comparison of the plan, in its order."""
-    baselines: Predictions = {}
+    baselines: Baselines = {}
     compared = [_compare(study, *pair, baselines) for pair in study.comparisons]
     compared = _adjust(compared, study.families)
     judged = []
@@ -171,7 +183,7 @@ def _word_on_finished_pairs(comparison: Comparison, study: Study) -> tuple[str, 
     return (EQUIVALENT if within else UNDECIDED), ""
 
 
-def _compare(study: Study, arm_name: str, baseline_name: str, baselines: Predictions) -> Comparison:
+def _compare(study: Study, arm_name: str, baseline_name: str, baselines: Baselines) -> Comparison:
     arm, baseline = study.arms[arm_name], study.arms[baseline_name]
     pairs = list(_pairs(arm, baseline))
     finished = [(a, b) for a, b in pairs if a.status == OK and b.status == OK]
@@ -222,44 +234,52 @@ def _adjust(comparisons: list[Comparison], families: list[list[int]]) -> list[Co
 
 
 def _sampling_errors(
-    study: Study, finished: list[tuple[Trial, Trial]], baselines: Predictions
+    study: Study, finished: list[tuple[Trial, Trial]], baselines: Baselines
 ) -> SamplingErrors:
-    """Sampling error of the test set, if the metric is an accuracy and all pairs have stored predictions.
-
-    `baselines` keeps what was read of the baselines' trials: many arms share one.
-    """
+    """Sampling error of the test set, if the metric is an accuracy and all pairs have stored predictions."""
     if "accuracy" not in study.metric.name or not finished:
         return SamplingErrors()
     scale = 100.0 if study.metric.unit == "%" else 1.0
     scores, identical = [], True
     for a, b in finished:
         if b.trial_id not in baselines:
-            baselines[b.trial_id] = load_predictions(b, ("example", "target", "prediction"))
+            baselines[b.trial_id] = _answers(b)
         of_a, of_b = load_predictions(a, ("example", "prediction")), baselines[b.trial_id]
-        if of_a is None or of_b is None or not np.array_equal(of_a["example"], of_b["example"]):
+        if of_a is None or of_b is None or not np.array_equal(of_a["example"], of_b.scored.example):
             return SamplingErrors()
         try:
-            scored = example_scores(of_b["example"], of_b["target"], of_a["prediction"], of_b["prediction"])
+            pair = ExampleScores(of_b.scored, of_b.scored.right(of_a["prediction"]) - of_b.right)
         except ValueError:  # shapes that do not fit: not predictions of these targets
             return SamplingErrors()
         # Predictions that do not reproduce the recorded difference belong to another checkpoint: no error is
         # better than a wrong one.
         recorded = a.metric("test", study.metric.name) - b.metric("test", study.metric.name)
-        if not abs(scale * scored.difference - recorded) <= 1e-4 * scale:
+        if not abs(scale * pair.difference - recorded) <= 1e-4 * scale:
             return SamplingErrors()
-        scores.append(scored)
-        identical &= np.array_equal(of_a["prediction"], of_b["prediction"])
+        scores.append(pair)
+        identical = identical and np.array_equal(of_a["prediction"], of_b.prediction)
     return SamplingErrors(
         one_seed=scale * math.sqrt(sum(sampling_error(s) ** 2 for s in scores) / len(scores)),
         mean=scale * pooled_sampling_error(scores),
         same_examples=len(scores) > 1 and _same_examples(scores),
-        identical_predictions=bool(identical),
+        identical_predictions=identical,
     )
 
 
+def _answers(baseline: Trial) -> Answers | None:
+    stored = load_predictions(baseline, ("example", "target", "prediction"))
+    if stored is None:
+        return None
+    try:
+        scored = Scored.of(stored["example"], stored["target"])
+        return Answers(scored, stored["prediction"], scored.right(stored["prediction"]))
+    except ValueError:
+        return None
+
+
 def _same_examples(scores: list[ExampleScores]) -> bool:
-    first = np.sort(scores[0].example)
-    return all(np.array_equal(first, np.sort(other.example)) for other in scores[1:])
+    first = np.sort(scores[0].scored.example)
+    return all(np.array_equal(first, np.sort(other.scored.example)) for other in scores[1:])
 
 
 def sentence(comparison: Comparison, study: Study, arms: dict[str, ArmSummary]) -> str:

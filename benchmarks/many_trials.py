@@ -4,7 +4,8 @@
 
 No trial is trained: a stand-in for `run_trial` stores a result with made-up answers, through the same store.
 Plan, statuses and report are whole commands, from the start of Python to its end; scheduling is what remains
-of an executor's run when the stand-in's own time is taken off, per trial.
+of an executor's run when the stand-in's own time is taken off, per trial. That of worker processes and of
+Ray's (uv sync --extra ray) is taken from the first result to the last, without their start.
 """
 
 from __future__ import annotations
@@ -17,18 +18,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from experiments import launch, plan, train
-from experiments.machine import processor_name
-from experiments.runtime import Runtime
+from experiments import executors, launch, plan
+from experiments.runtime import Placement, Runtime
 from experiments.store import Store, TrialFolder, write_bytes
 from experiments.study import load
 from experiments.trial import SCHEMA_VERSION, Trial
 
+Executor = Literal["local", "ray"]
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = """
 question = "What does a study of many trials cost?"
@@ -45,8 +48,26 @@ seeds = {seeds}
 """
 
 
-def pretend(trial: Trial, folder: TrialFolder, *_: object) -> None:
-    """In place of `run_trial`: a result as a real trial stores it, drawn from the trial's seed and mixer."""
+STAND_IN = """
+import importlib.abc, importlib.util, sys
+
+
+class StandIn(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        return importlib.util.spec_from_file_location(name, {file!r}) if name == "experiments.train" else None
+
+
+sys.meta_path.insert(0, StandIn())
+"""
+"""In a `sitecustomize.py` that worker processes import first: this file in place of `experiments.train`."""
+
+
+class Interrupted(Exception):
+    """As in `experiments.train`."""
+
+
+def run_trial(trial: Trial, folder: TrialFolder, *_: object) -> None:
+    """In place of training: a result as a real trial stores it, drawn from the trial's seed and mixer."""
     started = time.perf_counter()
     folder.begin(trial)
     folder.report_progress(epoch=1, epochs=30, fraction=0.5, seconds=0.0)
@@ -80,6 +101,8 @@ def pretend(trial: Trial, folder: TrialFolder, *_: object) -> None:
             "examples_per_second": 1_000.0,
             "peak_memory_bytes": 10**6,
             "host": f"pretended in process {os.getpid()}",
+            "processor_seconds": time.process_time(),
+            "ended": time.time(),
         },
     )
 
@@ -103,6 +126,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=1_000)
     options = parser.parse_args()
+    from experiments.machine import processor_name  # with torch: not in the workers, until they ask for it
+
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         path = root / "many.toml"
@@ -115,7 +140,9 @@ def main() -> None:
         stored = runs / "studies" / "many" / "plan.json"
         planned = plan.make("many", load(path), stored)
         plan.write(planned, stored, "benchmark")
-        schedule(planned.trials(), Store(runs))
+        own = schedule(planned.trials(), Store(runs))
+        schedule_elsewhere("local", planned.trials(), Store(root / "local"), own)
+        schedule_elsewhere("ray", planned.trials(), Store(root / "ray"), own)
         report("plan", *seconds_of("plan", *asked))
         report("status", *seconds_of("status", *asked))
         report("report", *seconds_of("report", *asked))
@@ -126,24 +153,70 @@ def report(what: str, used: float, wall: float) -> None:
     print(f"{what:<34} {used:6.2f} ({wall:.2f})", flush=True)
 
 
-def schedule(trials: Sequence[Trial], store: Store) -> None:
-    """One worker through the whole list, in this process, the stand-in's own processor time taken off."""
+def schedule(trials: Sequence[Trial], store: Store) -> float:
+    """One worker through the whole list, in this process, the stand-in's own processor time taken off.
+
+    Returns:
+        That time, in seconds per trial.
+    """
     inside = 0.0
 
     def timed(*arguments: object) -> None:
         nonlocal inside
         start = time.process_time()
-        pretend(*arguments)  # type: ignore[arg-type]
+        run_trial(*arguments)  # type: ignore[arg-type]
         inside += time.process_time() - start
 
-    original, train.run_trial = train.run_trial, timed
+    from experiments import machine, train  # noqa: F401 (which a worker imports once)
+
     start = time.process_time()
-    launch.work(trials, store, Runtime(), "benchmark")
-    train.run_trial = original
+    launch.work(trials, store, Runtime(), "benchmark", run_trial=timed)
     used = time.process_time() - start - inside
     print(
         f"scheduling, one worker: {1000 * used / len(trials):.2f} ms of processor time per trial", flush=True
     )
+    return inside / len(trials)
+
+
+def schedule_elsewhere(executor: Executor, trials: Sequence[Trial], store: Store, own: float) -> None:
+    """Two worker processes, from the first result to the last: what a trial takes once they have started.
+
+    Their processor time is without the stand-in's; the wall also waits for what else runs on the machine.
+    """
+    start = time.time()
+    with stand_in(store.root.with_name(f"{executor}-stand-in")):
+        executors.find(executor).run(
+            trials, store, Runtime(device="cpu"), Placement(executor, workers=2), lambda: None
+        )
+    assert launch.missing(trials, store) == []
+    timings = [store.folder(trial.id).timing() for trial in trials]
+    ends = [timing["ended"] for timing in timings]
+    used: dict[str, list[float]] = {}
+    for timing in timings:
+        used.setdefault(timing["host"], []).append(timing["processor_seconds"])
+    between = sum(len(each) - 1 for each in used.values())
+    processor = sum(max(each) - min(each) for each in used.values()) / between - own
+    wall = (max(ends) - min(ends)) / (len(ends) - 1)
+    print(
+        f"scheduling, {executor}, {len(used)} processes: {1000 * processor:.2f} ms of processor time per "
+        f"trial in them, {1000 * wall:.1f} ms of wall time; first result after {min(ends) - start:.0f} s",
+        flush=True,
+    )
+
+
+@contextmanager
+def stand_in(folder: Path) -> Iterator[None]:
+    """Let Python processes that are started from here train nothing."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(STAND_IN.format(file=__file__))
+    before = os.environ.copy()
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (folder, ROOT)))
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 if __name__ == "__main__":

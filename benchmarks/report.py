@@ -3,10 +3,12 @@
     python benchmarks/report.py                  10,000 trials: 500 arms of 20 seeds
     python benchmarks/report.py --arms 50
 
-The records are those of a trial that comes with the project, under other ids and with noise on its metrics.
+The records are those of a trial that comes with the project, under other ids and with answers of their own: a
+random part of the targets right, and the accuracy that this makes.
 """
 
 import argparse
+import io
 import json
 import random
 import shutil
@@ -15,11 +17,27 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 RECORDS = ROOT / "experiments" / "results" / "cpu"
 STUDY = "mqar-small"
+ANSWERS = 200  # different ones; each is that of many trials
+
+
+def answers(predictions: Path, right: float, stream: np.random.Generator) -> tuple[bytes, float]:
+    """The file of a trial that gets this part of the targets right, and its accuracy in %."""
+    with np.load(predictions) as stored:
+        arrays = {name: stored[name] for name in stored}
+    target = arrays["target"]
+    scored = target >= 0
+    correct = scored & (stream.random(target.shape) < right)
+    arrays["prediction"] = np.where(correct, target, np.where(scored, target + 1, 0))
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue(), float(100 * correct.sum() / scored.sum())
 
 
 def multiply(runs: Path, arms: int, seeds: int) -> Path:
@@ -29,7 +47,10 @@ def multiply(runs: Path, arms: int, seeds: int) -> Path:
     source = RECORDS / "trials" / template["trials"][0]["trial_id"]
     result = json.loads((source / "result.json").read_text(encoding="utf-8"))
     metric = plan["metric"]["name"]
-    noise = random.Random(0)
+    stream = np.random.default_rng(0)
+    shares = stream.normal(0.5, 0.01, ANSWERS)
+    variants = [answers(source / "predictions.npz", share, stream) for share in shares]
+    choice = random.Random(0)
     planned = []
     for arm in range(arms):
         trials = [{"seed": seed, "trial_id": f"{arm:08x}{seed:08x}"} for seed in range(seeds)]
@@ -37,12 +58,11 @@ def multiply(runs: Path, arms: int, seeds: int) -> Path:
         for trial in trials:
             folder = runs / "trials" / trial["trial_id"]
             folder.mkdir(parents=True)
-            for name in ("curve.csv", "predictions.npz", "timing.json"):
+            for name in ("curve.csv", "timing.json"):
                 shutil.copy(source / name, folder / name)
-            metrics = {
-                split: values | {metric: values[metric] + noise.gauss(0, 0.5)}
-                for split, values in result["metrics"].items()
-            }
+            predictions, accuracy = choice.choice(variants)
+            (folder / "predictions.npz").write_bytes(predictions)
+            metrics = {split: values | {metric: accuracy} for split, values in result["metrics"].items()}
             changed = result | {"trial_id": trial["trial_id"], "metrics": metrics}
             (folder / "result.json").write_text(json.dumps(changed), encoding="utf-8")
     pairs = [{"arm": arm["name"], "baseline": "arm0"} for arm in planned[1:]]

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from experiments.build import count_costs, with_options
+from experiments.build import count_costs, count_params, with_options
 from experiments.trial import Trial
 from mixers import InputError
 
@@ -43,6 +43,11 @@ class Matching:
         return {**dataclasses.asdict(self), "mismatch": self.mismatch}
 
 
+def measure(trial: Trial, what: Literal["params", "macs"]) -> int:
+    """The size of a trial's model."""
+    return count_params(trial) if what == "params" else count_costs(trial).macs
+
+
 def match(trial: Trial, what: Literal["params", "macs"], target: int) -> tuple[Trial, Matching]:
     """Choose the skeleton's `expansion_ratio` so that the trial's size is nearest to `target`.
 
@@ -56,10 +61,10 @@ def match(trial: Trial, what: Literal["params", "macs"], target: int) -> tuple[T
 
     def size(step: int) -> int:
         if step not in sizes:
-            sizes[step] = getattr(count_costs(_at_ratio(trial, step)), what)
+            sizes[step] = measure(_at_ratio(trial, step), what)
         return sizes[step]
 
-    if getattr(count_costs(trial), what) == target:
+    if measure(trial, what) == target:
         return trial, Matching(what, target, target)
     handed_over = trial.skeleton.options.get("conv_ratio")  # a block is no narrower than that
     narrowest = round(handed_over / STEP) if isinstance(handed_over, float) else 1

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments import pretrained
+from experiments import cost, pretrained
 from experiments.cost import Costs, measure
 from experiments.interface import TaskSpec
 from experiments.skeletons import SKELETONS, option_defaults
@@ -213,3 +213,19 @@ def count_costs(trial: Trial) -> Costs:
     """What the trial's model costs, without allocating it."""
     with torch.device("meta"):
         return measure(build_model(trial), create_task(trial.task).spec)
+
+
+def count_params(trial: Trial) -> int:
+    """`count_costs(trial).params`, without running the model on anything."""
+    with torch.device("meta"):
+        return cost.count_params(build_model(trial))
+
+
+def check(trial: Trial) -> None:
+    """Build the trial's model and run it on nothing, so that what does not fit fails before anything trains.
+
+    Raises:
+        InputError: as `build_model`, or from a part of the model that refuses the task's shape.
+    """
+    with torch.device("meta"):
+        cost.run_on_nothing(build_model(trial), create_task(trial.task).spec)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments import executors, launch, plan, ranks, request, search, status, study
 from experiments.launch import Shard
@@ -16,7 +18,10 @@ from experiments.request import Request
 from experiments.search import Search
 from experiments.store import Store
 from experiments.trial import Trial
-from mixers.registry import InputError
+from mixers.registry import InputError, suggest
+
+if TYPE_CHECKING:
+    from analysis.paper.long_sequences import Stage
 
 WIDTH = 100  # characters of the terminal table
 SHOWN = {"report": "report.html", "table": "table.md", "figure": "figures/differences.png"}
@@ -45,6 +50,8 @@ def run(arguments: Sequence[str], command: str) -> int:
         return _look(rest)
     if verb == "bench":
         return _bench(rest)
+    if verb == "long":
+        return _long(rest)
     if verb == "evaluate":
         return _evaluate(rest)
     if verb == "demo":
@@ -83,16 +90,29 @@ def _run(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     folder = asked.runs / "studies" / name
     planned = plan.make(name, wanted, folder / "plan.json")
     store = Store(asked.runs)
-    plan.write(planned, folder / "plan.json", command)
+    shards = None if asked.share is None else asked.share.count
+    command = _of_all_shards(command)
+    plan.write(planned, folder / "plan.json", command, shards)
     print(_matching_lines(planned), end="")
     chosen = _choose_rates(planned, store, asked)
     if chosen.open:
         _say_what_waits(chosen, asked)
         return 0
     planned = chosen.plan
-    plan.write(planned, folder / "plan.json", command)
+    plan.write(planned, folder / "plan.json", command, shards)
     _train(f"{name}: {_size(planned)}", planned.trials(), planned.labels(), store, asked)
     return _write_report(planned, store, folder, asked.share)
+
+
+def _of_all_shards(command: str) -> str:
+    """The command line without its shard: it runs whatever is missing."""
+    words = shlex.split(command)
+    kept = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if before != "--shard" and word.partition("=")[0] != "--shard"
+    ]
+    return shlex.join(kept)
 
 
 def _check(asked: Request) -> None:
@@ -206,7 +226,8 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
         if asked.runs.exists()
         else 0
     )
-    print(f"{len(trials)} trials, {done} finished, {len(trials) - done} to run; {wanted.cost}")
+    cost = f"; {wanted.cost}" if wanted.cost else ""
+    print(f"{len(trials)} trials, {done} finished, {len(trials) - done} to run{cost}")
     return 0
 
 
@@ -261,6 +282,40 @@ def _paper(arguments: Sequence[str]) -> int:
     )
     print(f"{report.figures} figures and {report.tables} tables, {beside}\npage     {report.index}")
     return 0
+
+
+def _long(arguments: Sequence[str]) -> int:
+    asked = request.read(request.LongRequest(), arguments, "run_ablation.py long")
+    asked.check()
+    patches, images = asked.patches, asked.images
+
+    from analysis.paper import long_sequences
+
+    chosen = long_sequences.own_stages(asked.dims, patches)
+    if asked.backbone or not asked.dims:
+        chosen = [*_published_stages(asked.backbone), *chosen]
+    records = long_sequences.analysis(
+        chosen, images or long_sequences.RESOLUTIONS, asked.mlp_ratio, asked.causal
+    )
+    print("\n".join(long_sequences.lines(records, asked.mlp_ratio, asked.causal)))
+    return 0
+
+
+def _published_stages(names: Sequence[str]) -> list[Stage]:
+    """The stages of the named backbones, of all if none is named."""
+    from analysis.paper import long_sequences
+
+    stages: dict[str, list[Stage]] = {}
+    for stage in long_sequences.stages():
+        stages.setdefault(stage.backbone.lower().replace("_", "-"), []).append(stage)
+    wanted = [name.lower().replace("_", "-") for name in names] or list(stages)
+    for name in wanted:
+        if name not in stages:
+            raise InputError(
+                f"--backbone {name} is not published here{suggest(name, stages)} (known: "
+                f"{', '.join(stages)}); describe another one by --dims and --patch"
+            )
+    return [stage for name in dict.fromkeys(wanted) for stage in stages[name]]
 
 
 def _look(arguments: Sequence[str]) -> int:
@@ -380,13 +435,17 @@ def _write_report(planned: Plan, store: Store, folder: Path, share: Shard | None
 
 def _matching_lines(planned: Plan) -> str:
     lines = []
+    matched: dict[str, list[PlannedArm]] = {}  # cases that read other numbers off one model share its trial
     for arm in planned.arms:
         if arm.matching:
-            ratio = arm.template.skeleton.options["expansion_ratio"]
-            lines.append(
-                f"  {arm.name}: {arm.matching['achieved']:,} {arm.matching['what']}, "
-                f"{arm.matching['mismatch']:+.2%} of {planned.study.baseline} (expansion_ratio {ratio:g})\n"
-            )
+            matched.setdefault(arm.template.id, []).append(arm)
+    for arm, *others in matched.values():
+        assert arm.matching is not None
+        ratio = arm.template.skeleton.options["expansion_ratio"]
+        lines.append(
+            f"  {arm.arm if others else arm.name}: {arm.matching['achieved']:,} {arm.matching['what']}, "
+            f"{arm.matching['mismatch']:+.2%} of {planned.study.baseline} (expansion_ratio {ratio:g})\n"
+        )
     return "".join(["Matched by the block's hidden width:\n", *lines]) if lines else ""
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.interface import TaskSpec
 from experiments.skeletons.base import Skeleton
@@ -77,32 +77,56 @@ def measure(model: Skeleton, task: TaskSpec) -> Costs:
     The mixers are counted by their own closed forms, the rest by torch's counter with the mixers
     passed by: the counter knows neither scans nor attention on every device.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # its import takes as long as NumPy's
+
     mixers = [mixer for _, mixer in token_mixers(model)]
-    grids: list[tuple[TokenMixer, tuple[int, ...]]] = []
-
-    def pass_by(mixer: TokenMixer, x: Tensor) -> Tensor:
-        grids.append((mixer, tuple(x.shape[1:-1])))
-        return x
-
-    for mixer in mixers:
-        object.__setattr__(mixer, "forward", MethodType(pass_by, mixer))
-    try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model.eval().forward_nominal(example_input(task, batch_size=1, device="meta"))
-    finally:
-        for mixer in mixers:
-            object.__delattr__(mixer, "forward")
-    macs_mixer = sum(mixer.macs(grid) for mixer, grid in grids)
-    states = [mixer.state_size(grid[0]) if len(grid) == 1 else None for mixer, grid in grids]
+    with FlopCounterMode(display=False) as counter:
+        macs_mixer, states = run_on_nothing(model, task)
     known = [size for size in states if size is not None]
     return Costs(
-        params=sum(parameter.numel() for parameter in model.parameters()),
+        params=count_params(model),
         params_mixer=sum(parameter.numel() for mixer in mixers for parameter in mixer.parameters()),
         macs=counter.get_total_flops() // 2 + macs_mixer,
         macs_mixer=macs_mixer,
         state_bytes=STATE_BYTES_PER_NUMBER * sum(known) if len(known) == len(states) else None,
         macs_convention=MACS_CONVENTION + (DETECTOR_CONVENTION if task.output == "instances" else ""),
     )
+
+
+def count_params(model: nn.Module) -> int:
+    """All parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def run_on_nothing(model: Skeleton, task: TaskSpec) -> tuple[int, list[int | None]]:
+    """Run a model of the meta device on one example, its mixers passed by; what does not fit fails here.
+
+    Returns:
+        Multiply-accumulates of the mixers, and the numbers in each one's state; None if it has none.
+    """
+    grids: list[tuple[TokenMixer, tuple[int, ...]]] = []
+
+    def pass_by(mixer: TokenMixer, x: Tensor) -> Tensor:
+        grids.append((mixer, tuple(x.shape[1:-1])))
+        return x
+
+    with _forward_replaced([mixer for _, mixer in token_mixers(model)], pass_by), torch.no_grad():
+        model.eval().forward_nominal(example_input(task, batch_size=1, device="meta"))
+    states = [mixer.state_size(grid[0]) if len(grid) == 1 else None for mixer, grid in grids]
+    return sum(mixer.macs(grid) for mixer, grid in grids), states
+
+
+@contextmanager
+def _forward_replaced(
+    mixers: list[TokenMixer], forward: Callable[[TokenMixer, Tensor], Tensor]
+) -> Iterator[None]:
+    for mixer in mixers:
+        object.__setattr__(mixer, "forward", MethodType(forward, mixer))
+    try:
+        yield
+    finally:
+        for mixer in mixers:
+            object.__delattr__(mixer, "forward")
 
 
 def example_input(task: TaskSpec, batch_size: int, device: str) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from experiments.cost import token_mixers
 from experiments.interface import TaskSpec
+from experiments.machine import is_out_of_memory, release_memory
 from experiments.ranks import ALONE, Ranks
 from experiments.recipe import autocast
 from experiments.skeletons.causal_lm import CausalLM
@@ -28,7 +30,39 @@ Answers = dict[str, np.ndarray]
 """What was answered to every example of a split, as stored in `predictions.npz`."""
 
 
-@torch.inference_mode()
+class EvaluationOutOfMemory(Exception):
+    """Not even a single example of a split can be answered in the memory that there is."""
+
+
+@dataclass
+class Memory:
+    """How much an evaluation may take at once, learned where it runs out.
+
+    Attributes:
+        examples: answered at once, at most.
+        say: is told when they become fewer.
+    """
+
+    examples: int = EXAMPLES_AT_ONCE
+    say: Callable[[str], object] = print
+
+    def halve(self, used: int, split: str) -> None:
+        """Go on with half of the `used` examples.
+
+        Raises:
+            EvaluationOutOfMemory: there is no half.
+        """
+        if used == 1:
+            raise EvaluationOutOfMemory(
+                f"not even one example of the {split} split fits: it takes more memory or a smaller "
+                "model; what was trained is in the checkpoint, and the same command goes on from it"
+            )
+        self.examples = used // 2
+        self.say(
+            f"out of memory with {used} examples of the {split} split at a time: goes on with {used // 2}"
+        )
+
+
 def evaluate(
     model: nn.Module,
     task: Task,
@@ -37,15 +71,43 @@ def evaluate(
     device: torch.device,
     precision: Precision = "float32",
     ranks: Ranks = ALONE,
+    memory: Memory | None = None,
 ) -> tuple[dict[str, float], Answers]:
     """Metrics of a split, and what was answered to every example of it; ranks share the work, all get both.
 
+    Where memory runs out, the split is begun again with fewer examples at a time; not among several ranks,
+    of which the others would wait.
+
     Raises:
+        EvaluationOutOfMemory: out of memory with a single example.
         TypeError: a sequence is too long to be read at once, and the mixers cannot read it in steps.
     """
+    memory = memory or Memory()
+    while True:
+        at_once = min(_examples_at_once(task.spec), memory.examples)
+        try:
+            return _evaluate(model, task, data, split, device, precision, ranks, at_once)
+        except Exception as error:
+            if ranks.count > 1 or not is_out_of_memory(error):
+                raise
+        release_memory()  # which the frames of the exception held until here
+        memory.halve(at_once, split)
+
+
+@torch.inference_mode()
+def _evaluate(
+    model: nn.Module,
+    task: Task,
+    data: TaskData,
+    split: str,
+    device: torch.device,
+    precision: Precision,
+    ranks: Ranks,
+    at_once: int,
+) -> tuple[dict[str, float], Answers]:
     model.eval()
     scorer = task.scorer()
-    batches = data.batches(split, _examples_at_once(task.spec))
+    batches = data.batches(split, at_once)
     if ranks.count > 1 and not isinstance(data, FileData):
         batches = islice(batches, ranks.rank, None, ranks.count)
 
@@ -78,13 +140,14 @@ def evaluate_extra_tests(
     device: torch.device,
     precision: Precision = "float32",
     ranks: Ranks = ALONE,
+    memory: Memory | None = None,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Metrics of the task's further test sets, `accuracy_1024`, and why others have none."""
     metrics: dict[str, float] = {}
     skipped: dict[str, str] = {}
     for name in data.extra_tests:
         try:
-            found, _ = evaluate(model, task, data, f"test_{name}", device, precision, ranks)
+            found, _ = evaluate(model, task, data, f"test_{name}", device, precision, ranks, memory)
         except (TypeError, InputError) as error:
             skipped[name] = str(error)
         else:

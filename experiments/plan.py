@@ -10,11 +10,13 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from experiments import pretrained
 from experiments.code_version import source_digest
+from experiments.launch import Shard
 from experiments.store import write_json
 from experiments.study import Arm, Case, Option, Study, changed_recipe
 from experiments.trial import SCHEMA_VERSION, Trial, digest
@@ -76,30 +78,37 @@ class Plan:
     details: dict[str, Any]
     search: dict[str, Any] | None = None
 
+    @cached_property
+    def _by_arm(self) -> list[list[Trial]]:
+        """The trials of each arm, by seed: a thousand of them take a while to hash."""
+        return [[arm.trial(seed) for seed in range(self.study.seeds)] for arm in self.arms]
+
     def trials(self) -> list[Trial]:
         """Seed by seed, so that pairs are complete early; a trial that stands behind two arms comes once."""
-        trials = (arm.trial(seed) for seed in range(self.study.seeds) for arm in self.arms)
+        trials = (own[seed] for seed in range(self.study.seeds) for own in self._by_arm)
         return list({trial.id: trial for trial in trials}.values())
 
     def labels(self) -> dict[str, str]:
         """What to call each trial, by its id."""
         return {
-            arm.trial(seed).id: f"{arm.name} seed {seed}"
+            own[seed].id: f"{arm.name} seed {seed}"
             for seed in range(self.study.seeds)
-            for arm in reversed(self.arms)
+            for arm, own in zip(reversed(self.arms), reversed(self._by_arm), strict=True)
         }
 
     def arms_by_trial(self) -> dict[str, str]:
         """The first arm that each trial stands behind, by the trial's id."""
         return {
-            arm.trial(seed).id: arm.name for seed in range(self.study.seeds) for arm in reversed(self.arms)
+            own[seed].id: arm.name
+            for seed in range(self.study.seeds)
+            for arm, own in zip(reversed(self.arms), reversed(self._by_arm), strict=True)
         }
 
     def arm(self, name: str) -> PlannedArm:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
 
-    def to_dict(self, command: str) -> dict[str, Any]:
+    def to_dict(self, command: str, shards: int | None) -> dict[str, Any]:
         """As stored in `plan.json`."""
         study = self.study
         comparisons, families = self._comparisons()
@@ -123,7 +132,7 @@ class Plan:
             "cases": self._cases(),
             "comparisons": comparisons,
             "families": families,
-            "arms": [self._arm(arm) for arm in self.arms],
+            "arms": [self._arm(arm, own, shards) for arm, own in zip(self.arms, self._by_arm, strict=True)],
             "search": self.search,
             "published": [
                 {"entry": planned_name(row.arm, row.case or ""), **_without(row, "arm", "case")}
@@ -131,7 +140,7 @@ class Plan:
             ],
         }
 
-    def _arm(self, arm: PlannedArm) -> dict[str, Any]:
+    def _arm(self, arm: PlannedArm, trials: list[Trial], shards: int | None) -> dict[str, Any]:
         baseline = self.arm(planned_name(self.study.baseline, arm.case))
         return {
             "name": arm.name,
@@ -142,7 +151,11 @@ class Plan:
             "switches": differences(baseline.template, arm.template),
             "matching": arm.matching,
             "template": arm.template.to_dict(),
-            "trials": [{"seed": seed, "trial_id": arm.trial(seed).id} for seed in range(self.study.seeds)],
+            "trials": [
+                {"seed": trial.seed, "trial_id": trial.id}
+                | ({} if shards is None else {"shard": str(Shard(1, shards).of(trial.id))})
+                for trial in trials
+            ],
         }
 
     def _cases(self) -> dict[str, Any] | None:
@@ -251,9 +264,16 @@ def _read(path: Path, name: str, study: Study) -> Plan | None:
         return None
 
 
-def write(plan: Plan, path: Path, command: str) -> None:
-    """Store the plan."""
-    write_json(path, plan.to_dict(command))
+def write(plan: Plan, path: Path, command: str, shards: int | None = None) -> None:
+    """Store the plan.
+
+    Args:
+        plan: what was planned.
+        path: where to.
+        command: which runs what is missing.
+        shards: in how many the trials are divided; the report then says which of them a missing one is in.
+    """
+    write_json(path, plan.to_dict(command, shards))
 
 
 def _resolve(name: str, study: Study) -> Plan:
@@ -291,15 +311,13 @@ def _resolve_case(study: Study, case: Case) -> tuple[list[PlannedArm], _CaseFact
 
     templates = {arm.name: _template(study, case, arm) for arm in study.all_arms()}
     baseline = templates[study.baseline]
-    reference = build.count_costs(baseline)
     planned = []
     for arm, trial in templates.items():
         matching = None
-        if arm == study.baseline or study.match == "none":
-            build.count_costs(trial)  # builds it, so that what does not fit fails before anything runs
-        else:
-            trial, matched = budget.match(trial, study.match, getattr(reference, study.match))
+        if arm != study.baseline and study.match != "none":
+            trial, matched = budget.match(trial, study.match, budget.measure(baseline, study.match))
             matching = matched.to_dict()
+        build.check(trial)
         planned.append(PlannedArm(arm, case.name, trial, matching, case.metric))
     task = build.create_task(baseline.task)
     data = task.load(0)

@@ -155,6 +155,75 @@ class PaperRequest:
     """Folder whose studies stand beside the published numbers; the page goes to its subfolder paper."""
 
 
+@dataclass(frozen=True)
+class LongRequest:
+    """Where a backbone sees long sequences in the sense of MambaOut: in every stage, the operations of a
+    Transformer block that grow with the number of tokens L, with its square, and from which L on the
+    latter are more (24 D^2 L + 4 D L^2, so L > 6 D)."""
+
+    backbone: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """Published ones, e.g. vit-s mambaout-tiny; default: all, unless --dims gives another."""
+    dims: Annotated[tuple[int, ...], tyro.conf.arg(metavar="D ...")] = ()
+    """Channels of a backbone of your own, one number per stage."""
+    patch: Annotated[tuple[int, ...], tyro.conf.arg(metavar="PIXELS ...")] = ()
+    """Its pixels per token along a side, per stage; default: 16 for one stage, 4 8 16 32 for four."""
+    size: Annotated[tuple[str, ...], tyro.conf.arg(metavar="HEIGHTxWIDTH ...")] = ()
+    """Images in pixels, e.g. 224 512x2048; default: those of ImageNet, COCO and ADE20K in the paper."""
+    mlp_ratio: float = 4.0
+    """Hidden channels of the block's MLP over D."""
+    causal: bool = False
+    """Attention to what came before only, which halves the quadratic part."""
+
+    @property
+    def patches(self) -> tuple[int, ...]:
+        """Pixels per token of each stage of `dims`.
+
+        Raises:
+            InputError: not one for each stage.
+        """
+        if self.patch and not self.dims:
+            raise InputError("--patch has no effect without --dims, the channels of each stage")
+        usual = {1: (16,), 4: (4, 8, 16, 32)}.get(len(self.dims), ())
+        patch = self.patch or usual
+        if len(patch) != len(self.dims):
+            raise InputError(
+                f"--patch must have a number for each of the {len(self.dims)} stages of --dims, "
+                f"got {' '.join(map(str, patch)) or 'none'}"
+            )
+        return patch
+
+    @property
+    def images(self) -> dict[str, tuple[int, int]]:
+        """Height and width of the images that were asked for, by name.
+
+        Raises:
+            InputError: not a size.
+        """
+        found = {}
+        for text in self.size:
+            match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+            if match is None:
+                raise InputError(
+                    f"--size must be pixels such as 224 or 512x2048 (height first), got {text!r}"
+                )
+            height, width = int(match[1]), int(match[2] or match[1])
+            found[f"{height} x {width}"] = height, width
+        return found
+
+    def check(self) -> None:
+        """Check what the types cannot.
+
+        Raises:
+            InputError: a number that makes no sense.
+        """
+        for name in ("dims", "patch"):
+            for value in getattr(self, name):
+                if value < 1:
+                    raise InputError(f"--{name} must be at least 1, got {value}")
+        if not 0 <= self.mlp_ratio < float("inf"):
+            raise InputError(f"--mlp-ratio must be finite and not negative, got {self.mlp_ratio:g}")
+
+
 LOOKED_AT = (
     "conv",
     "causal-conv",
@@ -386,7 +455,24 @@ def requested_study(request: Request) -> tuple[str, Study]:
     )
     study.check("command line")
     ours, theirs = (_apart_from_arms_and_seeds(each) for each in (study, original))
-    return (name if ours == theirs else f"{name}-{digest(ours)[:6]}"), study
+    if ours != theirs:
+        name = f"{name}-{digest(ours)[:6]}"
+    return name, study if name == path.stem else _retold(study, original)
+
+
+def _retold(study: Study, original: Study) -> Study:
+    """A changed study without what its file says of the original: cost, answer, and what no longer holds."""
+    names = ", ".join(arm.name for arm in study.all_arms())
+    varied = original.varied if study.all_arms() == original.all_arms() else f"The token mixer: {names}."
+    moved = (study.task, study.skeleton) != (original.task, original.skeleton)
+    return dataclasses.replace(
+        study,
+        question=f"Does {study.task} in {study.skeleton} need the SSM?" if moved else original.question,
+        varied=varied,
+        fixed="Everything else." if moved else original.fixed,
+        cost="",
+        answer="",
+    )
 
 
 def _apart_from_arms_and_seeds(study: Study) -> dict[str, Any]:
@@ -449,7 +535,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.=]+", "_", text.lower()).strip("_")
 
 
-VERBS = ("plan", "list", "status", "report", "evaluate", "look", "bench", "demo", "doctor")
+VERBS = ("plan", "list", "status", "report", "long", "evaluate", "look", "bench", "demo", "doctor")
 
 
 def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from experiments.build import build_model, choose_backend, count_costs, create_task
 from experiments.cost import training_memory
-from experiments.evaluate import Answers, evaluate, evaluate_extra_tests
+from experiments.evaluate import Answers, EvaluationOutOfMemory, Memory, evaluate, evaluate_extra_tests
 from experiments.machine import provenance, torch_device
 from experiments.metrics_log import MetricsLog, Window
 from experiments.ranks import ALONE, Ranks
@@ -138,6 +138,7 @@ class _Run:
         self.metrics = MetricsLog(
             folder, runtime.log_every, self.recipe.batch_size, tensorboard=runtime.tensorboard
         )
+        self.evaluation_memory = Memory(say=folder.note)
         self.grad_norm: Tensor | None = None
         self.best_weights: dict[str, Tensor] | None = None
         self.cause = ""  # of divergence
@@ -289,10 +290,25 @@ class _Run:
         return self.model if self.average is None else self.average.module
 
     def evaluate(self, split: str) -> tuple[dict[str, float], Answers]:
-        """Metrics of a split, and what was answered to every example of it."""
-        return evaluate(
-            self.tested, self.task, self.data, split, self.device, self.recipe.precision, self.ranks
-        )
+        """Metrics of a split, and what was answered to every example of it.
+
+        Raises:
+            EvaluationOutOfMemory: one example is too many; the checkpoint has what was trained until here.
+        """
+        try:
+            return evaluate(
+                self.tested,
+                self.task,
+                self.data,
+                split,
+                self.device,
+                self.recipe.precision,
+                self.ranks,
+                self.evaluation_memory,
+            )
+        except EvaluationOutOfMemory:
+            self.save()
+            raise
 
     # ------------------------------------------------------ files of the trial
 
@@ -387,7 +403,13 @@ class _Run:
             metrics["validation"], _ = self.evaluate("validation")
             metrics["test"], answers = self.evaluate("test")
             further, skipped = evaluate_extra_tests(
-                self.tested, self.task, self.data, self.device, self.recipe.precision, self.ranks
+                self.tested,
+                self.task,
+                self.data,
+                self.device,
+                self.recipe.precision,
+                self.ranks,
+                self.evaluation_memory,
             )
             metrics["test"] |= further
         if self.ranks.rank > 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -92,7 +93,7 @@ class Trial:
     train: Recipe
     seed: Annotated[int, Field(ge=0)]
 
-    @property
+    @cached_property
     def id(self) -> str:
         """16 hexadecimal digits of the SHA-256 of the canonical JSON."""
         return digest(self.to_dict())

@@ -65,7 +65,8 @@ def check(name: str, mixer_class: type[TokenMixer], options: Mapping[str, Any], 
         )
     if mixer.causal and declared.triu(1).any():
         raise InputError(f"mixer {name} calls itself causal, but its dependency_mask sees later tokens")
-    y.square().sum().backward()
+    if y.requires_grad:  # of a mixer without parameters it has none
+        y.square().sum().backward()
     idle = [label for label, p in mixer.named_parameters() if p.requires_grad and p.grad is None]
     if idle:
         raise InputError(f"mixer {name}: parameter {idle[0]} gets no gradient")

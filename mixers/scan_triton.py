@@ -6,12 +6,14 @@ the first, take an initial state, differentiate the last state, have no limit on
 bits in every run. The kernels are imported on the first call.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+
+from mixers.scan_operator import ScanOperator
 
 SEGMENT = 32  # tokens per state that forward keeps for backward
 GROUP = 4  # tokens whose states backward holds in registers; 8 spill, and take five times as long to compile
@@ -35,12 +37,7 @@ def selective_scan_triton(
     Memory beyond inputs and outputs is the state once per 32 tokens, kept only when a gradient is wanted;
     and while backward runs, the gradients of B and C once per 32 channels and the state once per 8 tokens.
     """
-    tensors = (u, delta, A, B, C, D, delta_bias, initial_state)
-    if any(t is not None and t.dtype == torch.float64 for t in tensors):
-        raise ValueError("the triton scan computes in float32; use backend='reference' for float64 inputs")
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    y, last_state, _ = _forward_op(u, delta, A, B, C, D, delta_bias, initial_state, reverse, keep)
-    return y, last_state
+    return _scan(u, delta, A, B, C, D, delta_bias, initial_state, reverse)
 
 
 # ---- sizes -------------------------------------------------------------------------------------------------
@@ -77,23 +74,7 @@ def _power_of_two(at_least: int) -> int:
     return 1 << (at_least - 1).bit_length()
 
 
-# ---- the operator ------------------------------------------------------------------------------------------
-# As in scan_cpu: autograd, fake tensors and torch.compile see an operator and never look into the kernels.
-
-torch.library.define(
-    "mixers::selective_scan_triton",
-    "(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias,"
-    " Tensor? initial_state, bool reverse, bool keep) -> (Tensor y, Tensor last_state, Tensor checkpoints)",
-)
-torch.library.define(
-    "mixers::selective_scan_triton_backward",
-    "(Tensor grad_y, Tensor? grad_last_state, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C,"
-    " Tensor? D, Tensor? delta_bias, Tensor checkpoints, bool reverse)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-_forward_op = torch.ops.mixers.selective_scan_triton.default
-_backward_op = torch.ops.mixers.selective_scan_triton_backward.default
-_DEVICES = ("cuda", "cpu")  # on the CPU Triton's interpreter runs the kernels, in the tests
+# ---- the kernels -------------------------------------------------------------------------------------------
 
 
 class _Launcher:
@@ -152,7 +133,6 @@ class _Launcher:
         return entering
 
 
-@torch.library.impl("mixers::selective_scan_triton", _DEVICES)
 def _forward(
     u: Tensor,
     delta: Tensor,
@@ -165,7 +145,7 @@ def _forward(
     reverse: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`(y, last_state, checkpoints)`; checkpoints is the state before each segment, none unless `keep`."""
+    """`(y, last_state, checkpoints)`."""
     from mixers import scan_triton_kernel as kernel
 
     launch = _Launcher(u, A.shape[1], reverse)
@@ -173,8 +153,7 @@ def _forward(
     A, D, delta_bias = A.float().T.contiguous(), launch.vector(D), launch.vector(delta_bias)
     y = torch.empty_like(u)
     last_state = launch.empty(launch.batch, launch.d_state, launch.dim)
-    segments = -(-launch.length // SEGMENT) if keep else 0
-    checkpoints = launch.empty(launch.batch, segments, launch.d_state, launch.dim)
+    checkpoints = launch.empty(*_states_shape(u.shape, launch.d_state, keep))
     entering = launch.entering(
         kernel.local_states, (u, delta, A, B, delta_bias), A, launch.state(initial_state)
     )
@@ -192,19 +171,6 @@ def _forward(
     return y, last_state.transpose(1, 2).contiguous(), checkpoints
 
 
-@torch.library.register_fake("mixers::selective_scan_triton")
-def _(u, delta, A, B, C, D, delta_bias, initial_state, reverse, keep):  # type: ignore[no-untyped-def]
-    batch, length, dim = u.shape
-    d_state = A.shape[1]
-    segments = (length + SEGMENT - 1) // SEGMENT if keep else 0
-    return (
-        u.new_empty(batch, length, dim),
-        u.new_empty(batch, dim, d_state, dtype=torch.float32),
-        u.new_empty(batch, segments, d_state, dim, dtype=torch.float32),
-    )
-
-
-@torch.library.impl("mixers::selective_scan_triton_backward", _DEVICES)
 def _backward(
     grad_y: Tensor,
     grad_last_state: Tensor | None,
@@ -261,63 +227,17 @@ def _backward(
     )
 
 
-@torch.library.register_fake("mixers::selective_scan_triton_backward")
-def _(grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, checkpoints, reverse):  # type: ignore[no-untyped-def]
-    vector = u.new_empty(u.shape[2], dtype=torch.float32)
-    state = u.new_empty(u.shape[0], *A.shape, dtype=torch.float32)
-    like = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (u, delta, A, B, C))
-    return (*like, vector, torch.empty_like(vector), state)
+def _states_shape(shape: Sequence[int], d_state: int, keep: bool) -> tuple[int, ...]:
+    """The state before each segment; none unless `keep`."""
+    batch, length, dim = shape
+    return batch, (length + SEGMENT - 1) // SEGMENT if keep else 0, d_state, dim
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.reverse, ctx.keep = inputs
-    checkpoints = output[2]
-    ctx.mark_non_differentiable(checkpoints)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, checkpoints)
-
-
-def _autograd_backward(
-    ctx: Any, grad_y: Tensor | None, grad_last_state: Tensor | None, _: None
-) -> tuple[Any, ...]:
-    u, delta, A, B, C, D, delta_bias, initial_state, checkpoints = ctx.saved_tensors
-    if not ctx.keep:
-        raise RuntimeError(
-            "mixers::selective_scan_triton was called with keep=False: it stored no states for backward"
-        )
-    if grad_y is None:
-        grad_y = torch.zeros_like(u)
-    inputs = (u, delta, A, B, C, D, delta_bias)
-    grads = _backward_op(grad_y, grad_last_state, *inputs, checkpoints, ctx.reverse)
-    optional = [
-        None if t is None else grad.to(t.dtype)
-        for t, grad in zip((D, delta_bias, initial_state), grads[5:], strict=True)
-    ]
-    return (*grads[:5], *optional, None, None)
-
-
-torch.library.register_autograd(
-    "mixers::selective_scan_triton", _autograd_backward, setup_context=_setup_context
+_scan = ScanOperator(
+    "selective_scan_triton",
+    "triton",
+    ["cuda", "cpu"],  # on the CPU Triton's interpreter runs the kernels, in the tests
+    forward=_forward,
+    backward=_backward,
+    states_shape=_states_shape,
 )
-
-
-def _no_second_derivative(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    raise NotImplementedError("the triton scan has no second derivative; use backend='reference'")
-
-
-torch.library.register_autograd("mixers::selective_scan_triton_backward", _no_second_derivative)
-
-
-# ---- FLOPs, counted as in scan_cpu -------------------------------------------------------------------------
-
-
-@register_flop_formula(torch.ops.mixers.selective_scan_triton)
-def _forward_flops(u: torch.Size, delta: torch.Size, A: torch.Size, *rest: Any, **named: Any) -> int:
-    return 6 * u.numel() * A[1]
-
-
-@register_flop_formula(torch.ops.mixers.selective_scan_triton_backward)
-def _backward_flops(
-    grad_y: torch.Size, last: Any, u: torch.Size, delta: Any, A: torch.Size, *rest: Any, **named: Any
-) -> int:
-    return 12 * u.numel() * A[1]

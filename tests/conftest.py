@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"  # before anything imports torch; the programs that tests start inherit it
+
+
+Ablate = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def ablate() -> Ablate:
+    """The command line with trials run in this process: no worker has to start and import torch."""
+
+    def run(trials: list[Any], store: Any, runtime: Any, placement: Any, watch: Any) -> None:
+        from experiments import launch
+
+        launch.work(trials, store, runtime, "here")
+
+    def ablate(*arguments: object) -> int:
+        import run_ablation
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("experiments.executors.local.run", run)
+            return run_ablation.main([*map(str, arguments)])
+
+    return ablate
 
 
 @pytest.fixture(scope="session")

@@ -67,15 +67,35 @@ def test_free_of_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_help_answers_at_once() -> None:
-    """Under 0.6 s of processor time: what is measured is what is imported, not what else runs here."""
+def test_a_plan_imports_nothing_that_it_can_do_without(tmp_path: Path) -> None:
+    """timm and scikit-learn together take longer to import than torch; no model of this plan needs them."""
+    unneeded = ("timm", "torchvision", "sklearn", "scipy.stats", "pandas", "matplotlib")
+    code = (
+        "import sys, run_ablation\n"
+        f"assert run_ablation.main(['plan', '--mixer', 'ssm', '--runs', {str(tmp_path)!r}]) == 0\n"
+        f"sys.exit(', '.join(name for name in {unneeded} if name in sys.modules) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def seconds_of(*arguments: str) -> tuple[float, str]:
+    """Processor seconds of a Python process, and what it printed."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    command = [sys.executable, "run_ablation.py", "--help"]
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert "--mixer" in done.stdout
-    assert min(seconds) < 0.6
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True, env=environment
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
+
+
+def test_help_answers_at_once() -> None:
+    """In units of the imports that it cannot do without: pandas, scipy or torch on top are too much."""
+    needed, seconds = [], []
+    for _ in range(5):  # side by side, as a machine may be busy for a while
+        needed.append(seconds_of("-c", "import numpy, pydantic.dataclasses")[0])
+        used, said = seconds_of("run_ablation.py", "--help")
+        seconds.append(used)
+    assert "--mixer" in said
+    assert min(seconds) < 2.5 * min(needed)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from analysis import published
+from analysis import quantities as q
 
 MLP_RATIO = 4.0
 HIERARCHY_STRIDES = (4, 8, 16, 32)
@@ -69,8 +71,29 @@ def stages() -> Iterator[Stage]:
             yield Stage(row.text("model"), number, dim, stride, row.origin)
 
 
-def analysis() -> list[dict[str, object]]:
-    """One record per backbone, stage and resolution: tokens, threshold, their ratio, and both operations."""
+def own_stages(dims: Sequence[int], patch: Sequence[int]) -> list[Stage]:
+    """A backbone that nobody published: channels and pixels per token along a side, stage by stage."""
+    numbers = [None] if len(dims) == 1 else range(1, len(dims) + 1)
+    return [
+        Stage("yours", number, dim, stride, "")
+        for number, dim, stride in zip(numbers, dims, patch, strict=True)
+    ]
+
+
+def analysis(
+    chosen: Iterable[Stage] | None = None,
+    images: Mapping[str, tuple[int, int]] = RESOLUTIONS,
+    mlp_ratio: float = MLP_RATIO,
+    causal: bool = False,
+) -> list[dict[str, Any]]:
+    """One record per backbone, stage and resolution: tokens, threshold, their ratio, and both operations.
+
+    Args:
+        chosen: default: those of `stages`.
+        images: height and width in pixels by name.
+        mlp_ratio: of the block.
+        causal: whether attention is.
+    """
     return [
         {
             "backbone": stage.backbone,
@@ -80,12 +103,39 @@ def analysis() -> list[dict[str, object]]:
             "width": width,
             "tokens": (length := tokens(height, width, stage.stride)),
             "channels": stage.dim,
-            "threshold": threshold(stage.dim),
-            "ratio": length / threshold(stage.dim),
-            "linear_operations": linear_operations(stage.dim, length),
-            "quadratic_operations": quadratic_operations(stage.dim, length),
+            "threshold": (limit := threshold(stage.dim, mlp_ratio, causal)),
+            "ratio": length / limit,
+            "linear_operations": linear_operations(stage.dim, length, mlp_ratio),
+            "quadratic_operations": quadratic_operations(stage.dim, length, causal),
             "origin": stage.origin,
         }
-        for stage in stages()
-        for task, (height, width) in RESOLUTIONS.items()
+        for stage in (stages() if chosen is None else chosen)
+        for task, (height, width) in images.items()
+    ]
+
+
+def lines(records: list[dict[str, Any]], mlp_ratio: float = MLP_RATIO, causal: bool = False) -> list[str]:
+    """The records as a table for the terminal, and below it what its columns are."""
+    linear, quadratic = 8 + 4 * mlp_ratio, 2 if causal else 4
+    limit = f"{linear / quadratic:g} D"
+    columns = (f"{linear:g} D\N{SUPERSCRIPT TWO} L", f"{quadratic:g} D L\N{SUPERSCRIPT TWO}")
+    said = [
+        f"{'backbone':<18} {'stage':>5}  {'image':<20} {'L':>9} {'D':>6} {limit:>8} {'L / ' + limit:>9} "
+        f"{columns[0]:>10} {columns[1]:>10}"
+    ]
+    for each in records:
+        size = f"{each['height']} x {each['width']}"
+        image = size if each["task"] == size else f"{each['task']} {size}"
+        said.append(
+            f"{each['backbone']:<18} {each['stage'] or q.MISSING:>5}  {image:<20} {each['tokens']:>9,} "
+            f"{each['channels']:>6,} {each['threshold']:>8,.6g} {each['ratio']:>9.3f} "
+            f"{q.count(each['linear_operations']):>10} {q.count(each['quadratic_operations']):>10}"
+            f"{'  long' if each['ratio'] > 1 else ''}"
+        )
+    kind = "causal Transformer block" if causal else "Transformer block"
+    return [
+        *said,
+        "",
+        f"Operations of a {kind} with an MLP of ratio {mlp_ratio:g} on L tokens of D channels (MambaOut,",
+        f"eq. 6 and 7). Long: the part that is quadratic in L is the larger one, L > {limit}.",
     ]

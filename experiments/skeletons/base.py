@@ -8,12 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from timm.layers.layer_scale import LayerScale
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from experiments.interface import Output, TaskSpec
-from experiments.skeletons.blocks import NORM_EPS, PRESETS, BlockName, mixer_slots
+from experiments.skeletons.blocks import LAYER_SCALE, NORM_EPS, PRESETS, BlockName, mixer_slots
 from experiments.skeletons.dense import PerPixel, UPerNet
 from experiments.skeletons.mask_rcnn import MaskRCNN, initial_std
 from experiments.skeletons.moe import MixtureOfExperts
@@ -191,8 +190,9 @@ class Skeleton(nn.Module, ABC):
 
 
 def _is_constant(model: nn.Module, parameter: str) -> bool:
-    return isinstance(
-        model.get_submodule(parameter.rpartition(".")[0]), nn.LayerNorm | _BatchNorm | LayerScale
+    module = parameter.rpartition(".")[0]
+    return module.endswith(f".{LAYER_SCALE}") or isinstance(
+        model.get_submodule(module), nn.LayerNorm | _BatchNorm
     )
 
 

@@ -17,9 +17,6 @@ from typing import Annotated, Any, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
-from timm.layers.drop import DropPath
-from timm.layers.layer_scale import LayerScale
-from timm.layers.mlp import Mlp, SwiGLU
 from torch import Tensor, nn
 
 from experiments.skeletons.moe import PLAIN, ExpertOptions, MixtureOfExperts
@@ -33,7 +30,8 @@ ConvRatio = Annotated[float, Field(gt=0, le=64)] | Literal["all"]
 LayerScaleInit = Annotated[float, Field(gt=0, le=1)]
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"gelu": nn.GELU, "silu": nn.SiLU}
-MLPS: dict[MlpName, Callable[..., nn.Module]] = {"plain": Mlp, "swiglu": SwiGLU}
+LAYER_SCALE = "layer_scale"
+"""Name of every LayerScale among a branch's modules."""
 NORM_EPS = 1e-6
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -210,7 +208,7 @@ class MetaFormerBlock(Block):
             self.mlp = None
             return
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        make_mlp = partial(MLPS[mlp], dim, hidden, act_layer=ACTIVATIONS[act], bias=bias)
+        make_mlp = partial(_mlp_class(mlp), dim, hidden, act_layer=ACTIVATIONS[act], bias=bias)
         self.mlp = make_mlp() if experts is None else MixtureOfExperts(dim, make_mlp, experts)
         self.residual2 = residual_branch(dim, layer_scale, drop_path)
 
@@ -222,12 +220,26 @@ class MetaFormerBlock(Block):
         return x if self.mlp is None else x + self.residual2(self.mlp(self.norm2(x)))
 
 
+# timm's layers are imported where a block has them: with them comes all of timm, which takes longer to import
+# than torch, and a plan or a test of a model without them should not wait for it.
+
+
+def _mlp_class(mlp: Literal["plain", "swiglu"]) -> Callable[..., nn.Module]:
+    from timm.layers.mlp import Mlp, SwiGLU
+
+    return Mlp if mlp == "plain" else SwiGLU
+
+
 def residual_branch(dim: int, layer_scale: float | None, drop_path: float) -> nn.Sequential:
     """What happens to a branch before it is added: LayerScale, then stochastic depth; often nothing."""
     branch = nn.Sequential()
     if layer_scale is not None:
-        branch.add_module("layer_scale", LayerScale(dim, init_values=layer_scale))
+        from timm.layers.layer_scale import LayerScale
+
+        branch.add_module(LAYER_SCALE, LayerScale(dim, init_values=layer_scale))
     if drop_path > 0:
+        from timm.layers.drop import DropPath
+
         branch.add_module("drop_path", DropPath(drop_path))
     return branch
 

@@ -14,12 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models import detection
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from experiments.interface import TaskSpec
 from experiments.skeletons.dense import channels_first
@@ -55,6 +49,14 @@ class MaskRCNN(nn.Module):
     """
 
     def __init__(self, dims: Sequence[int], task: TaskSpec, slim: bool) -> None:
+        # Here, not above: torchvision.ops imports half of torch, and few skeletons have this head.
+        from torchvision.models import detection
+        from torchvision.models.detection.anchor_utils import AnchorGenerator
+        from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+        from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+        from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+        from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
         super().__init__()
         width, hidden, masks = (32, 128, (32, 32)) if slim else (256, 1024, (256,) * 4)
         smallest, ratios = (8, (1.0,)) if slim else (32, (0.5, 1.0, 2.0))

@@ -7,9 +7,12 @@ is put at a random place on a larger, empty canvas. Splits and places are drawn 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -61,11 +64,20 @@ class Digits(Classification):
         return TaskSpec(input="image", channels=1, grid=(self.canvas, self.canvas), classes=10)
 
     def load(self, seed: int) -> TaskData:
-        from sklearn.datasets import load_digits
+        return DigitsData(self, *read_digits(), seed)
 
-        digits = load_digits()
-        images = torch.from_numpy(digits.images).float() / 16  # (1797, 8, 8), pixels were 0..16
-        return DigitsData(self, images, torch.from_numpy(digits.target), seed)
+
+def read_digits() -> tuple[Tensor, Tensor]:
+    """Images (1797, 8, 8) in 0..1 and labels (1797,), as `sklearn.datasets.load_digits` has them.
+
+    From the file itself: to import scikit-learn takes longer than a plan of a thousand trials.
+    """
+    found = importlib.util.find_spec("sklearn")
+    assert found is not None
+    assert found.origin is not None
+    rows = np.loadtxt(Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    images = torch.from_numpy(rows[:, :-1].reshape(-1, SIDE, SIDE)).float() / 16  # pixels are 0..16
+    return images, torch.from_numpy(rows[:, -1].astype(np.int64))
 
 
 class DigitsData:

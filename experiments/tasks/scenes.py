@@ -33,6 +33,7 @@ from experiments.tasks.base import (
     generator,
     split_examples,
 )
+from experiments.tasks.digits import read_digits
 from experiments.tasks.segmentation import at_size, pixel_loss
 from experiments.trial import stream
 from mixers.registry import InputError
@@ -145,12 +146,9 @@ _handwriting: list[tuple[Tensor, Tensor]] = []
 def handwriting() -> tuple[Tensor, Tensor]:
     """scikit-learn's digits twice as large, (1797, 16, 16) in 0..1, and their classes (1797,)."""
     if not _handwriting:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        small = torch.from_numpy(digits.images).float() / 16
+        small, labels = read_digits()
         large = F.interpolate(small[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0]
-        _handwriting.append((large, torch.from_numpy(digits.target)))
+        _handwriting.append((large, labels))
     return _handwriting[0]
 
 

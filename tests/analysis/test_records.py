@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,32 @@ def test_stored_arrays_come_back(write_records: Write) -> None:
     arrays = load_predictions(trial, ("target", "prediction"))
     assert arrays is not None
     assert 100 * np.mean(arrays["target"] == arrays["prediction"]) == 95.0
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_predictions_are_what_numpy_reads(write_records: Write, save: Callable[..., None]) -> None:
+    trial = load_study(*_folders(write_records({"conv": [95.0]}))).trials[0]
+    stored = {"flat": np.arange(7), "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3))}
+    save(trial.folder / "predictions.npz", **stored)
+    arrays = load_predictions(trial, ("columns", "flat"))
+    assert arrays is not None
+    for name, expected in stored.items():
+        np.testing.assert_array_equal(arrays[name], expected, strict=True)
+    assert load_predictions(trial, ("no such array",)) is None
+
+
+def test_damaged_predictions_are_no_predictions(write_records: Write) -> None:
+    trial = load_study(*_folders(write_records({"conv": [95.0]}))).trials[0]
+    path = trial.folder / "predictions.npz"
+    whole = path.read_bytes()
+    for place in range(40, len(whole) - 1, max(1, len(whole) // 200)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        arrays = load_predictions(trial, ("prediction",))
+        assert arrays is None or arrays["prediction"].shape == (400,)
+
+
+def _folders(records: Any) -> tuple[Path, Path]:
+    return records.study, records.trials
 
 
 def test_backend_names() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.integrate import quad
 from statsmodels.stats.multitest import multipletests
@@ -159,6 +160,11 @@ def test_unpairable_and_nonsense_arguments_are_refused() -> None:
         st.equivalence_test([1.0, 2.0], 0.0)
 
 
+def compared(example: ArrayLike, target: ArrayLike, arm: ArrayLike, baseline: ArrayLike) -> st.ExampleScores:
+    scored = st.Scored.of(example, target)
+    return st.ExampleScores(scored, scored.right(arm) - scored.right(baseline))
+
+
 def test_sampling_error_is_mcnemars() -> None:
     rng = np.random.default_rng(3)
     target = rng.integers(0, 10, 360)
@@ -166,7 +172,7 @@ def test_sampling_error_is_mcnemars() -> None:
     baseline = np.where(rng.random(360) < 0.92, target, 12)
     n10 = int(((arm == target) & (baseline != target)).sum())
     n01 = int(((arm != target) & (baseline == target)).sum())
-    scores = st.example_scores(np.arange(360), target, arm, baseline)
+    scores = compared(np.arange(360), target, arm, baseline)
     assert scores.difference == pytest.approx((n10 - n01) / 360)
     assert st.sampling_error(scores) == pytest.approx(
         math.sqrt((n10 + n01) / 360**2 - (n10 - n01) ** 2 / 360**3)
@@ -177,8 +183,8 @@ def test_pooling_disjoint_test_sets_averages_and_pooling_one_set_does_not() -> N
     rng = np.random.default_rng(4)
     target = np.zeros(500, dtype=int)
     arm, baseline = rng.integers(0, 2, 500), rng.integers(0, 2, 500)
-    single = st.example_scores(np.arange(500), target, arm, baseline)
-    apart = [st.example_scores(np.arange(500) + 500 * s, target, arm, baseline) for s in range(4)]
+    single = compared(np.arange(500), target, arm, baseline)
+    apart = [compared(np.arange(500) + 500 * s, target, arm, baseline) for s in range(4)]
     assert st.pooled_sampling_error(apart) == pytest.approx(st.sampling_error(single) / 2)
     assert st.pooled_sampling_error([single] * 4) == pytest.approx(st.sampling_error(single))
 
@@ -192,7 +198,7 @@ def test_sampling_error_matches_the_spread_over_resampled_test_sets() -> None:
             (rng.random(size) > 0.12 * ability).astype(int),
             (rng.random(size) > 0.2 * ability).astype(int),
         )
-        scores = st.example_scores(np.arange(size), np.ones(size, dtype=int), arm, baseline)
+        scores = compared(np.arange(size), np.ones(size, dtype=int), arm, baseline)
         differences.append(scores.difference)
         errors.append(st.sampling_error(scores))
     assert np.mean(errors) == pytest.approx(np.std(differences), rel=0.05)
@@ -201,8 +207,8 @@ def test_sampling_error_matches_the_spread_over_resampled_test_sets() -> None:
 def test_ignored_targets_are_not_scored() -> None:
     target = np.array([[1, -100, 2], [3, 3, -100]])
     arm, baseline = np.array([[1, 0, 2], [3, 0, 0]]), np.array([[0, 0, 0], [3, 3, -100]])
-    scores = st.example_scores([7, 8], target, arm, baseline)
-    assert scores.targets.tolist() == [2, 2]
+    scores = compared([7, 8], target, arm, baseline)
+    assert scores.scored.targets.tolist() == [2, 2]
     assert scores.balance.tolist() == [2, -1]
     assert scores.difference == 0.25
 

@@ -44,7 +44,7 @@ def test_every_mixer_can_be_matched(tiny_trial: MakeTrial, mixer: str, skeleton:
         return
     matched, matching = budget.match(trial, what, target)
     assert abs(matching.mismatch) <= budget.TOLERANCE
-    assert getattr(count_costs(matched), what) == matching.achieved
+    assert getattr(count_costs(matched), what) == budget.measure(matched, what) == matching.achieved
     only_the_width = with_options(matched.skeleton, {"expansion_ratio": 1.0})
     assert only_the_width == with_options(tiny_trial(skeleton=skeleton).skeleton, {"expansion_ratio": 1.0})
 

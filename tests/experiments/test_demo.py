@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from mixers import InputError
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, ablate: Callable[..., int]) -> Path:
     """A runs folder with two arms trained for two epochs."""
     folder = tmp_path_factory.mktemp("demo") / "runs"
     options = (
         "--mixer identity --baseline conv --seeds 1 --train.epochs 2 --train.warmup-epochs 0 --match none"
     )
-    assert run_ablation.main([*options.split(), "--runs", str(folder)]) == 0
+    assert ablate(*options.split(), "--runs", folder) == 0
     return folder
 
 

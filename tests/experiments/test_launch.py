@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from experiments import evaluate as evaluation
 from experiments import launch, train
 from experiments.executors import local
 from experiments.launch import Shard
@@ -300,6 +301,50 @@ def test_out_of_memory_ends_at_one_example(
     result = store.folder(trials[0].id).result()
     assert result is not None
     assert result["error"].startswith("out of memory even with one example at a time")
+
+
+@pytest.mark.parametrize("at_most", [50, 0])
+def test_out_of_memory_in_an_evaluation_leaves_the_training_alone(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch, at_most: int
+) -> None:
+    trial = tiny_trial("identity", epochs=2)
+    whole = Store(store.root / "whole")
+    launch.work([trial], whole, Runtime(), "first")
+    asked: list[int] = []
+    original = evaluation._answer
+
+    def answer(model: nn.Module, spec: Any, inputs: Tensor) -> Any:
+        asked.append(len(inputs))
+        if len(inputs) > at_most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(model, spec, inputs)
+
+    monkeypatch.setattr(evaluation, "_answer", answer)
+    launch.work([trial], store, Runtime(log_every=1), "first")
+    folder = store.folder(trial.id)
+    result, expected = folder.result(), whole.folder(trial.id).result()
+    assert result is not None
+    assert expected is not None
+    said = folder.log.read_text()
+    if at_most:
+        assert asked[:4] == [200, 128, 64, 32], "all 200 at first; then it is known what fits"
+        assert max(asked[4:]) == 32
+        assert said.count("out of memory") == 3
+        assert "out of memory with 64 examples of the validation split at a time: goes on with 32" in said
+        assert result["provenance"]["micro_batch"] is None
+        assert result["metrics"]["test"] == pytest.approx(expected["metrics"]["test"], rel=1e-5)
+    else:
+        assert asked[-1] == 1
+        assert "not even one example of the validation split fits" in result["error"]
+        assert "accumulated" not in said, "a smaller micro-batch would not help"
+        monkeypatch.undo()
+        steps = folder.metrics.read_text()
+        assert steps
+        launch.work([trial], store, Runtime(log_every=1), "second")
+        result = folder.result()
+        assert result is not None
+        assert result["metrics"] == expected["metrics"]
+        assert folder.metrics.read_text().startswith(steps), "no step of the first epoch is done again"
 
 
 def test_any_other_error_is_not_tried_again(

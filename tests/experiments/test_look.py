@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,13 +56,13 @@ def test_unknown_mixers_and_options_are_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, ablate: Callable[..., int]) -> Path:
     """A runs folder with two arms trained for an epoch."""
     folder = tmp_path_factory.mktemp("look") / "runs"
     options = (
         "--mixer identity --baseline conv --seeds 1 --train.epochs 2 --train.warmup-epochs 0 --match none"
     )
-    assert run_ablation.main([*options.split(), "--runs", str(folder)]) == 0
+    assert ablate(*options.split(), "--runs", folder) == 0
     return folder
 
 

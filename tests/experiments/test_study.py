@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import request
 from experiments import study as studies
 from mixers.registry import InputError
 
@@ -89,3 +90,21 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not UTF-8"):
         studies.load(tmp_path / "binary.toml")
+
+
+def test_a_changed_study_does_not_tell_the_answer_of_the_original() -> None:
+    def told(*arguments: str) -> studies.Study:
+        return request.requested_study(request.parse(arguments))[1]
+
+    original, seeds = told(), told("--seeds", "9")
+    assert original.answer
+    assert (seeds.answer, seeds.cost) == (original.answer, original.cost), "the same study, with more seeds"
+    arms, rate = told("--mixer", "ssm"), told("--train.lr", "0.01")
+    assert arms.varied == "The token mixer: conv, ssm."
+    assert rate.varied == original.varied
+    for changed in (arms, rate):
+        assert (changed.answer, changed.cost) == ("", "")
+        assert (changed.question, changed.fixed) == (original.question, original.fixed)
+    moved = told("--task", "textures")
+    assert moved.question == "Does textures in isotropic-nano need the SSM?"
+    assert "6 x 6" not in moved.fixed

@@ -15,7 +15,7 @@ from torch import Tensor
 from experiments.tasks import TASKS
 from experiments.tasks.base import IGNORE, Task, TaskData
 from experiments.tasks.bytes import bigram_bits_per_byte, read_documents
-from experiments.tasks.digits import Digits
+from experiments.tasks.digits import Digits, read_digits
 from experiments.tasks.generated import GeneratedData
 from experiments.tasks.induction import Induction, read_lengths
 from experiments.tasks.mad import Recall
@@ -403,6 +403,15 @@ def test_bigrams_by_hand() -> None:
 def test_a_corpus_without_sources(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"0 Python sources in .*--task.corpus"):
         read_documents(tmp_path)
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    images, labels = read_digits()
+    found = load_digits()
+    assert np.array_equal(images.numpy(), (found.images / 16).astype(np.float32))
+    assert np.array_equal(labels.numpy(), found.target)
 
 
 def test_sequential_digits_are_the_digits_read_in_raster_order() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import run_ablation
 from experiments import plan, study
 from experiments.build import resolve
 from experiments.trial import Recipe
-from mixers import MIXERS, InputError
+from mixers import MIXERS, InputError, contract
 from mixers.registry import is_own
 
 GOOD = '''
@@ -65,6 +66,14 @@ def resolved(text: str):
     from experiments.tasks import TASKS
 
     return resolve(component, SKELETONS.parse("isotropic-nano"), TASKS.parse("digits"), Recipe(), 0)
+
+
+def test_the_mixer_of_the_readme_keeps_its_word(write_mixer) -> None:
+    """As it stands there, imports and all."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (source,) = re.findall(r"```python\n(# shift\.py.*?)```", readme, re.DOTALL)
+    module = write_mixer(source)
+    contract.check("Shift", MIXERS.load(f"{module}:Shift"), {}, grid_rank=1)
 
 
 def test_it_is_resolved_with_the_hash_of_its_file(write_mixer) -> None:

@@ -28,6 +28,7 @@ from mixers.scan_reference import selective_scan_reference
 from mixers.scan_triton import choose_sizes, selective_scan_triton
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 600  # seconds until a kernel is taken to hang
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")
 OPTIONAL = ("D", "delta_bias", "initial_state")
 
@@ -246,17 +247,17 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_parity(interpreter: ProcessPoolExecutor, name: str) -> None:
-    interpreter.submit(check_parity, CASES[name], 2e-6).result(timeout=120)
+    interpreter.submit(check_parity, CASES[name], 2e-6).result(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_inputs(interpreter: ProcessPoolExecutor, dtype: torch.dtype) -> None:
     """States and sums in float32: only the last rounding is coarse; the interpreter truncates bfloat16."""
-    interpreter.submit(check_parity, Case(17, dtype=dtype), 2**-7).result(timeout=120)
+    interpreter.submit(check_parity, Case(17, dtype=dtype), 2**-7).result(timeout=PATIENCE)
 
 
 def test_gradient_through_y_alone(interpreter: ProcessPoolExecutor) -> None:
-    interpreter.submit(check_parity, Case(10), 2e-6, through_the_state=False).result(timeout=120)
+    interpreter.submit(check_parity, Case(10), 2e-6, through_the_state=False).result(timeout=PATIENCE)
 
 
 def check_step_size() -> None:
@@ -271,7 +272,7 @@ def check_step_size() -> None:
 
 
 def test_step_size_is_precise_where_it_is_small(interpreter: ProcessPoolExecutor) -> None:
-    interpreter.submit(check_step_size).result(timeout=120)
+    interpreter.submit(check_step_size).result(timeout=PATIENCE)
 
 
 def check_operator() -> None:
@@ -293,7 +294,7 @@ def check_operator() -> None:
 
 
 def test_operator(interpreter: ProcessPoolExecutor) -> None:
-    interpreter.submit(check_operator).result(timeout=120)
+    interpreter.submit(check_operator).result(timeout=PATIENCE)
 
 
 def check_memory_and_nan() -> None:
@@ -313,7 +314,7 @@ def check_memory_and_nan() -> None:
 
 
 def test_reads_only_what_was_written_and_shows_nan(interpreter: ProcessPoolExecutor) -> None:
-    interpreter.submit(check_memory_and_nan).result(timeout=120)
+    interpreter.submit(check_memory_and_nan).result(timeout=PATIENCE)
 
 
 def check_empty_batch() -> None:
@@ -325,7 +326,7 @@ def check_empty_batch() -> None:
 
 
 def test_an_empty_batch(interpreter: ProcessPoolExecutor) -> None:
-    interpreter.submit(check_empty_batch).result(timeout=120)
+    interpreter.submit(check_empty_batch).result(timeout=PATIENCE)
 
 
 # ---- through Triton's compiler -----------------------------------------------------------------------------

@@ -42,6 +42,15 @@ def runs(write_records: Write) -> Path:
     return Path(records.study).parents[1]
 
 
+def seconds_of(code: str) -> tuple[float, str]:
+    """Processor seconds of a Python process, and what it printed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=600)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
+
+
 @pytest.fixture
 def decoding(runs: Path) -> Path:
     path = runs / "decoding.csv"
@@ -168,7 +177,7 @@ def test_what_cannot_be_read_is_said(runs: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_needs_no_torch(runs: Path) -> None:
-    """`report --paper` with torch made impossible to import, in under 60 s of processor time."""
+    """`report --paper` with torch made impossible to import."""
     code = (
         "import sys\n"
         "class NoTorch:\n"
@@ -178,13 +187,11 @@ def test_the_command_needs_no_torch(runs: Path) -> None:
         "import run_ablation\n"
         f"sys.exit(run_ablation.main(['report', '--paper', '--runs', {str(runs)!r}]))"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=600)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0, done.stderr
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
+    imports, _ = seconds_of("import matplotlib.pyplot, pandas, scipy.stats")  # the machine's unit of time
+    used, said = seconds_of(code)
+    assert used < 15 * imports  # 4 of them when this was written
+    assert "figures" in said
     assert (runs / "paper" / "index.html").is_file()
-    assert "figures" in done.stdout
 
 
 def test_a_flag_that_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,6 +70,7 @@ def start(*arguments: object, **variables: str) -> subprocess.Popen[str]:
         text=True,
         env=environment | variables,  # as a user has it: imports take several times longer without bytecode
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # "pytest &" ignores it
     )
 
 

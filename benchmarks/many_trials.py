@@ -4,8 +4,8 @@
 
 No trial is trained: a stand-in for `run_trial` stores a result with made-up answers, through the same store.
 Plan, statuses and report are whole commands, from the start of Python to its end; scheduling is what remains
-of an executor's run when the stand-in's own time is taken off, per trial. That of worker processes and of
-Ray's (uv sync --extra ray) is taken from the first result to the last, without their start.
+of an executor's run when the stand-in's own time is taken off, per trial. Of worker processes and of Ray's
+(uv sync --extra ray), whose start does not count, it is what they spend between two trials.
 """
 
 from __future__ import annotations
@@ -62,6 +62,10 @@ sys.meta_path.insert(0, StandIn())
 """In a `sitecustomize.py` that worker processes import first: this file in place of `experiments.train`."""
 
 
+_ends: list[float] = []
+"""Processor seconds of this process at the end of each of its trials."""
+
+
 class Interrupted(Exception):
     """As in `experiments.train`."""
 
@@ -69,6 +73,7 @@ class Interrupted(Exception):
 def run_trial(trial: Trial, folder: TrialFolder, *_: object) -> None:
     """In place of training: a result as a real trial stores it, drawn from the trial's seed and mixer."""
     started = time.perf_counter()
+    between = time.process_time() - _ends[-1] if _ends else None
     folder.begin(trial)
     folder.report_progress(epoch=1, epochs=30, fraction=0.5, seconds=0.0)
     draw = np.random.default_rng([trial.seed, len(trial.mixer_text)])
@@ -101,10 +106,11 @@ def run_trial(trial: Trial, folder: TrialFolder, *_: object) -> None:
             "examples_per_second": 1_000.0,
             "peak_memory_bytes": 10**6,
             "host": f"pretended in process {os.getpid()}",
-            "processor_seconds": time.process_time(),
+            "between_trials": between,
             "ended": time.time(),
         },
     )
+    _ends.append(time.process_time())
 
 
 def seconds_of(*arguments: str) -> tuple[float, float]:
@@ -140,9 +146,9 @@ def main() -> None:
         stored = runs / "studies" / "many" / "plan.json"
         planned = plan.make("many", load(path), stored)
         plan.write(planned, stored, "benchmark")
-        own = schedule(planned.trials(), Store(runs))
-        schedule_elsewhere("local", planned.trials(), Store(root / "local"), own)
-        schedule_elsewhere("ray", planned.trials(), Store(root / "ray"), own)
+        schedule(planned.trials(), Store(runs))
+        schedule_elsewhere("local", planned.trials(), Store(root / "local"))
+        schedule_elsewhere("ray", planned.trials(), Store(root / "ray"))
         report("plan", *seconds_of("plan", *asked))
         report("status", *seconds_of("status", *asked))
         report("report", *seconds_of("report", *asked))
@@ -153,12 +159,8 @@ def report(what: str, used: float, wall: float) -> None:
     print(f"{what:<34} {used:6.2f} ({wall:.2f})", flush=True)
 
 
-def schedule(trials: Sequence[Trial], store: Store) -> float:
-    """One worker through the whole list, in this process, the stand-in's own processor time taken off.
-
-    Returns:
-        That time, in seconds per trial.
-    """
+def schedule(trials: Sequence[Trial], store: Store) -> None:
+    """One worker through the whole list, in this process, the stand-in's own processor time taken off."""
     inside = 0.0
 
     def timed(*arguments: object) -> None:
@@ -175,14 +177,10 @@ def schedule(trials: Sequence[Trial], store: Store) -> float:
     print(
         f"scheduling, one worker: {1000 * used / len(trials):.2f} ms of processor time per trial", flush=True
     )
-    return inside / len(trials)
 
 
-def schedule_elsewhere(executor: Executor, trials: Sequence[Trial], store: Store, own: float) -> None:
-    """Two worker processes, from the first result to the last: what a trial takes once they have started.
-
-    Their processor time is without the stand-in's; the wall also waits for what else runs on the machine.
-    """
+def schedule_elsewhere(executor: Executor, trials: Sequence[Trial], store: Store) -> None:
+    """Two worker processes, once they have started: processor and wall time from trial to trial."""
     start = time.time()
     with stand_in(store.root.with_name(f"{executor}-stand-in")):
         executors.find(executor).run(
@@ -191,15 +189,13 @@ def schedule_elsewhere(executor: Executor, trials: Sequence[Trial], store: Store
     assert launch.missing(trials, store) == []
     timings = [store.folder(trial.id).timing() for trial in trials]
     ends = [timing["ended"] for timing in timings]
-    used: dict[str, list[float]] = {}
-    for timing in timings:
-        used.setdefault(timing["host"], []).append(timing["processor_seconds"])
-    between = sum(len(each) - 1 for each in used.values())
-    processor = sum(max(each) - min(each) for each in used.values()) / between - own
+    between = [timing["between_trials"] for timing in timings if timing["between_trials"] is not None]
+    processor = sum(between) / len(between)
     wall = (max(ends) - min(ends)) / (len(ends) - 1)
     print(
-        f"scheduling, {executor}, {len(used)} processes: {1000 * processor:.2f} ms of processor time per "
-        f"trial in them, {1000 * wall:.1f} ms of wall time; first result after {min(ends) - start:.0f} s",
+        f"scheduling, {executor}, {len(timings) - len(between)} processes: {1000 * processor:.2f} ms of "
+        f"processor time per trial in them, {1000 * wall:.1f} ms of wall time; "
+        f"first result after {min(ends) - start:.0f} s",
         flush=True,
     )
 

@@ -197,7 +197,12 @@ def _train(what: str, trials: list[Trial], labels: Mapping[str, str], store: Sto
 
 
 def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
-    planned = plan.make(name, wanted, asked.runs / "studies" / name / "plan.json")
+    store = Store(asked.runs)
+    path = store.studies / name / "plan.json"
+    planned = plan.make(name, wanted, path)
+    if not path.exists():  # the run, and whoever asks for the plan again, need no torch to read it
+        shards = None if asked.share is None else asked.share.count
+        plan.write(planned, path, _of_all_shards(command.replace(" plan", "", 1)), shards)
     print(f"{name}: {wanted.question}")
     print(f"  task {wanted.task}, skeleton {wanted.skeleton}, {planned.details['budget']}")
     print(f"  seeds 0..{wanted.seeds - 1}, matched in {wanted.match}, margin {wanted.margin:g}")
@@ -221,11 +226,7 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
             f"edge): {len(search.first_trials(planned))} trials"
         )
     trials = planned.trials()
-    done = (
-        sum(launch.finished(Store(asked.runs).folder(trial.id)) for trial in trials)
-        if asked.runs.exists()
-        else 0
-    )
+    done = sum(launch.finished(store.folder(trial.id)) for trial in trials)
     cost = f"; {wanted.cost}" if wanted.cost else ""
     print(f"{len(trials)} trials, {done} finished, {len(trials) - done} to run{cost}")
     return 0

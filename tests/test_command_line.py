@@ -166,9 +166,12 @@ def test_a_causal_task_refuses_a_mixer_that_sees_the_future(
     assert "task digits is causal, but mixer attention" in capsys.readouterr().err
 
 
-def test_an_unwritable_runs_folder(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("verb", [[], ["plan"]])
+def test_an_unwritable_runs_folder(
+    verb: list[str], study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
-    assert run_ablation.main(["--study", str(study), "--runs", str(tmp_path / "file")]) == 2
+    assert run_ablation.main([*verb, "--study", str(study), "--runs", str(tmp_path / "file")]) == 2
     assert "cannot write to the runs folder" in capsys.readouterr().err
 
 

@@ -78,6 +78,18 @@ def test_a_plan_imports_nothing_that_it_can_do_without(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
+    again = (
+        "import sys, run_ablation\n"
+        f"asked = ['--mixer', 'ssm', '--runs', {str(tmp_path)!r}]\n"
+        "assert run_ablation.main(['plan', *asked]) == run_ablation.main(['status', *asked]) == 0\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", again], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "10 trials: 10 waiting" in done.stdout
+
 
 def seconds_of(*arguments: str) -> tuple[float, str]:
     """Processor seconds of a Python process, and what it printed."""

@@ -65,7 +65,10 @@ def evaluate_weights(asked: EvaluateRequest) -> Evaluated:
     device = torch_device(asked.device)
     model = build_model(trial, new_head=False).to(device)
     choose_backend(model, "auto", device)
-    metrics, answers = evaluate(model, task, data, "test", device, asked.precision)
+    try:
+        metrics, answers = evaluate(model, task, data, "test", device, asked.precision)
+    finally:
+        data.close()
     return Evaluated(
         f"{trial.skeleton.name} with {trial.mixer[0].name}, weights {trial.train.weights}",
         str(trial.task),

@@ -97,14 +97,13 @@ def run_trial(
         folder.begin(trial)
         folder.report_progress(epoch=0, epochs=trial.train.all_epochs, fraction=0.0, seconds=0.0)
     run = _Run(trial, folder, runtime, ranks)
-    run.restore()
-    if ranks.rank == 0:
-        run.metrics.start(run.steps_done)
     try:
-        status = run.train(stop_requested)
+        run.restore()
+        if ranks.rank == 0:
+            run.metrics.start(run.steps_done)
+        run.finish(run.train(stop_requested))
     finally:
-        run.metrics.close()
-    run.finish(status)
+        run.close()
 
 
 class _Run:
@@ -387,6 +386,12 @@ class _Run:
             fraction=done / self.recipe.all_epochs,
             seconds=self.progress.seconds + now - self.started,
         )
+
+    def close(self) -> None:
+        """Let go of files and processes."""
+        self.metrics.close()
+        if isinstance(self.data, FileData):
+            self.data.close()
 
     def finish(self, status: str) -> None:
         """Evaluate, if there is something to evaluate, and write the result."""

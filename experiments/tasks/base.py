@@ -103,6 +103,9 @@ class FileData(Protocol):
         """From now on `train_batches` yields this rank's `share` of every batch, and `batches` every
         ranks-th batch from its own on."""
 
+    def close(self) -> None:
+        """End the processes that read, if there are any; whoever reads again starts new ones."""
+
 
 def share(batch_size: int, rank: int, ranks: int) -> Tensor:
     """Places in a batch that are one rank's: from the front and, mirrored, from the back.

@@ -22,6 +22,7 @@ from pydantic import Field
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from experiments.interface import TaskSpec
 from experiments.tasks.base import (
@@ -229,8 +230,13 @@ class ImagesData:
         return state.hexdigest()[:16]
 
     def read_with(self, reading: Reading) -> None:
+        self.close()
         self._reading = reading
-        self.__dict__.pop("_reader", None)
+
+    def close(self) -> None:
+        reader = self.__dict__.pop("_reader", None)
+        if reader is not None:
+            reader.close()
 
     def train_batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         order = self._numbers["train"][shuffled(self.sizes["train"], self._seed, epoch)]
@@ -394,6 +400,15 @@ class _Reader:
         """What the keys of each batch stand for, in order."""
         self._plan.batches = map(list, batches)
         yield from self._loader
+
+    def close(self) -> None:
+        """Tell the processes to end, which they do by no signal.
+
+        Torch leaves that to the iterator's `__del__`; at the end of Python it comes after the wait for them.
+        """
+        iterator = self._loader._iterator
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown_workers()
 
 
 def _fork_server() -> BaseContext:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import multiprocessing
 import pickle
 import random
 import shutil
 import tarfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -367,6 +369,23 @@ def test_resuming_equals_no_interruption(digit_folder: Path, tmp_path: Path) -> 
         run_trial(trial, parts, Runtime(micro_batch=4), lambda: next(steps) == stop_at)
     run_trial(trial, parts, Runtime(micro_batch=4))
     assert outcome(whole) == outcome(parts), f"stopped at step {stop_at}"
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_readers_end_with_their_trial(digit_folder: Path, store: Store, stop: bool) -> None:
+    """They ignore signals, so that a process which waits for them at its end would wait for ever."""
+    readers = set(multiprocessing.active_children())
+    trial = trial_on(digit_folder, epochs=1)
+    found = []
+
+    def stop_requested() -> bool:
+        found.extend(set(multiprocessing.active_children()) - readers)
+        return stop
+
+    with pytest.raises(Interrupted) if stop else nullcontext():
+        run_trial(trial, store.folder(trial.id), Runtime(loaders=2), stop_requested)
+    assert len(set(found)) == 2
+    assert not any(reader.is_alive() for reader in found)
 
 
 def test_what_is_recorded(own_folder: Path, store: Store) -> None:

@@ -59,8 +59,9 @@ PRICES = {
 MORE_IS_BETTER = ("examples_per_second",)
 STEPS = [1, 2, 2.5, 5, 10]  # tick distances people count in
 
-# Beyond these a figure can no longer be read; the caption says how many are drawn, the CSV beside it has all.
-MOST_ROWS, MOST_LINES = 40, 14
+# Beyond these a figure no longer fits a page, or can be read; the caption says how many are drawn, the CSV
+# beside it has all.
+MOST_ROWS, MOST_LINES = 25, 14
 MOST_BANDS = 7  # more bands than this hide the lines
 
 
@@ -75,16 +76,20 @@ class Drawing:
     files: dict[str, bytes]
 
 
-def draw_all(study: Study, arms: dict[str, ArmSummary], comparisons: list[Comparison]) -> list[Drawing]:
-    """Draw what the records allow; a figure without any data is left out."""
+def draw_arms(study: Study, arms: dict[str, ArmSummary]) -> list[Drawing]:
+    """Draw what the records allow without a verdict; a figure without any data is left out."""
     with paper_style():
-        drawings = [
-            seeds(study, list(arms.values())),
-            differences(study, list(arms.values()), comparisons),
-            curves(study, list(arms.values())),
-            costs(study, list(arms.values())),
-        ]
+        drawings = [draw(study, list(arms.values())) for draw in (seeds, curves, costs)]
     return [drawing for drawing in drawings if drawing is not None]
+
+
+def draw_comparisons(
+    study: Study, arms: dict[str, ArmSummary], comparisons: list[Comparison]
+) -> list[Drawing]:
+    """Draw what the verdict rests on, if there is any difference."""
+    with paper_style():
+        drawing = differences(study, list(arms.values()), comparisons)
+    return [] if drawing is None else [drawing]
 
 
 def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:

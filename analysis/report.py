@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING
 from analysis import quantities as q
 from analysis import tables
 from analysis.against_published import published_table
+from analysis.beside import beside
 from analysis.page import inline_svg, render, write_atomically
 from analysis.records import DIVERGED, OK, SCHEMA_VERSION, RecordError, Study, backend_name, load_study
 from analysis.summary import ArmSummary, differing, summarise
-from analysis.verdict import Comparison, judge
+from analysis.verdict import Comparison, compare, pronounce
 
 if TYPE_CHECKING:
     from analysis.figures import Drawing
 
-FIGURES = ("sweep", "learning_rates", "seeds", "differences", "curves", "costs")
+FIGURES = ("reach", "sweep", "learning_rates", "seeds", "differences", "curves", "costs")
+"""In the order of the page."""
+MANY = 2_000
+"""Trials from which on two processes report sooner than one."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +62,27 @@ def write_study(study_folder: Path, trials_folder: Path) -> StudyReport:
         study = load_study(study_folder, trials_folder)
     except RecordError as error:
         return StudyReport(terminal_table="", verdict_lines=[f"No report: {error}"])
+    many = len(study.trials) >= MANY
+    numbers = beside(lambda: compare(study), many)
     arms = summarise(study)
-    comparisons = judge(study, arms)
-    table = tables.comparison_table(study, arms, comparisons)
-    files = _text_files(study, arms, comparisons, table)
 
     from analysis import figures, reach, sweep
 
+    drawings = [*filter(None, [reach.draw(study)]), *figures.draw_arms(study, arms)]
+    comparisons = pronounce(numbers(), study, arms)
+    compared = beside(
+        lambda: [
+            *sweep.draw_all(study, arms, comparisons),
+            *figures.draw_comparisons(study, arms, comparisons),
+        ],
+        many,
+    )
+    table = tables.comparison_table(study, arms, comparisons)
+    files = _text_files(study, arms, comparisons, table)
     mixed = differing(study)
     drawings = [
         replace(drawing, caption=drawing.caption + mixed)
-        for drawing in (
-            *filter(None, [reach.draw(study)]),
-            *sweep.draw_all(study, arms, comparisons),
-            *figures.draw_all(study, arms, comparisons),
-        )
+        for drawing in sorted([*drawings, *compared()], key=lambda drawing: FIGURES.index(drawing.name))
     ]
     for drawing in drawings:
         files |= {f"figures/{drawing.name}.{suffix}": content for suffix, content in drawing.files.items()}

@@ -134,11 +134,20 @@ class Comparison:
 
 def judge(study: Study, arms: dict[str, ArmSummary]) -> list[Comparison]:
     """Judge every comparison of the plan, in its order."""
+    return pronounce(compare(study), study, arms)
+
+
+def compare(study: Study) -> list[Comparison]:
+    """The numbers of every comparison of the plan, in its order, without verdicts."""
     baselines: Baselines = {}
     compared = [_compare(study, *pair, baselines) for pair in study.comparisons]
-    compared = _adjust(compared, study.families)
+    return _adjust(compared, study.families)
+
+
+def pronounce(comparisons: list[Comparison], study: Study, arms: dict[str, ArmSummary]) -> list[Comparison]:
+    """The comparisons with their verdicts."""
     judged = []
-    for comparison in compared:
+    for comparison in comparisons:
         alpha = study.alpha / comparison.family_size
         estimate = comparison.interval
         word, qualifier = decide(comparison, study)

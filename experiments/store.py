@@ -22,16 +22,20 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from experiments.trial import SCHEMA_VERSION, Trial, canonical_json
 from mixers.registry import InputError
@@ -84,6 +88,16 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, f"{text}\n".encode())
 
 
+def _narrowest(values: NDArray[Any]) -> NDArray[Any]:
+    if values.dtype.kind != "i" or not values.size:
+        return values
+    low, high = values.min(), values.max()
+    for kind in (np.int8, np.int16, np.int32):
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            return values.astype(kind)
+    return values
+
+
 @dataclass(frozen=True)
 class TrialFolder:
     """The files of one trial."""
@@ -118,6 +132,16 @@ class TrialFolder:
     def begin(self, trial: Trial) -> None:
         """Write `trial.json`."""
         write_json(self.path / "trial.json", trial.to_dict())
+
+    def answer(self, answers: Mapping[str, NDArray[Any]]) -> None:
+        """Write `predictions.npz`, integers as the narrowest that hold them.
+
+        A report reads those of all trials, and most of what it would read of int64 is zeros.
+        """
+        buffer = io.BytesIO()
+        narrow = {name: _narrowest(values) for name, values in answers.items()}
+        np.savez_compressed(buffer, allow_pickle=False, **narrow)
+        write_bytes(self.predictions, buffer.getvalue())
 
     def finish(self, result: dict[str, Any], timing: dict[str, Any]) -> None:
         """Write the result, which is the last thing a trial does."""

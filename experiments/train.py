@@ -420,9 +420,7 @@ class _Run:
         if self.ranks.rank > 0:
             return
         if status == "ok":
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, allow_pickle=False, **answers)
-            write_bytes(self.folder.predictions, buffer.getvalue())
+            self.folder.answer(answers)
             if self.runtime.keep_weights:
                 # tied weights are stored twice: the format knows no shared memory
                 weights = {

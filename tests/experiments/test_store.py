@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.store import RESULT_FIELDS, Store, TrialFolder, write_bytes, write_json
@@ -47,6 +48,20 @@ def test_a_result_comes_back(folder: TrialFolder) -> None:
     folder.finish(a_result(folder.trial_id), {"train_seconds": 1.0})
     assert folder.result() == a_result(folder.trial_id)
     assert folder.timing() == {"train_seconds": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [([-128, 127], "int8"), ([-100, 128], "int16"), ([0, 70_000], "int32"), ([-1, 2**40], "int64")],
+)
+def test_answers_take_no_more_room_than_they_need(folder: TrialFolder, values: list[int], kind: str) -> None:
+    scores = np.array([0.25, np.nan])
+    folder.answer({"prediction": np.array([values]), "scores": scores, "none": np.empty((0, 3), np.int64)})
+    with np.load(folder.predictions) as stored:
+        assert stored["prediction"].dtype == kind
+        assert stored["prediction"].tolist() == [values]
+        np.testing.assert_array_equal(stored["scores"], scores)
+        assert stored["none"].shape == (0, 3)
 
 
 def test_finishing_removes_the_checkpoint(folder: TrialFolder) -> None:

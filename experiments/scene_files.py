@@ -64,8 +64,6 @@ def write(
     """
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; scenes are written to a folder of their own")
-    if digits + 1 > side**2:
-        raise InputError(f"{digits} digits and the key do not fit into {side} x {side} cells")
     data = SceneData(SceneRule(side, digits, noise, same=0.5), {"train": train, "test": test}, seed=0)
     for name, split in SPLITS.items():
         _write_split(folder, name, data, split)

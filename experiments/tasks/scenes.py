@@ -81,12 +81,22 @@ class SceneRule:
         digits: plain ones, K.
         noise: standard deviation of what is added to every pixel.
         same: probability that a plain digit has the key's class; None for digits drawn regardless of it.
+
+    Raises:
+        InputError: more digits than cells.
     """
 
     side: int
     digits: int
     noise: float
     same: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.digits + 1 > self.side**2:
+            raise InputError(
+                f"{self.digits} digits and the key do not fit into {self.side} x {self.side} cells; at most "
+                f"{self.side**2 - 1} digits do"
+            )
 
     def draw(self, count: int, pool: Tensor, random: torch.Generator) -> Scenes:
         """-> `count` scenes.
@@ -190,11 +200,6 @@ class SceneSegmentation:
         validation: Count = 200,
         test: Count = 500,
     ) -> None:
-        if digits + 1 > side**2:
-            raise InputError(
-                f"task scenes: {digits} digits and the key do not fit into {side} x {side} cells; "
-                f"at most {side**2 - 1} digits do"
-            )
         self.rule = SceneRule(side, digits, noise)
         self.train, self.validation, self.test = train, validation, test
 

@@ -19,7 +19,6 @@ from experiments.interface import TaskSpec
 from experiments.tasks.base import Batch, TaskData
 from experiments.tasks.instances import InstanceScorer, InstanceSegmentation, Target
 from experiments.tasks.scenes import CELL, CLASSES, MEAN, STD, SceneData, SceneRule, Scenes, assemble
-from mixers.registry import InputError
 
 SAME, OTHER = 1, 2
 Ask = Literal["relation", "own"]
@@ -53,11 +52,6 @@ class SceneDetection(InstanceSegmentation):
         validation: Count = 100,
         test: Count = 300,
     ) -> None:
-        if digits + 1 > side**2:
-            raise InputError(
-                f"task scenes-detect: {digits} digits and the key do not fit into {side} x {side} cells; "
-                f"at most {side**2 - 1} digits do"
-            )
         self.ask = ask
         self.rule = SceneRule(side, digits, noise, same=0.5 if ask == "relation" else None)
         self.train, self.validation, self.test = train, validation, test

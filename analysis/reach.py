@@ -55,7 +55,8 @@ def draw(study: Study) -> Drawing | None:
         caption = (
             f"Test {study.metric.name}, mean and {level} t interval over seeds. Left: by the distance "
             "between a digit and the framed one, in cells of 16 pixels. Right: digits below the framed one "
-            "(filled), which a scan in raster order reads after it, and above it (open), read before it."
+            "(filled marks), which a scan in raster order reads after it, and above it (open marks), read "
+            "before it."
         )
         chance = _chance(study)
         if chance is not None:

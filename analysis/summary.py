@@ -116,12 +116,15 @@ def warnings(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
 def _arm_summary(arm: Arm, study: Study) -> ArmSummary:
     name = study.metric.name
     finished = arm.with_status(OK)
+    same = not any(trial.own_metric for trial in arm.trials)
     curves = _stack([load_curve(trial, f"validation_{name}") for trial in finished])
     return ArmSummary(
         arm=arm,
         test=t_interval(list(arm.values("test", name).values()), study.alpha),
         validation=t_interval(
-            [v for v in arm.values("validation", name).values() if math.isfinite(v)], study.alpha
+            # of a case that reads another number off the test split, the validation split has none
+            [v for v in arm.values("validation", name).values() if math.isfinite(v)] if same else [],
+            study.alpha,
         ),
         costs=_costs(arm),
         backends=tuple(sorted({backend_name(trial.provenance) for trial in arm.trials if trial.result})),
@@ -281,9 +284,10 @@ def _mixed(study: Study) -> list[str]:
 def _under_trained(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
     decimals = q.decimals_for(study.margin, study.metric.unit)
     unit = study.metric.difference_unit
+    by_case = any(trial.own_metric for trial in study.trials)  # all of them read off the same models
     found = [
-        f"{arm.name} was still improving when training stopped (under-trained): validation "
-        f"{study.metric.name} over the last {arm.rise.window} epochs was "
+        f"{arm.arm.label if by_case else arm.name} was still improving when training stopped "
+        f"(under-trained): validation {study.metric.name} over the last {arm.rise.window} epochs was "
         f"{q.number(arm.rise.gain, decimals)} {unit} better than over the {arm.rise.window} before."
         for arm in arms.values()
         if arm.rise is not None and arm.rise.flagged
@@ -291,4 +295,4 @@ def _under_trained(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
     short = [arm.name for arm in arms.values() if arm.curves.size and arm.rise is None]
     if short:
         found.append(f"Too few epochs to tell whether training was done: {q.listing(short)}.")
-    return found
+    return list(dict.fromkeys(found))

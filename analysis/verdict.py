@@ -390,11 +390,30 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
             f"All seeds share one test set, whose own sampling error ({q.number(c.sampling.mean, decimals)} "
             f"{study.metric.difference_unit}, standard error) is not in the interval."
         )
+    found += _not_learned(c, study, arms)
     stopped = [name for name in (c.arm, c.baseline) if arms[name].under_trained]
     if stopped:
         verb = "was" if len(stopped) == 1 else "were"
         found.append(f"{q.listing(stopped)} {verb} still improving when training stopped (under-trained).")
     return found
+
+
+def _not_learned(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> list[str]:
+    """Two arms that guess are equal, and say nothing about what they could do."""
+    direction, case = study.metric.direction, study.arms[c.arm].case
+    naive = min(
+        (each for each in study.baselines if each.case in (None, case)),
+        key=lambda each: direction * each.value,
+        default=None,
+    )
+    if naive is None:
+        return []
+    tests = [arms[name].test for name in (c.arm, c.baseline)]
+    worst = [each.low if direction > 0 else each.high for each in tests]
+    if not all(direction * value <= direction * naive.value for value in worst):  # NaN: of a single seed
+        return []
+    value = q.with_unit(naive.value, study.metric.unit)
+    return [f"Neither is reliably better than {naive.name} ({value}), so this compares what was not learned."]
 
 
 def _no_spread(c: Comparison) -> str:

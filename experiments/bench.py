@@ -194,10 +194,10 @@ def _too_slow(point: Point, before: Point | None, seconds: float) -> Point | Non
 
 def _measure(point: Point, mixer: TokenMixer, seconds: float, machine: Machine) -> Point:
     place, dtype = torch.device(machine.device), DTYPES[machine.dtype]
-    x = torch.randn(point.batch, point.length, point.dim, device=place, dtype=dtype)
-    x.requires_grad_(point.what == BOTH)
-    call = _pass(mixer, x, point.what)
     try:
+        x = torch.randn(point.batch, point.length, point.dim, device=place, dtype=dtype)
+        x.requires_grad_(point.what == BOTH)
+        call = _pass(mixer, x, point.what)
         peak = _peak_bytes(call, mixer, x)
         times = sorted(1e3 * spent for spent in _times(call, place, seconds))
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

@@ -93,7 +93,7 @@ def _run(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     shards = None if asked.share is None else asked.share.count
     command = _of_all_shards(command)
     plan.write(planned, folder / "plan.json", command, shards)
-    print(_matching_lines(planned), end="")
+    print(_matching_lines(planned) + _warm_up_lines(planned), end="")
     chosen = _choose_rates(planned, store, asked)
     if chosen.open:
         _say_what_waits(chosen, asked)
@@ -218,14 +218,17 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
         after = planned.arm(plan.planned_name(wanted.baseline, case.name))
         before = planned.arm(plan.planned_name(wanted.baseline, first.name))
         print(f"  {before.name} -> {after.name}: {_difference(before, after, wanted)}")
-    print(_matching_lines(planned), end="")
-    if wanted.lr_grid:
+    print(_matching_lines(planned) + _warm_up_lines(planned), end="")
+    found = search.settle(planned, store)
+    if found.open:
         rates = ", ".join(f"{rate:g}" for rate in sorted(wanted.lr_grid))
         print(
             f"Learning rates are chosen first, on validation, from {rates} (more where the best lies at an "
-            f"edge): {len(search.first_trials(planned))} trials"
+            f"edge): {len(found.open)} trials"
         )
-    trials = planned.trials()
+    elif found.plan.search:
+        print(_rate_lines(found.plan), end="")
+    trials = found.plan.trials()
     done = sum(launch.finished(store.folder(trial.id)) for trial in trials)
     cost = f"; {wanted.cost}" if wanted.cost else ""
     print(f"{len(trials)} trials, {done} finished, {len(trials) - done} to run{cost}")
@@ -275,6 +278,7 @@ def _paper(arguments: Sequence[str]) -> int:
     from analysis.paper import write_paper
 
     asked = request.read(request.PaperRequest(), arguments, "run_ablation.py report --paper")
+    Store(asked.runs)  # or a sentence
     report = write_paper(asked.runs / "paper", asked.runs)
     for note in report.notes:
         print(f"note: {note}")
@@ -323,6 +327,7 @@ def _look(arguments: Sequence[str]) -> int:
     asked = request.read(request.LookRequest(), arguments, "run_ablation.py look")
     if not 1 <= asked.side <= 64:
         raise InputError(f"--side must be from 1 to 64, got {asked.side}")
+    Store(asked.runs)  # or a sentence
 
     from analysis import detections as detections_figure
     from analysis.look import write
@@ -388,6 +393,7 @@ def _published_top1(skeleton: str, mixer: str) -> str:
 def _bench(arguments: Sequence[str]) -> int:
     asked = request.read(request.BenchRequest(), arguments, "run_ablation.py bench")
     asked.check()
+    Store(asked.runs)  # or a sentence, before anything is measured
 
     from analysis.bench import crossovers, write
     from experiments.bench import bench, measure_machine
@@ -448,6 +454,16 @@ def _matching_lines(planned: Plan) -> str:
             f"{arm.matching['mismatch']:+.2%} of {planned.study.baseline} (expansion_ratio {ratio:g})\n"
         )
     return "".join(["Matched by the block's hidden width:\n", *lines]) if lines else ""
+
+
+def _warm_up_lines(planned: Plan) -> str:
+    recipes = {arm.template.train for arm in planned.arms}
+    return "".join(
+        f"note: a warm-up of {recipe.warmup_epochs:g} epochs does not end within {recipe.epochs}: the "
+        f"learning rate stays below its {recipe.lr:g} (--train.warmup-epochs)\n"
+        for recipe in recipes
+        if recipe.warmup_epochs >= recipe.epochs
+    )
 
 
 def _list(arguments: Sequence[str]) -> int:

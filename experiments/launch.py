@@ -175,6 +175,9 @@ def _run(
             raise DiskFull(_disk_full(folder)) from None
         except Exception as error:
             folder.note(traceback.format_exc())
+            if stop_requested():  # the signal ends helpers of the trial, too: no fault of its own
+                folder.rest()
+                return
             if not machine.is_out_of_memory(error):
                 record_failure(trial, folder, f"{type(error).__name__}: {error}", session)
                 return

@@ -322,9 +322,10 @@ def _resolve_case(study: Study, case: Case) -> tuple[list[PlannedArm], _CaseFact
     task = build.create_task(baseline.task)
     data = task.load(0)
     recipe = baseline.train
+    epochs = f"{recipe.all_epochs} epoch{'s' if recipe.all_epochs > 1 else ''}"
     facts = _CaseFacts(
         dataclasses.asdict(build.choose_metric(task, baseline.task.name, study.metric)),
-        f"{recipe.all_epochs} epochs of {data.sizes['train']:,} examples, batch {recipe.batch_size}",
+        f"{epochs} of {data.sizes['train']:,} examples, batch {recipe.batch_size}",
         [{"name": naive, "value": value} for naive, value in data.baselines.items()],
     )
     return planned, facts

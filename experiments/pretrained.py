@@ -61,8 +61,10 @@ def read(weights: str, skeleton: str) -> dict[str, Tensor]:
         pickle.UnpicklingError,
         safetensors.SafetensorError,
     ) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path} cannot be read as weights: {first}") from None
+        reason = "it is neither safetensors nor a file that torch.save wrote of tensors alone"
+        if not isinstance(error, pickle.UnpicklingError) and str(error).strip():
+            reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path} cannot be read as weights: {reason}") from None
     if any(".mixer." in name for name in stored):
         return stored
     try:

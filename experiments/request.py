@@ -409,7 +409,12 @@ def _take_dotted(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[st
         if value is None:
             if not remaining or remaining[0].startswith("--"):
                 raise InputError(f"{argument} needs a value")
-            value = remaining.pop(0)
+            several = [remaining.pop(0)]
+            while (
+                kind == "train" and remaining and not remaining[0].startswith("--")
+            ):  # --train.betas 0.9 0.98
+                several.append(remaining.pop(0))
+            value = ",".join(several)
         options[kind][option.replace("-", "_")] = value
     return rest, options
 
@@ -441,6 +446,9 @@ def requested_study(request: Request) -> tuple[str, Study]:
         raise InputError(f"--margin must be positive and finite, got {request.margin:g}")
     for kind in ("task", "skeleton"):
         _check_cases_follow(original, kind, request)
+    for rate in request.lr_grid or ():
+        if not 0 < rate < float("inf"):
+            raise InputError(f"--lr-grid takes positive, finite learning rates, got {rate:g}")
     changed = _with_rates(_with_arms(original, request), original, request)
     name = path.stem
     if changed.all_arms() != original.all_arms():

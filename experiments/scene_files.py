@@ -42,7 +42,7 @@ CATEGORIES = {
 
 
 def write(
-    folder: Path,
+    folder: tyro.conf.Positional[Path],
     side: int = 4,
     digits: int = 5,
     noise: float = 0.05,

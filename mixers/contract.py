@@ -41,37 +41,64 @@ def check(name: str, mixer_class: type[TokenMixer], options: Mapping[str, Any], 
             itself causal and sees the future, has a parameter without a gradient, or counts no work.
     """
     grid = GRIDS[grid_rank]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        try:
-            mixer = mixer_class(DIM, grid_rank, **options).double()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            mixer = mixer_class(DIM, grid_rank, **options).double().eval()
             with torch.no_grad():
                 for parameter in mixer.parameters():  # off zero and one, which would hide dependencies
                     parameter.add_(0.3 * torch.randn_like(parameter))
-            y = mixer(torch.randn(2, *grid, DIM, dtype=torch.float64))
-        except InputError:
-            raise
-        except Exception as error:  # whatever somebody's code does
-            raise InputError(f"mixer {name} fails on a {grid} grid of {DIM} channels: {error}") from error
-    if y.shape != (2, *grid, DIM):
-        raise InputError(f"mixer {name} turns (2, {_shape(grid)}, {DIM}) into ({_shape(y.shape)})")
-    declared, seen = mixer.dependency_mask(grid), visible(mixer, grid)
-    if not torch.equal(declared, seen):
-        output, source = (int(index) for index in (declared != seen).nonzero()[0])
+            broken = _broken(mixer, grid)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever somebody's code does
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"mixer {name} fails on a {grid} grid of {DIM} channels: {said}") from error
+    if broken is not None:
+        raise InputError(f"mixer {name} {broken}")
+
+
+def _broken(mixer: TokenMixer, grid: tuple[int, ...]) -> str | None:
+    """What the mixer does that it must not, as the rest of a sentence; None if nothing."""
+    x = torch.randn(2, *grid, DIM, dtype=torch.float64)
+    y = mixer(x)
+    if not isinstance(y, torch.Tensor):
+        return f"returns {type(y).__name__}, not a tensor"
+    if y.shape != x.shape:
+        return f"turns ({_shape(x.shape)}) into ({_shape(y.shape)})"
+    if not y.isfinite().all():
+        return "gives numbers that are not finite"
+    if not torch.equal(y, mixer(x)):
+        return "gives another output when it is asked again"
+    return _sees_other_tokens(mixer, grid) or _idle(mixer, y) or _miscounts(mixer.macs(grid))
+
+
+def _sees_other_tokens(mixer: TokenMixer, grid: tuple[int, ...]) -> str | None:
+    declared, length = mixer.dependency_mask(grid), math.prod(grid)
+    if not isinstance(declared, torch.Tensor) or declared.shape != (length, length):
+        return f"has a dependency_mask that is no ({length}, {length}) tensor on a grid of {_shape(grid)}"
+    seen = visible(mixer, grid)
+    if not torch.equal(declared.bool(), seen):
+        output, source = (int(index) for index in (declared.bool() != seen).nonzero()[0])
         verb = "depends" if seen[output, source] else "does not depend"
-        raise InputError(
-            f"mixer {name}: on a grid of {_shape(grid)} token {output} {verb} on token {source}, but its "
-            "dependency_mask says otherwise"
+        return (
+            f"does not see what it declares: on a grid of {_shape(grid)} token {output} {verb} on token "
+            f"{source}, but its dependency_mask says otherwise"
         )
-    if mixer.causal and declared.triu(1).any():
-        raise InputError(f"mixer {name} calls itself causal, but its dependency_mask sees later tokens")
+    if mixer.causal and declared.bool().triu(1).any():
+        return "calls itself causal, but its dependency_mask sees later tokens"
+    return None
+
+
+def _idle(mixer: TokenMixer, y: torch.Tensor) -> str | None:
     if y.requires_grad:  # of a mixer without parameters it has none
         y.square().sum().backward()
     idle = [label for label, p in mixer.named_parameters() if p.requires_grad and p.grad is None]
-    if idle:
-        raise InputError(f"mixer {name}: parameter {idle[0]} gets no gradient")
-    if mixer.macs(grid) < 0:
-        raise InputError(f"mixer {name} counts {mixer.macs(grid)} MACs")
+    return f"is not trained as a whole: parameter {idle[0]} gets no gradient" if idle else None
+
+
+def _miscounts(macs: object) -> str | None:
+    return None if isinstance(macs, int) and macs >= 0 else f"counts {macs!r} MACs"
 
 
 def _shape(sizes: tuple[int, ...] | torch.Size) -> str:

@@ -201,8 +201,12 @@ class Registry:
             entry = self.load(name)
             function = entry.__init__ if inspect.isclass(entry) else entry
             hints = get_type_hints(function, include_extras=True)
+            none = inspect.Parameter.empty
             fields: dict[str, Any] = {
-                parameter.name: (hints[parameter.name], parameter.default)
+                parameter.name: (
+                    hints[parameter.name],
+                    ... if parameter.default is none else parameter.default,
+                )
                 for parameter in inspect.signature(function).parameters.values()
                 if parameter.kind is inspect.Parameter.KEYWORD_ONLY
             }

@@ -90,6 +90,7 @@ def metrics(runs: Path) -> bytes:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--lr-grid", "0"], "--lr-grid takes positive, finite learning rates, got 0"),
         (["--mixer", "sssm"], "unknown mixer 'sssm'; did you mean 'ssm'"),
         (["--mixer", "ssm(dstate=8)"], "no option 'dstate'; did you mean 'd_state'"),
         (["--mixer", "ssm(d_state=many)"], "d_state: Input should be a valid integer"),
@@ -164,6 +165,24 @@ def test_a_causal_task_refuses_a_mixer_that_sees_the_future(
     arguments = ["--mixer", "attention", "--baseline", "causal-conv", "--runs", str(tmp_path / "runs")]
     assert run_ablation.main(arguments) == 2
     assert "task digits is causal, but mixer attention" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["look", "bench", "report --paper"])
+def test_a_runs_folder_that_is_a_file(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert run_ablation.main([*verb.split(), "--runs", str(tmp_path / "file")]) == 2
+    assert "cannot write to the runs folder" in capsys.readouterr().err
+
+
+def test_a_warm_up_that_takes_all_of_training_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And fields of several values are given as several words."""
+    recipe = ["--train.epochs", "2", "--train.betas", "0.9", "0.95", "--runs"]
+    assert run_ablation.main(["plan", "--mixer", "conv", *recipe, str(tmp_path)]) == 0
+    assert "a warm-up of 2 epochs does not end within 2" in capsys.readouterr().out
+    (stored,) = tmp_path.glob("studies/*/plan.json")
+    assert json.loads(stored.read_text())["arms"][0]["template"]["train"]["betas"] == [0.9, 0.95]
 
 
 @pytest.mark.parametrize("verb", [[], ["plan"]])
@@ -306,6 +325,10 @@ def test_rates_wait_for_every_shard(
     assert "that choose the learning rates belong to other shards than 1/2; run those" in said[0]
     assert all("Learning rates, chosen on validation" in text for text in said[1:])
     assert "small: 2 arms x 1 seeds" in said[2]
+    assert ablate("plan", *arguments) == 0
+    planned = capsys.readouterr().out
+    assert "Learning rates, chosen on validation" in planned
+    assert "Learning rates are chosen first" not in planned
 
 
 def test_two_at_once_share_the_work(study: Path, tmp_path: Path, ablate: Ablate) -> None:

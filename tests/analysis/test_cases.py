@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from analysis.against_published import DIFFERS, MATCH, NOT_COMPARABLE, published_table, stand
-from analysis.records import FAILED, OK, Study, load_study
+from analysis.records import FAILED, OK, NaiveBaseline, Study, load_study
 from analysis.report import verdict_lines, verdicts_by_case, write_study
 from analysis.summary import summarise
 from analysis.tables import comparison_table
@@ -111,6 +112,16 @@ def test_naive_baselines_have_a_row(records: Any) -> None:
     table = comparison_table(study, arms, judge(study, arms))
     assert table.rows[-1]["arm"].text == "zlib -9 @ 64"
     assert table.rows[-1]["metric"].text == "12.50"
+
+
+def test_two_arms_that_guess_are_said_to(records: Any) -> None:
+    """conv @ 1024 is no better than 60 %, ssm is; at 64 both are no better than 99 %."""
+    naive = [NaiveBaseline("a guess", 99.0, "64"), NaiveBaseline("a guess", 60.0, "1024")]
+    study = replace(study_of(records), baselines=naive)
+    at_64, at_1024 = judge(study, summarise(study))
+    said = "Neither is reliably better than a guess"
+    assert f"{said} (99 %)" in at_64.sentence
+    assert said not in at_1024.sentence
 
 
 def test_the_report_has_it_all(records: Any) -> None:

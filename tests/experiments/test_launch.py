@@ -76,6 +76,21 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(
     assert launch.missing(trials, store) == []
 
 
+def test_what_breaks_while_ending_is_no_failure(tiny_trial: MakeTrial, store: Store) -> None:
+    """A signal to the whole group ends what reads a trial's files before the trial itself."""
+    trial = tiny_trial("identity", epochs=1)
+    told: list[bool] = []
+
+    def broken(*_: object) -> None:
+        told.append(True)
+        raise EOFError
+
+    launch.work([trial], store, Runtime(), "first", lambda: bool(told), broken)
+    assert told == [True]
+    assert not (store.folder(trial.id).path / "result.json").exists()
+    assert launch.missing([trial], store) == [trial]
+
+
 def test_two_sessions_do_not_pass_a_failure_back_and_forth(tiny_trial: MakeTrial, store: Store) -> None:
     trial = tiny_trial("identity")
     folder = store.folder(trial.id)

@@ -127,6 +127,13 @@ STEPS = "self.steps = steps"
         (STEPS, f"{STEPS}; self.idle = torch.nn.Parameter(torch.ones(1))", "idle gets no gradient"),
         ("-self.steps).bool()", "self.steps).bool()", "dependency_mask says otherwise"),
         ("return self.dim", "return -1", "counts -1 MACs"),
+        ("return self.dim", "return 'many'", "counts 'many' MACs"),
+        (RETURN, "return 3", "returns int, not a tensor"),
+        (RETURN, f"{RETURN} * torch.nan", "gives numbers that are not finite"),
+        (RETURN, f"{RETURN} * torch.rand(())", "gives another output when it is asked again"),
+        (RETURN, "raise SystemExit", "fails on a .* grid of 16 channels: SystemExit"),
+        (".bool()", ".bool()[:2]", r"dependency_mask that is no \(12, 12\) tensor on a grid of 3, 4"),
+        ("steps: int = 1", "steps: int", "steps: Field required"),
     ],
 )
 def test_it_is_held_to_the_contract(write_mixer, before: str, after: str, message: str) -> None:

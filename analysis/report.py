@@ -118,7 +118,7 @@ def verdicts_by_case(study: Study, comparisons: list[Comparison]) -> dict[tuple[
     for comparison in comparisons:
         arm, baseline = (study.arms[name] for name in (comparison.arm, comparison.baseline))
         words = found.setdefault((arm.label, baseline.label), {})
-        words.setdefault(comparison.word, []).append(str(arm.case))
+        words.setdefault(comparison.claim, []).append(str(arm.case))
     return {
         pair: ", ".join(f"{word} at {q.listing(cases)}" for word, cases in words.items())
         for pair, words in found.items()

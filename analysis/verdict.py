@@ -118,6 +118,7 @@ class Comparison:
     seeds_needed: int | None = None
     word: str = NO_VERDICT
     qualifier: str = ""
+    guessing: str = ""  # what neither arm is reliably better than, in words; empty if one of them is
     sentence: str = ""
 
     @property
@@ -128,8 +129,13 @@ class Comparison:
     def label(self) -> str:
         """The verdict in a table cell."""
         return {LESS: f"{self.word} (< margin)", MORE: f"{self.word} (> margin)"}.get(
-            self.qualifier, self.word
+            self.qualifier, self.claim
         )
+
+    @property
+    def claim(self) -> str:
+        """The word, with what it must not be read without."""
+        return f"{self.word} (both guess)" if self.word == EQUIVALENT and self.guessing else self.word
 
 
 def judge(study: Study, arms: dict[str, ArmSummary]) -> list[Comparison]:
@@ -155,6 +161,7 @@ def pronounce(comparisons: list[Comparison], study: Study, arms: dict[str, ArmSu
             comparison,
             word=word,
             qualifier=qualifier,
+            guessing=_guessing(comparison, study, arms),
             minimum_detectable=minimum_detectable_difference(estimate.sd, estimate.n, alpha, POWER),
             seeds_needed=seeds_to_decide(
                 estimate.mean, estimate.sd, study.margin, alpha, estimate.n, SEED_LIMIT
@@ -390,7 +397,8 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
             f"All seeds share one test set, whose own sampling error ({q.number(c.sampling.mean, decimals)} "
             f"{study.metric.difference_unit}, standard error) is not in the interval."
         )
-    found += _not_learned(c, study, arms)
+    if c.guessing:
+        found.append(f"Neither is reliably better than {c.guessing}, so this compares what was not learned.")
     stopped = [name for name in (c.arm, c.baseline) if arms[name].under_trained]
     if stopped:
         verb = "was" if len(stopped) == 1 else "were"
@@ -398,8 +406,8 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
     return found
 
 
-def _not_learned(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> list[str]:
-    """Two arms that guess are equal, and say nothing about what they could do."""
+def _guessing(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> str:
+    """The naive baseline that neither arm beats: two that guess are equal, whatever they could do."""
     direction, case = study.metric.direction, study.arms[c.arm].case
     naive = min(
         (each for each in study.baselines if each.case in (None, case)),
@@ -407,13 +415,12 @@ def _not_learned(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> li
         default=None,
     )
     if naive is None:
-        return []
+        return ""
     tests = [arms[name].test for name in (c.arm, c.baseline)]
     worst = [each.low if direction > 0 else each.high for each in tests]
     if not all(direction * value <= direction * naive.value for value in worst):  # NaN: of a single seed
-        return []
-    value = q.with_unit(naive.value, study.metric.unit)
-    return [f"Neither is reliably better than {naive.name} ({value}), so this compares what was not learned."]
+        return ""
+    return f"{naive.name} ({q.with_unit(naive.value, study.metric.unit)})"
 
 
 def _no_spread(c: Comparison) -> str:

@@ -122,11 +122,12 @@ def against_length(points: Sequence[Json], machine: Json) -> Drawing | None:
         list(least),
         list(least.values()),
         color=GREY,
-        linestyle="--",
-        linewidth=0.9,
+        linewidth=3,
+        alpha=0.4,
+        zorder=0,
         label="moving the tokens",
     )
-    for axes, what in ((timed, "time of a token (µs)"), (held, "peak memory (bytes)")):
+    for axes, what in ((timed, "forward + backward, per token (µs)"), (held, "peak memory (bytes)")):
         _length_axis(axes, sorted({point["length"] for point in shown}))
         axes.set_ylabel(what)
         axes.grid(axis="y")
@@ -139,7 +140,7 @@ def against_length(points: Sequence[Json], machine: Json) -> Drawing | None:
     legend(figure, timed)
     caption = (
         f"Forward and backward pass of a single mixer at {dim} channels, batch {shown[0]['batch']}: median "
-        "time per token and the most memory held in tensors. Dashed: reading and writing the tokens once, "
+        "time per token and the most memory held in tensors. Wide line: reading and writing the tokens once, "
         f"the least that any mixer must do. {_where(machine)} {' '.join(crossovers(points))}"
     )
     return finished_drawing(f"bench_{dim}", "Time and memory against length", caption, figure, list(points))

@@ -136,7 +136,9 @@ def _by_direction(axes: Axes, study: Study, arms: dict[str, Arm], group: str) ->
             axes.plot([estimate.mean], [index], markersize=4.2, linestyle="", zorder=3, **style)
     axes.set_yticks(range(len(arms)), [wrapped(label, 20) for label in arms])
     axes.invert_yaxis()
-    axes.set_xlabel(f"test {study.metric.name} ({study.metric.unit}), below and above the framed digit")
+    axes.set_xlabel(
+        f"test {study.metric.name} ({study.metric.unit})\nbelow (filled) and above (open) the framed digit"
+    )
     _finish(axes, study, "x")
     return rows
 

@@ -21,7 +21,6 @@ pre-emption), both after saving: the same command continues.
 
 from __future__ import annotations
 
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from experiments import commands
 
-        return commands.run(given, f"run_ablation.py {shlex.join(given)}".strip())
+        return commands.run(given)
     except InputError as error:
         print(f"run_ablation.py: {error}", file=sys.stderr)
         return 2

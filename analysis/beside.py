@@ -40,6 +40,7 @@ def beside(work: Callable[[], Result], worth_it: bool) -> Callable[[], Result]:
             return work()
         finally:
             process.join()
+            receiver.close()
         if error is not None:
             raise error
         return result

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from analysis.figures import COLOURS, PAGE, Drawing, finished_drawing, paper_style, wrapped
+from analysis.drawing import COLOURS, PAGE, Drawing, finished_drawing, paper_style, wrapped
 from analysis.page import write_atomically
 from analysis.records import Json
 

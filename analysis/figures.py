@@ -1,52 +1,46 @@
 """The four figures of a study, each with the data it was drawn from.
 
 `seeds` shows every finished trial, `differences` what the verdict rests on, `curves` whether training was
-done, `costs` the price. Sizes are those of a paper column (3.25 in) or page (6.75 in); `paper.mplstyle` has
-the rest. Arms are told apart by colour, marker and line style at once, so that a figure survives grey
-printing and colour blindness. A figure is the same bytes for the same records: matplotlib's Figure is used
-directly, under its own defaults, with no date and a fixed id salt.
+done, `costs` the price. Arms are told apart by colour, marker and line style at once, so that a figure
+survives grey printing and colour blindness.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from analysis import quantities as q
+from analysis.drawing import (
+    COLOURS,
+    COLUMN,
+    DASHES,
+    GREY,
+    INK,
+    MARKERS,
+    PAGE,
+    ZONE,
+    Drawing,
+    finished_drawing,
+    keep_to_percentages,
+    legend,
+    legend_label,
+    paper_style,
+    whole_bytes,
+    wrapped,
+)
 from analysis.records import Json, Study
 from analysis.statistics import Estimate
 from analysis.summary import ArmSummary, selection_rule
-from analysis.tables import write_csv
 from analysis.verdict import NO_VERDICT, UNDECIDED, Comparison
 
 Item = TypeVar("Item")
-
-STYLE = Path(__file__).parent / "paper.mplstyle"
-COLUMN, PAGE = 3.25, 6.75  # inches
-PIXELS_PER_INCH = 300
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
-INK, GREY, ZONE = "#222222", "#8A8A8A", "#E9EEF2"
 
 GAP = 6 * "\N{NO-BREAK SPACE}"  # ordinary spaces collapse in SVG
 PRICES = {
@@ -63,17 +57,6 @@ STEPS = [1, 2, 2.5, 5, 10]  # tick distances people count in
 # beside it has all.
 MOST_ROWS, MOST_LINES = 25, 14
 MOST_BANDS = 7  # more bands than this hide the lines
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A finished figure: its files by suffix (png, svg, pdf, csv), a title and a caption."""
-
-    name: str
-    title: str
-    caption: str
-    width: float  # inches
-    files: dict[str, bytes]
 
 
 def draw_arms(study: Study, arms: dict[str, ArmSummary]) -> list[Drawing]:
@@ -280,41 +263,6 @@ def pareto_front(arms: list[ArmSummary], price: str, direction: int) -> tuple[li
     return [cost for cost, _ in front], [mean for _, mean in front]
 
 
-@contextmanager
-def paper_style() -> Iterator[None]:
-    """Matplotlib's defaults plus our style, whatever the user's own matplotlibrc says."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rc_file(STYLE)
-        yield
-
-
-def finished_drawing(name: str, title: str, caption: str, figure: Figure, rows: list[Json]) -> Drawing:
-    # Lay out once: the engine would otherwise run again for every format.
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.execute(figure)
-    figure.set_layout_engine("none")
-    files = {"csv": write_csv(rows).encode()}
-    # `savefig` would draw every figure twice, to learn its extent, which is not asked for here.
-    writers: list[tuple[str, Callable[..., None], Json]] = [
-        (
-            "png",
-            partial(FigureCanvasAgg(figure).print_png, pil_kwargs={"compress_level": 3}),
-            {"Software": None},
-        ),
-        ("svg", FigureCanvasSVG(figure).print_svg, {"Date": None, "Creator": None}),
-        ("pdf", FigureCanvasPdf(figure).print_pdf, {"CreationDate": None, "Creator": None, "Producer": None}),
-    ]
-    figure.set_dpi(PIXELS_PER_INCH)
-    for suffix, write, metadata in writers:
-        buffer = io.BytesIO()
-        with matplotlib.rc_context({"svg.hashsalt": name}):
-            write(buffer, metadata=metadata)
-        files[suffix] = buffer.getvalue()
-    return Drawing(name, title, caption, float(figure.get_figwidth()), files)
-
-
 def looks_of(arms: list[ArmSummary]) -> dict[str, Json]:
     """Colour and marker by arm, the same in every figure of a study; the pair is unique up to 49 arms."""
     return {
@@ -492,37 +440,7 @@ def _cost_axis(axes: Axes, values: list[float | None], in_bytes: bool) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: q.count(value, trim=True)))
 
 
-def whole_bytes(value: float) -> str:
-    """A power of two, as a tick says it: ``8 KiB``."""
-    return re.sub(r"\.0+ ", " ", q.byte_size(value))
-
-
-def keep_to_percentages(axes: Axes, unit: str, along: Literal["x", "y"] = "y") -> None:
-    """An interval of three unlike seeds reaches beyond what a percentage can be; the axis does not."""
-    if unit == "%":
-        low, high = axes.get_xlim() if along == "x" else axes.get_ylim()
-        low, high = max(low, -0.04 * high), min(high, 100 + 0.04 * (100 - low))
-        (axes.set_xlim if along == "x" else axes.set_ylim)(low, high)
-
-
-def legend(figure: Figure, axes: Axes) -> None:
-    """One legend beside the panels, where it can hide nothing."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", ncols=1)
-
-
-def legend_label(name: str) -> str:
-    return wrapped(q.shortened(name, 60), 22)
-
-
 def _legend_room(arms: list[ArmSummary], least: float) -> float:
     """Height in inches at which the legend of all arms fits beside the panels."""
     lines = sum(legend_label(arm.name).count("\n") + 1 for arm in arms)
     return max(least, 0.12 * lines + 0.05 * len(arms) + 0.2)
-
-
-def wrapped(name: str, width: int) -> str:
-    """Break a long name between words and cut words that no line holds. A dollar sign is no mathematics."""
-    words = [q.shortened(word, width) for word in name.replace("(", "( ").split()]
-    lines = textwrap.wrap(" ".join(words), width, break_long_words=False)
-    return "\n".join(lines).replace("( ", "(").replace("$", r"\$")

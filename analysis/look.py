@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from analysis.figures import COLOURS, GREY, PAGE, Drawing, finished_drawing, paper_style, wrapped
+from analysis.drawing import COLOURS, GREY, PAGE, Drawing, finished_drawing, paper_style, wrapped
 from analysis.page import write_atomically
 from analysis.records import Json
 

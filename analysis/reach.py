@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import quantities as q
-from analysis.figures import (
+from analysis.drawing import (
     COLOURS,
     DASHES,
     GREY,

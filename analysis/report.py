@@ -22,7 +22,7 @@ from analysis.summary import ArmSummary, differing, summarise
 from analysis.verdict import Comparison, compare, pronounce
 
 if TYPE_CHECKING:
-    from analysis.figures import Drawing
+    from analysis.drawing import Drawing
 
 FIGURES = ("reach", "sweep", "learning_rates", "seeds", "differences", "curves", "costs")
 """In the order of the page."""

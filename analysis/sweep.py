@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis import quantities as q
-from analysis.figures import (
+from analysis.drawing import (
     COLOURS,
     DASHES,
     GREY,

@@ -322,7 +322,8 @@ def _claim(comparison: Comparison, study: Study) -> str:
         )
         return f"{c.arm} {c.word} {preposition} {c.baseline}{how}"
     if c.word == EQUIVALENT:
-        return f"{c.arm} is equivalent to {c.baseline} within {margin}, so not needed"
+        needless = "" if c.guessing else ", so not needed"
+        return f"{c.arm} is equivalent to {c.baseline} within {margin}{needless}"
     if c.word == UNDECIDED:
         return f"it is undecided whether {c.arm} helps over {c.baseline}"
     return f"no verdict on {c.arm} against {c.baseline} {_why_none(c)}"

@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "results" / "gpu")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("There is no GPU here; --tiny --device cpu --out /tmp/gpu tries the script out.")
+        sys.exit("There is no GPU here; --tiny --device cpu --out FOLDER tries the script out.")
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     out = options.out / re.sub(r"\W+", "-", name).strip("-").lower()
     out.mkdir(parents=True, exist_ok=True)

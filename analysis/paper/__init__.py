@@ -26,7 +26,7 @@ from analysis.records import Json
 from analysis.tables import comparison_csv, latex, markdown, plain_csv
 
 if TYPE_CHECKING:
-    from analysis.figures import Drawing
+    from analysis.drawing import Drawing
 
 PAGE_ROWS = 45
 """More rows than this do not fit on a page: such a table becomes a longtable."""

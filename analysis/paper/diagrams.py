@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import quantities as q
-from analysis.figures import COLOURS, GREY, INK, PAGE, Drawing, finished_drawing
+from analysis.drawing import COLOURS, GREY, INK, PAGE, Drawing, finished_drawing
 from analysis.records import Json
 
 OUTLINE = Path(__file__).parent / "outline.json"

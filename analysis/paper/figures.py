@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from analysis import published
 from analysis import quantities as q
-from analysis.figures import (
+from analysis.drawing import (
     COLOURS,
     DASHES,
     GREY,
@@ -28,10 +28,10 @@ from analysis.figures import (
     finished_drawing,
     legend,
     legend_label,
-    looks_of,
     paper_style,
     whole_bytes,
 )
+from analysis.figures import looks_of
 from analysis.paper import diagrams, long_sequences
 from analysis.paper.ours import OurStudy
 from analysis.paper.tables import margins

@@ -15,7 +15,7 @@ from analysis.records import FAILED, OK, NaiveBaseline, Study, load_study
 from analysis.report import verdict_lines, verdicts_by_case, write_study
 from analysis.summary import summarise
 from analysis.tables import comparison_table
-from analysis.verdict import EQUIVALENT, judge
+from analysis.verdict import EQUIVALENT, judge, sentence
 
 ARMS = {
     "conv @ 64": [90.0, 91.0, 90.4],
@@ -124,6 +124,8 @@ def test_two_arms_that_guess_are_said_to(records: Any) -> None:
     assert said not in at_1024.sentence
     same = replace(at_64, word=EQUIVALENT, qualifier="")
     assert same.label == "equivalent (both guess)"
+    assert "so not needed" in sentence(replace(same, guessing=""), study, summarise(study))
+    assert "so not needed" not in sentence(same, study, summarise(study))
     assert verdict_lines(study, [same, at_1024]) == [
         "ssm against conv: equivalent (both guess) at 64, helps at 1024."
     ]

@@ -16,6 +16,7 @@ from torchvision.transforms import ColorJitter, InterpolationMode, RandomHorizon
 from experiments import build, plan, request
 from experiments.plan import Plan
 from experiments.recipe import make_mixup, make_optimizer, make_scheduler
+from experiments.requested_study import requested_study
 from experiments.skeletons import SKELETONS
 from experiments.tasks.images import Images
 from experiments.trial import Recipe, Trial
@@ -28,7 +29,7 @@ IMAGES = 1_281_167
 @pytest.fixture(scope="module")
 def planned(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     asked = request.parse(["--study", "imagenet-ladder", "--task.data", str(digit_folder)])
-    _, wanted = request.requested_study(asked)
+    _, wanted = requested_study(asked)
     return plan.make("imagenet-ladder", wanted, tmp_path_factory.mktemp("plan") / "plan.json")
 
 

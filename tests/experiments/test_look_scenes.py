@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis import look as figures
-from analysis.figures import paper_style
+from analysis.drawing import paper_style
 from experiments import look
 from experiments.build import resolve
 from experiments.skeletons import SKELETONS

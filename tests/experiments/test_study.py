@@ -8,6 +8,7 @@ import pytest
 
 from experiments import request
 from experiments import study as studies
+from experiments.requested_study import requested_study
 from mixers.registry import InputError
 
 GOOD = """
@@ -94,7 +95,7 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
 
 def test_a_changed_study_does_not_tell_the_answer_of_the_original() -> None:
     def told(*arguments: str) -> studies.Study:
-        return request.requested_study(request.parse(arguments))[1]
+        return requested_study(request.parse(arguments))[1]
 
     original, seeds = told(), told("--seeds", "9")
     assert original.answer

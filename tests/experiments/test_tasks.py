@@ -185,6 +185,13 @@ def test_a_constant_answer_scores_chance(name: str) -> None:
     assert abs(accuracy - 1 / possible) < 5 * error
 
 
+@pytest.mark.parametrize(
+    ("name", "answers"), [("parity", 2), ("selective-copy", 9 - 2), ("mad-recall", 8 // 2)]
+)
+def test_a_random_answer_is_one_of_those_that_occur(name: str, answers: int) -> None:
+    assert load(name).baselines == {"a random answer": 100 / answers}
+
+
 @pytest.mark.parametrize("name", ["mqar", "selective-copy", "bytes"])
 def test_the_loss_ignores_what_is_not_asked(name: str) -> None:
     task = create(SMALL[name])

@@ -58,7 +58,8 @@ def test_two_ranks_give_the_curve_of_one(digit_folder: Path, tmp_path: Path) -> 
 def test_what_torchrun_decides_is_refused() -> None:
     environment = {**os.environ, "TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"}
     code = (
-        "from experiments import commands, request; commands._check(request.parse(['--workers', '3'], 'run'))"
+        "from experiments import request, study_commands as commands; "
+        "commands._check(request.parse(['--workers', '3'], 'run'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False

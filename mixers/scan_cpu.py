@@ -111,6 +111,12 @@ def _array(t: Tensor) -> np.ndarray:
     return array
 
 
+def _summed(parts: np.ndarray, dim: int) -> Tensor:
+    """(batch, blocks, n, LANES) -> (dim, n), summed over the batch in order."""
+    total = parts.sum(0).swapaxes(1, 2)  # (blocks, LANES, n)
+    return torch.from_numpy(total.reshape(-1, total.shape[2])[:dim])
+
+
 def _vector(t: Tensor | None, dim: int) -> np.ndarray:
     """(dim,) -> (dim, 1), zeros for None."""
     return np.zeros((dim, 1), np.float32) if t is None else _array(t)[:, None]
@@ -156,20 +162,18 @@ def _backward(
     )
     _share(kernel.backward, batch * slabs, batch * length * dim * d_state, arguments)
 
-    totals = _empty(dim, d_state), _empty(dim, 1), _empty(dim, 1)
-    for parts, total in zip((dA, dD, dbias), totals, strict=True):
-        kernel.sum_states(parts, total.numpy())
+    d_weights = [_summed(parts, dim) for parts in (dA, dD, dbias)]
     for parts_of_slabs in (dB, dC):
         for part in parts_of_slabs[1:]:  # not torch.sum: its order may depend on the number of threads
             parts_of_slabs[0] += part
     return (
         du.to(u.dtype),
         ddelta.to(delta.dtype),
-        totals[0].to(A.dtype),
+        d_weights[0].to(A.dtype),
         dB[0].to(B.dtype),
         dC[0].to(C.dtype),
-        totals[1][:, 0],
-        totals[2][:, 0],
+        d_weights[1][:, 0],
+        d_weights[2][:, 0],
         d_initial_state,
     )
 

@@ -445,18 +445,6 @@ def _unpack_states(packed: np.ndarray, at: int, b: int, first: int, last: int, t
 
 
 @_jit
-def sum_states(parts: np.ndarray, total: np.ndarray) -> None:
-    """(batch, blocks, n, LANES) -> (dim, n), summed over the batch in order."""
-    dim, n = total.shape
-    for d in range(dim):
-        for k in range(n):
-            value = np.float32(0.0)
-            for b in range(parts.shape[0]):
-                value += parts[b, d // LANES, k, d % LANES]
-            total[d, k] = value
-
-
-@_jit
 def _group_size(left: int) -> int:
     return 8 if left >= 8 else 4 if left >= 4 else 1
 

@@ -41,19 +41,16 @@ class Order(NamedTuple):
     segments: tuple[int, ...]
     targets: Tensor | None = None
 
-    def scan(self, x: Tensor) -> list[Tensor]:
+    def scan(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, L, C) in raster order -> each segment (B, l, C) in the order of its visits."""
-        batch, _, dim = x.shape
-        rows = _move_rows(x.flatten(0, 1), *self._rows(batch))
-        parts = rows.split([batch * length for length in self.segments]) if len(self.segments) > 1 else [rows]
-        return [part.view(batch, length, dim) for part, length in zip(parts, self.segments, strict=True)]
+        segments: tuple[Tensor, ...] = _Take.apply(self.tokens, self.segments, x)
+        return segments
 
     def unscan(self, parts: Sequence[Tensor]) -> Tensor:
         """The inverse of `scan`."""
-        batch, _, dim = parts[0].shape
-        rows = torch.cat([part.flatten(0, 1) for part in parts]) if len(parts) > 1 else parts[0].flatten(0, 1)
-        there, back = (self if self.targets is None else Order(self.targets, self.segments))._rows(batch)
-        return _move_rows(rows, back, there).view(batch, -1, dim)
+        targets = self.tokens if self.targets is None else self.targets
+        x: Tensor = _Put.apply(targets, self.segments, *parts)
+        return x
 
     def steps(self) -> Tensor:
         """(L,): at which step each token is visited."""
@@ -62,12 +59,6 @@ class Order(NamedTuple):
     def sources(self) -> Tensor:
         """(L,): the step whose result each token gets."""
         return self.steps() if self.targets is None else _inverse(self.targets)
-
-    def _rows(self, batch: int) -> tuple[Tensor, Tensor]:
-        """(B L,): where each row of the segments is among the rows of x, and the inverse."""
-        images = torch.arange(batch, device=self.tokens.device)[:, None] * len(self.tokens)
-        rows = torch.cat([(images + part).flatten() for part in self.tokens.split(self.segments)])
-        return rows, _inverse(rows)
 
 
 OrderOfGrid = Callable[[Sequence[int], Device], Order]
@@ -238,28 +229,48 @@ def _inverse(permutation: Tensor) -> Tensor:
     return inverse
 
 
-def _move_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    moved: Tensor = _MoveRows.apply(x, order, inverse)
-    return moved
+class _Take(torch.autograd.Function):
+    """x (B, L, C) -> x[:, part] for each segment of the order.
 
-
-class _MoveRows(torch.autograd.Function):
-    """x[order] for whole rows of C numbers: on CPU as fast as a copy, where indexing an inner axis is not.
-
-    The gradient moves back by the inverse, where that of indexing would be added up row by row.
+    Its gradient is `_Put`, as every token is visited once; that of indexing would be added up token by token.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        return x.index_select(0, order)
+    def forward(order: Tensor, segments: tuple[int, ...], x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.index_select(1, part) for part in order.split(segments))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[int, ...], Tensor], output: Any) -> None:
+        order, ctx.segments, _ = inputs
+        ctx.save_for_backward(order)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        order, inverse = ctx.saved_tensors
-        return _move_rows(grad, inverse, order), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, _Put.apply(*ctx.saved_tensors, ctx.segments, *grads)
+
+
+class _Put(torch.autograd.Function):
+    """Segments (B, l, C) -> (B, L, C): the inverse of `_Take`, written into place part by part."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(order: Tensor, segments: tuple[int, ...], *parts: Tensor) -> Tensor:
+        if len(parts) == 1:
+            return parts[0].index_select(1, _inverse(order))
+        batch, _, dim = parts[0].shape
+        x = parts[0].new_empty(batch, len(order), dim)
+        for places, part in zip(order.split(segments), parts, strict=True):
+            x.index_copy_(1, places, part)
+        return x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        order, ctx.segments, *_ = inputs
+        ctx.save_for_backward(order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *_Take.apply(*ctx.saved_tensors, ctx.segments, grad)

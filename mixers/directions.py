@@ -1,8 +1,15 @@
 """conv -> SiLU -> passes over the tokens: the shape that every recurrent mixer here has.
 
 A *core* is what takes the place of the SSM: a map from sequence to sequence, u (B, L, C) -> (B, L, C),
-causal by itself. `ScanMixer` puts it behind the convolution of the `conv` mixer and leads it over the
-grid. Two such mixers differ in the core alone.
+causal by itself. `ScanMixer` puts it behind a convolution and leads it over the grid. Two such mixers differ
+in the core alone.
+
+    conv=symmetric   that of the `conv` mixer, shared by all passes: what is beyond it is the core
+    conv=causal      that of the `causal-conv` mixer, shared too. Under passes that go both ways it is not
+                     mirrored for the way back, as in the first version of Vision Mamba's code
+    conv=per-pass    each pass has its own, causal along its own way: as Vision Mamba (arXiv 2401.09417,
+                     algorithm 1) and LocalMamba (arXiv 2403.09338) are defined, with kernel_size=4
+    conv=none        no convolution
 
 Where several passes visit a token, their outputs are averaged, in every pattern: so the scale of the
 output does not depend on their number. (Vision Mamba averages; VMamba and PlainMamba sum.)
@@ -11,7 +18,8 @@ output does not depend on their number. (Vision Mamba averages; VMamba and Plain
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -26,7 +34,7 @@ from mixers.identity import Identity
 from mixers.scan_orders import ScanPattern, raster
 
 Scan = Literal["forward", "bidirectional", "cross"]
-Conv = Literal["symmetric", "causal", "none"]
+Conv = Literal["symmetric", "causal", "per-pass", "none"]
 KernelSize = Annotated[int, Field(ge=1)]
 
 
@@ -56,13 +64,36 @@ class ScanCore(nn.Module, HasBackend, ABC):
         return set()
 
 
-def make_conv(conv: Conv, dim: int, grid_rank: int, kernel_size: int) -> TokenMixer:
-    """The convolution before the passes: that of the `conv` mixer, that of `causal-conv`, or none."""
-    if conv == "symmetric":
-        return DepthwiseConv(dim, grid_rank, kernel_size=kernel_size)
-    if conv == "causal":
-        return CausalConv(dim, grid_rank, kernel_size=kernel_size)
-    return Identity(dim, grid_rank)
+class ConvolvedPass(ScanCore):
+    """conv -> SiLU -> core, all along the way of one pass.
+
+    Args:
+        dim: channels.
+        kernel_size: of the convolution, which sees the token and what the pass has visited before it.
+        make_core: of the pass.
+    """
+
+    def __init__(self, dim: int, kernel_size: int, make_core: Callable[[], ScanCore]) -> None:
+        super().__init__()
+        self.conv = CausalConv(dim, 1, kernel_size=kernel_size)
+        self.core = make_core()
+        self.hidden_shape = self.core.hidden_shape
+
+    def forward(self, u: Tensor, *, reverse: bool = False) -> Tensor:
+        """(B, L, C) -> (B, L, C)."""
+        convolved: Tensor = self.conv(u.flip(1)).flip(1) if reverse else self.conv(u)
+        y: Tensor = self.core(F.silu(convolved), reverse=reverse)
+        return y
+
+    def step(self, u: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        raise TypeError("a pass with a convolution of its own runs over whole sequences only")
+
+    def macs(self, length: int) -> int:
+        """Of the convolution and of the core."""
+        return self.conv.macs((length,)) + self.core.macs(length)
+
+    def no_weight_decay(self) -> set[str]:
+        return {f"core.{name}" for name in self.core.no_weight_decay()}
 
 
 class ScanMixer(TokenMixer):
@@ -72,18 +103,37 @@ class ScanMixer(TokenMixer):
         dim: channels.
         grid_rank: 1 or 2.
         pattern: the passes.
-        conv: from `make_conv`.
-        cores: one per pass: order by order, segment by segment, forward before backward.
+        conv: as in the module docstring.
+        kernel_size: of the convolution.
+        make_core: called once per pass, order by order, segment by segment, forward before backward.
+        cores: how many there are, where that is not one per pass.
+
+    Raises:
+        ValueError: a convolution per pass where a sequence has but one.
     """
 
     def __init__(
-        self, dim: int, grid_rank: int, *, pattern: ScanPattern, conv: TokenMixer, cores: Iterable[ScanCore]
+        self,
+        dim: int,
+        grid_rank: int,
+        *,
+        pattern: ScanPattern,
+        conv: Conv,
+        kernel_size: int,
+        make_core: Callable[[], ScanCore],
+        cores: int | None = None,
     ) -> None:
         super().__init__(dim, grid_rank)
+        if conv == "per-pass" and grid_rank == 1 and pattern.passes == 1:
+            raise ValueError(
+                "conv=per-pass is for several passes; the one pass over a sequence has conv=causal"
+            )
         self.pattern = pattern
-        self.conv = conv
-        self.scans = nn.ModuleList(cores)
-        self.causal = pattern == ScanPattern((raster,)) and conv.causal
+        self.conv = _shared_conv(conv, dim, grid_rank, kernel_size)  # draws before the cores do
+        self.convolved_before = conv != "per-pass"
+        make = make_core if self.convolved_before else partial(ConvolvedPass, dim, kernel_size, make_core)
+        self.scans = nn.ModuleList(make() for _ in range(pattern.passes if cores is None else cores))
+        self.causal = pattern == ScanPattern((raster,)) and self.conv.causal
 
     @classmethod
     def place_defaults(cls, grid_rank: int, causal: bool) -> dict[str, Any]:
@@ -93,7 +143,7 @@ class ScanMixer(TokenMixer):
         return {"scan": "forward", "conv": "causal", **kernel_size}
 
     def forward(self, x: Tensor) -> Tensor:
-        u = as_sequence(F.silu(self.conv(x)))  # (B, L, C)
+        u = as_sequence(F.silu(self.conv(x)) if self.convolved_before else x)  # (B, L, C)
         return self.run_passes(u, x.shape[1:-1]).view(x.shape)
 
     def run_passes(self, u: Tensor, grid: Sequence[int]) -> Tensor:
@@ -155,3 +205,12 @@ class ScanMixer(TokenMixer):
 
     def no_weight_decay(self) -> set[str]:
         return {f"scans.{i}.{name}" for i, core in enumerate(self.cores()) for name in core.no_weight_decay()}
+
+
+def _shared_conv(conv: Conv, dim: int, grid_rank: int, kernel_size: int) -> TokenMixer:
+    """The one before the passes."""
+    if conv == "symmetric":
+        return DepthwiseConv(dim, grid_rank, kernel_size=kernel_size)
+    if conv == "causal":
+        return CausalConv(dim, grid_rank, kernel_size=kernel_size)
+    return Identity(dim, grid_rank)

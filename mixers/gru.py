@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mixers.directions import Conv, KernelSize, Scan, ScanCore, ScanMixer, make_conv
+from mixers.directions import Conv, KernelSize, Scan, ScanCore, ScanMixer
 from mixers.scan_orders import scan_pattern
 
 
@@ -40,7 +40,7 @@ class GRU(ScanMixer):
         dim: channels.
         grid_rank: 1 or 2.
         scan: "forward", "bidirectional", or on images "cross" (`mixers.scan_orders`).
-        conv: "symmetric" (that of the `conv` mixer), "causal" (that of `causal-conv`) or "none".
+        conv: "symmetric", "causal", "per-pass" or "none" (`mixers.directions`).
         kernel_size: of the convolution.
 
     Raises:
@@ -56,7 +56,11 @@ class GRU(ScanMixer):
         conv: Conv = "symmetric",
         kernel_size: KernelSize = 7,
     ) -> None:
-        pattern = scan_pattern(scan, grid_rank)
-        convolution = make_conv(conv, dim, grid_rank, kernel_size)
-        cores = [GRUCore(dim) for _ in range(pattern.passes)]
-        super().__init__(dim, grid_rank, pattern=pattern, conv=convolution, cores=cores)
+        super().__init__(
+            dim,
+            grid_rank,
+            pattern=scan_pattern(scan, grid_rank),
+            conv=conv,
+            kernel_size=kernel_size,
+            make_core=lambda: GRUCore(dim),
+        )

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mixers.delta_init import initial_delta
-from mixers.directions import Conv, KernelSize, Scan, ScanCore, ScanMixer, make_conv
+from mixers.directions import Conv, KernelSize, Scan, ScanCore, ScanMixer
 from mixers.long_conv import full_precision, long_conv, long_conv_macs
 from mixers.scan_orders import scan_pattern
 
@@ -118,7 +118,7 @@ class S4D(ScanMixer):
         d_state: N, real numbers per channel; even.
         A_init: "lin" or "inv".
         scan: "forward", "bidirectional", or on images "cross" (`mixers.scan_orders`).
-        conv: "symmetric" (that of the `conv` mixer), "causal" (that of `causal-conv`) or "none".
+        conv: "symmetric", "causal", "per-pass" or "none" (`mixers.directions`).
         kernel_size: of the convolution.
 
     Raises:
@@ -136,7 +136,11 @@ class S4D(ScanMixer):
         conv: Conv = "symmetric",
         kernel_size: KernelSize = 7,
     ) -> None:
-        pattern = scan_pattern(scan, grid_rank)
-        convolution = make_conv(conv, dim, grid_rank, kernel_size)
-        cores = [S4DCore(dim, d_state, A_init=A_init) for _ in range(pattern.passes)]
-        super().__init__(dim, grid_rank, pattern=pattern, conv=convolution, cores=cores)
+        super().__init__(
+            dim,
+            grid_rank,
+            pattern=scan_pattern(scan, grid_rank),
+            conv=conv,
+            kernel_size=kernel_size,
+            make_core=lambda: S4DCore(dim, d_state, A_init=A_init),
+        )

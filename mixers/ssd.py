@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mixers.delta_init import initial_delta, inverse_softplus
-from mixers.directions import Conv, KernelSize, Scan, ScanCore, ScanMixer, make_conv
+from mixers.directions import Conv, KernelSize, Scan, ScanCore, ScanMixer
 from mixers.scan_orders import scan_pattern
 from mixers.ssd_scan import ssd_macs, ssd_scan
 
@@ -95,7 +95,7 @@ class SSD(ScanMixer):
         head_dim: P, channels that share a decay; at most `dim`.
         chunk_size: Q; changes the cost, not the result.
         scan: "forward", "bidirectional", or on images "cross" (`mixers.scan_orders`).
-        conv: "symmetric" (that of the `conv` mixer), "causal" (that of `causal-conv`) or "none".
+        conv: "symmetric", "causal", "per-pass" or "none" (`mixers.directions`).
         kernel_size: of the convolution.
 
     Raises:
@@ -114,9 +114,11 @@ class SSD(ScanMixer):
         conv: Conv = "symmetric",
         kernel_size: KernelSize = 7,
     ) -> None:
-        pattern = scan_pattern(scan, grid_rank)
-        convolution = make_conv(conv, dim, grid_rank, kernel_size)
-        cores = [
-            SSDCore(dim, d_state, head_dim=head_dim, chunk_size=chunk_size) for _ in range(pattern.passes)
-        ]
-        super().__init__(dim, grid_rank, pattern=pattern, conv=convolution, cores=cores)
+        super().__init__(
+            dim,
+            grid_rank,
+            pattern=scan_pattern(scan, grid_rank),
+            conv=conv,
+            kernel_size=kernel_size,
+            make_core=lambda: SSDCore(dim, d_state, head_dim=head_dim, chunk_size=chunk_size),
+        )

@@ -8,14 +8,15 @@ projections in and out, and the norm belong to the block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from mixers.continuous_scan import ContinuousScan
-from mixers.directions import Conv, KernelSize, ScanMixer, make_conv
+from mixers.directions import Conv, KernelSize, ScanMixer
 from mixers.s6 import Selective, SelectiveScan
 from mixers.scan_orders import scan_pattern
 
@@ -31,8 +32,8 @@ class SelectiveSSM(ScanMixer):
     """conv -> SiLU -> selective scan(s).
 
     With `scan="bidirectional"` two scans with their own parameters run over the same convolved input,
-    one each way, and their outputs are averaged (Vision Mamba, arXiv 2401.09417, with one shared
-    convolution). It is the default on images; causal sequence tasks get the forward scan and Mamba's
+    one each way, and their outputs are averaged (Vision Mamba, arXiv 2401.09417, is that with
+    conv=per-pass). It is the default on images; causal sequence tasks get the forward scan and Mamba's
     causal convolution of width 4. The other patterns are in `mixers.scan_orders`; every pass has its own
     parameters, except those of "continuous" (`mixers.continuous_scan`).
 
@@ -41,7 +42,7 @@ class SelectiveSSM(ScanMixer):
         grid_rank: 1 or 2.
         d_state: N, state size per channel.
         scan: a pattern; on sequences "forward" or "bidirectional".
-        conv: "symmetric" (that of the `conv` mixer), "causal" (that of `causal-conv`) or "none".
+        conv: "symmetric", "causal", "per-pass" or "none" (`mixers.directions`).
         kernel_size: of the convolution.
         selective: which of Delta, B and C depend on the input; the rest is constant (`mixers.s6`).
         window: side of the windows; scan="local" needs it.
@@ -68,14 +69,24 @@ class SelectiveSSM(ScanMixer):
     ) -> None:
         if raster_params and scan != "continuous":
             raise ValueError(f"raster_params belongs to scan=continuous, not to scan={scan}")
-        pattern = scan_pattern(scan, grid_rank, window=window, atrous_step=atrous_step)
-        convolution = make_conv(conv, dim, grid_rank, kernel_size)  # draws before the scans do
-        cores: list[SelectiveScan]
+        if conv == "per-pass" and scan == "continuous":
+            raise ValueError(
+                "conv=per-pass does not go with scan=continuous, whose passes share all they have"
+            )
+        make_core: Callable[[], SelectiveScan] = partial(SelectiveScan, dim, d_state, selective=selective)
         if scan == "continuous":
-            cores = [ContinuousScan(dim, d_state, selective=selective, raster_params=raster_params)]
-        else:
-            cores = [SelectiveScan(dim, d_state, selective=selective) for _ in range(pattern.passes)]
-        super().__init__(dim, grid_rank, pattern=pattern, conv=convolution, cores=cores)
+            make_core = partial(
+                ContinuousScan, dim, d_state, selective=selective, raster_params=raster_params
+            )
+        super().__init__(
+            dim,
+            grid_rank,
+            pattern=scan_pattern(scan, grid_rank, window=window, atrous_step=atrous_step),
+            conv=conv,
+            kernel_size=kernel_size,
+            make_core=make_core,
+            cores=1 if scan == "continuous" else None,
+        )
 
     def run_passes(self, u: Tensor, grid: Sequence[int]) -> Tensor:
         core = self.scans[0]

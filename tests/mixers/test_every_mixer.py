@@ -26,6 +26,7 @@ VARIANTS = {
         "ssm(selective=none)",
         "ssm(selective=delta)",
         "ssm(selective=B+C, scan=forward, conv=causal, kernel_size=3)",
+        "ssm(scan=bidirectional, conv=per-pass, kernel_size=4)",
     ],
     "ssd": [
         "ssd(d_state=3, head_dim=3, chunk_size=5)",
@@ -72,10 +73,14 @@ IMAGE_VARIANTS = [  # whose scan is refused on a sequence
     "ssm(scan=continuous, raster_params=true)",
     "ssm(scan=atrous, atrous_step=2, kernel_size=3)",
     "ssm(scan=atrous, atrous_step=3)",
+    "ssm(scan=forward, conv=per-pass, kernel_size=4)",
+    "ssm(scan=cross, conv=per-pass, kernel_size=3)",
+    "ssm(scan=local, window=2, conv=per-pass, kernel_size=4)",
     "ssd(scan=cross)",
     "s4d(scan=cross)",
     "gru(scan=cross)",
     "mingru(scan=cross)",
+    "mingru(scan=cross, conv=per-pass, kernel_size=3)",
 ]
 # They compute more than their definition needs, in tiles and chunks; their own tests count the definition.
 COUNTED_BY_DEFINITION = {"window-attention", "causal-linear-attention", "gated-linear-attention"}
@@ -211,7 +216,7 @@ def test_macs_grow_as_declared(text: str, rank: int) -> None:
         mixer = build(text, rank).float()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             mixer(torch.randn(1, *grid, DIM))
-    convs = [m for m in mixer.modules() if isinstance(m, CausalConv) and rank == 2]
+    convs = [m for m in mixer.modules() if isinstance(m, CausalConv) and m.grid_rank == 2]
     # The kernel is padded with taps that are no work of the mixer.
     dead_taps = sum(m.kernel_size // 2 * m.dim for m in convs)
     assert mixer.macs(grid) == counter.get_total_flops() // 2 - dead_taps * math.prod(grid)
@@ -283,21 +288,36 @@ def test_the_others_do_not(text: str) -> None:
     assert (mixer(x.flip(1)) - mixer(x).flip(1)).abs().max() > 1e-6
 
 
-def test_bidirectional_scan_with_swapped_directions_commutes_with_reversal() -> None:
-    """With a symmetric kernel in its convolution; the kernel is the only other thing with a direction."""
-    mixer = build("ssm(kernel_size=1)", 1)
-    swapped = build("ssm(kernel_size=1)", 1)
-    swapped.load_state_dict(mixer.state_dict())
-    for (_, a), (_, b) in zip(
-        mixer.scans[0].named_parameters(), swapped.scans[1].named_parameters(), strict=True
-    ):
-        b.data.copy_(a)
-    for (_, a), (_, b) in zip(
-        mixer.scans[1].named_parameters(), swapped.scans[0].named_parameters(), strict=True
-    ):
-        b.data.copy_(a)
+def with_swapped_passes(mixer: TokenMixer, text: str) -> TokenMixer:
+    swapped = build(text, mixer.grid_rank)
+    state = mixer.state_dict()
+    there, back = "scans.0.", "scans.1."
+    for name in list(state):
+        if name.startswith(there):
+            other = back + name.removeprefix(there)
+            state[name], state[other] = state[other], state[name]
+    swapped.load_state_dict(state)
+    return swapped
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ssm(kernel_size=1)", "ssm(scan=bidirectional, conv=per-pass, kernel_size=4)", "gru(kernel_size=1)"],
+)
+def test_bidirectional_scan_with_swapped_directions_commutes_with_reversal(text: str) -> None:
+    """With a shared convolution if its kernel is symmetric, the only other thing that has a direction."""
+    mixer = build(text, 1)
     x = inputs((12,))
+    swapped = with_swapped_passes(mixer, text)
     torch.testing.assert_close(swapped(x.flip(1)), mixer(x).flip(1), rtol=1e-10, atol=1e-10)
+
+
+def test_a_shared_causal_convolution_is_not_mirrored() -> None:
+    """As in the first version of Vision Mamba's code."""
+    text = "ssm(scan=bidirectional, conv=causal, kernel_size=4)"
+    mixer = build(text, 1)
+    x = inputs((12,))
+    assert (with_swapped_passes(mixer, text)(x.flip(1)) - mixer(x).flip(1)).abs().max() > 1e-3
 
 
 def test_delta_starts_where_the_paper_says() -> None:

@@ -297,6 +297,8 @@ def test_continuous_scan_against_four_walks(raster_params: bool) -> None:
         ("ssm(window=2)", 2, "window belongs to scan=local"),
         ("ssm(scan=local, atrous_step=2)", 2, "atrous_step belongs to scan=atrous"),
         ("ssm(scan=cross, raster_params=true)", 2, "raster_params belongs to scan=continuous"),
+        ("ssm(scan=continuous, conv=per-pass)", 2, "conv=per-pass does not go with scan=continuous"),
+        ("gru(scan=forward, conv=per-pass)", 1, "conv=per-pass is for several passes"),
     ],
 )
 def test_what_does_not_fit_is_refused(text: str, rank: int, message: str) -> None:

@@ -71,11 +71,18 @@ def test_ssm_in_the_mamba_block_is_mamba(dtype: torch.dtype, tolerance: float) -
     torch.manual_seed(0)
     options = MIXERS.parse("ssm(scan=forward, conv=causal, kernel_size=4, d_state=5)")
     block = GatedBlock(12, lambda dim: MIXERS.create(options, dim, 1), **PRESETS["mamba"]).to(dtype)
-    core = block.mixer.scans[0]
-    named = {
+    weights = weights_of_mamba(block, block.mixer.conv, block.mixer.scans[0])
+    x = noise(2, 37, 12, dtype=dtype).requires_grad_()
+    expected = x + mamba(block.norm(x), weights)
+    same_gradients(block(x), expected, [x, *weights.values()], tolerance)
+
+
+def weights_of_mamba(block: GatedBlock, conv: nn.Module, core: nn.Module) -> dict[str, Tensor]:
+    """As `mamba` names them."""
+    return {
         "in_proj": block.fc1.weight,
-        "conv": block.mixer.conv.weight,
-        "conv_bias": block.mixer.conv.bias,
+        "conv": conv.weight,
+        "conv_bias": conv.bias,
         "x_proj": core.x_proj.weight,
         "dt_proj": core.dt_proj.weight,
         "dt_bias": core.dt_proj.bias,
@@ -83,9 +90,22 @@ def test_ssm_in_the_mamba_block_is_mamba(dtype: torch.dtype, tolerance: float) -
         "D": core.D,
         "out_proj": block.fc2.weight,
     }
-    x = noise(2, 37, 12, dtype=dtype).requires_grad_()
-    expected = x + mamba(block.norm(x), named)
-    same_gradients(block(x), expected, [x, *named.values()], tolerance)
+
+
+@pytest.mark.parametrize("grid", [(37,), (4, 5)])
+def test_ssm_with_a_convolution_per_pass_is_vision_mamba(grid: tuple[int, ...]) -> None:
+    """Algorithm 1 of arXiv 2401.09417: the mean of Mamba over the tokens and over their reversal.
+
+    Each way has weights of its own, but for the projections in and out.
+    """
+    torch.manual_seed(0)
+    options = MIXERS.parse("ssm(scan=bidirectional, conv=per-pass, kernel_size=4, d_state=5)")
+    block = GatedBlock(12, lambda dim: MIXERS.create(options, dim, len(grid)), **PRESETS["mamba"]).double()
+    there, back = (weights_of_mamba(block, each.conv, each.core) for each in block.mixer.scans)
+    x = noise(2, *grid, 12).requires_grad_()
+    tokens = block.norm(x).flatten(1, -2)
+    mixed = (mamba(tokens, there) + mamba(tokens.flip(1), back).flip(1)) / 2
+    same_gradients(block(x), x + mixed.view_as(x), [x, *there.values(), *back.values()])
 
 
 @pytest.mark.parametrize("selective", SELECTIONS)

@@ -1,7 +1,8 @@
 """From a study to its trials, resolved and matched, and back from the stored plan. Free of torch.
 
-A plan is stored with a key over the study and the source files. Asked for again under the same key it
-is read, not made: a finished study is reported without importing torch.
+A plan is stored with a key over the source files and what of the study decides its models. Asked for again
+under the same key it is read, not made: a finished study is reported without importing torch, and so is one
+whose words, seeds or comparisons changed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ from mixers import MIXERS
 from mixers.registry import Component, InputError, Registry, is_own
 
 DETAILS = ("metric", "budget", "baselines")
+BESIDE_THE_MODELS = {
+    *("question", "varied", "fixed", "cost", "answer", "published", "axis", "log_axis"),
+    *("seeds", "comparisons"),
+}
+"""Fields of a study that its arms do not depend on."""
 
 
 @dataclass(frozen=True)
@@ -216,8 +222,10 @@ def _flat(trial: Trial) -> dict[str, Any]:
 
 
 def _key(name: str, study: Study) -> str:
-    same_for_any_seeds = dataclasses.asdict(dataclasses.replace(study, seeds=1))
-    return digest([name, same_for_any_seeds, source_digest(), _own_sources(study), _weight_files(study)])
+    models = {
+        field: value for field, value in dataclasses.asdict(study).items() if field not in BESIDE_THE_MODELS
+    }
+    return digest([name, models, source_digest(), _own_sources(study), _weight_files(study)])
 
 
 def _own_sources(study: Study) -> list[str]:

@@ -20,7 +20,7 @@ from experiments.code_version import source_digest
 from experiments.launch import Shard
 from experiments.store import write_json
 from experiments.study import Arm, Case, Option, Study, changed_recipe
-from experiments.trial import SCHEMA_VERSION, Trial, digest
+from experiments.trial import SCHEMA_VERSION, Trial, canonical_json, digest
 from mixers import MIXERS
 from mixers.registry import Component, InputError, Registry, is_own
 
@@ -282,6 +282,38 @@ def write(plan: Plan, path: Path, command: str, shards: int | None = None) -> No
         shards: in how many the trials are divided; the report then says which of them a missing one is in.
     """
     write_json(path, plan.to_dict(command, shards))
+
+
+def renew(plan: Plan, path: Path) -> str | None:
+    """Let the stored plan of a study that has run say what the study says now; its trials must be the same.
+
+    Args:
+        plan: of the study as it is now.
+        path: the stored one, whose command stays.
+
+    Returns:
+        Why it was left as it is, in a sentence; None if it is up to date.
+    """
+    try:
+        stored = json.loads(path.read_bytes())
+        shard = stored["arms"][0]["trials"][0].get("shard")
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # the report says what is wrong with it
+    fresh = plan.to_dict(stored["command"], None if shard is None else Shard.parse(shard).count)
+    templates = {arm["name"]: arm["template"] for arm in fresh["arms"]}
+    other = [arm["name"] for arm in stored["arms"] if not _same(templates.get(arm["name"]), arm["template"])]
+    if other:
+        return (
+            f"study or code have changed since it ran, and {', '.join(other)} would be other trials today: "
+            "this is the report of what ran"
+        )
+    if not _same({**fresh, "key": stored["key"]}, stored):
+        write_json(path, fresh)
+    return None
+
+
+def _same(one: Any, other: Any) -> bool:
+    return canonical_json(one) == canonical_json(other)
 
 
 def _resolve(name: str, study: Study) -> Plan:

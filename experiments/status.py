@@ -25,7 +25,7 @@ class TrialStatus:
         trial_id: its folder's name.
         state: waiting is whatever is not started, or stopped on the way.
         progress: of a running one.
-        error: of a failed one.
+        error: of a failed one; of a waiting one, why the result that is there cannot be used.
     """
 
     label: str
@@ -56,7 +56,7 @@ def _examine(label: str, arm: str, folder: TrialFolder) -> TrialStatus:
         return TrialStatus(label, arm, folder.trial_id, "running", progress)
     if result is not None:
         return TrialStatus(label, arm, folder.trial_id, "failed", error=result["error"])
-    return TrialStatus(label, arm, folder.trial_id, "waiting")
+    return TrialStatus(label, arm, folder.trial_id, "waiting", error=folder.unusable_result() or "")
 
 
 def lines(statuses: list[TrialStatus]) -> list[str]:
@@ -68,6 +68,11 @@ def lines(statuses: list[TrialStatus]) -> list[str]:
     said += _listed("running", [progress_line(each.label, each.progress or {}) for each in running])
     failed = [each for each in statuses if each.state == "failed"]
     said += _listed("failed", [f"  {each.label} ({each.trial_id}): {each.error}" for each in failed])
+    unusable = [each for each in statuses if each.state == "waiting" and each.error]
+    said += _listed(
+        "with a result that cannot be used, and will run again",
+        [f"  {each.label} ({each.trial_id}): result.json is {each.error}" for each in unusable],
+    )
     return said
 
 

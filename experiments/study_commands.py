@@ -114,11 +114,9 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
 
 
 def _status(asked: Request, name: str, wanted: study.Study, command: str) -> int:
-    folder = asked.runs / "studies" / name
-    if not (folder / "plan.json").exists():
-        raise InputError(f"{folder} holds no study: run it first, without the word status")
+    path = _stored_plan(asked, name)
     store = Store(asked.runs)
-    found = search.settle(plan.make(name, wanted, folder / "plan.json"), store)
+    found = search.settle(plan.make(name, wanted, path), store)
     print(f"{name}: {wanted.question}")
     if found.open:
         labels = {trial_id: found.labels[trial_id] for trial_id in found.open}
@@ -133,12 +131,27 @@ def _status(asked: Request, name: str, wanted: study.Study, command: str) -> int
 
 
 def _report(asked: Request, name: str, wanted: study.Study, command: str) -> int:
-    folder = asked.runs / "studies" / name
-    if not (folder / "plan.json").exists():
-        raise InputError(f"{folder} holds no study: run it first, without the word report")
+    path = _stored_plan(asked, name)
     store = Store(asked.runs)
-    planned = search.settle(plan.make(name, wanted, folder / "plan.json"), store).plan
-    return _write_report(planned, store, folder, asked.share)
+    planned = search.settle(plan.make(name, wanted, path), store).plan
+    outdated = plan.renew(planned, path)
+    if outdated:
+        print(f"note: {outdated}")
+    return _write_report(planned, store, path.parent, asked.share)
+
+
+def _stored_plan(asked: Request, name: str) -> Path:
+    """The path of a study's plan.
+
+    Raises:
+        InputError: it has not run; those that have are named.
+    """
+    path = asked.runs / "studies" / name / "plan.json"
+    if path.exists():
+        return path
+    others = sorted(each.parent.name for each in path.parents[1].glob("*/plan.json"))
+    which = f" ({asked.runs} holds {', '.join(others)}: --study)" if others else ""
+    raise InputError(f"study {name} has not run in {asked.runs} yet{which}")
 
 
 def _command(arguments: Sequence[str]) -> str:
@@ -290,7 +303,7 @@ def _write_report(planned: Plan, store: Store, folder: Path, share: Shard | None
     unfinished = [each for each in statuses if each.state != "finished"]
     for each in unfinished[: status.MOST_LINES]:
         log = store.folder(each.trial_id).log
-        print(f"  {each.label} {f'failed: {each.error}; log {log}' if each.error else 'not run'}")
+        print(f"  {each.label} {f'failed: {each.error}; log {log}' if each.state == 'failed' else 'not run'}")
     if len(unfinished) > status.MOST_LINES:
         print(f"  and {len(unfinished) - status.MOST_LINES} more; run_ablation.py status counts them by arm")
     return 1 if unfinished else 0

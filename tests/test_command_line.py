@@ -111,8 +111,8 @@ def metrics(runs: Path) -> bytes:
         (["--backend", "cudda"], "unknown backend 'cudda'"),
         (["--backend", "mamba_ssm"], "mamba_ssm"),
         (["plann"], "unknown command 'plann'; did you mean 'plan'"),
-        (["report"], "holds no study"),
-        (["status"], "holds no study"),
+        (["report"], "study digits-ladder has not run in"),
+        (["status"], "study digits-ladder has not run in"),
         (["--shard", "3/2"], "--shard must be i/n with i from 1 to n, such as 2/8, got '3/2'"),
         (["--gpus-per-trial", "1.5"], "--gpus-per-trial must be a whole number or a share below 1"),
         (["--gpus-per-trial", "1", "--device", "cpu"], "trials run on the CPU here"),
@@ -227,12 +227,31 @@ def test_a_study_from_end_to_end_and_again(
     other = sorted(runs.glob("trials/*"))[-1]
     stored = json.loads((other / "result.json").read_text())
     (other / "result.json").write_text(json.dumps({**stored, "schema_version": SCHEMA_VERSION + 1}))
+    assert ablate("status", *arguments) == 0
+    output = capsys.readouterr().out
+    assert "6 trials: 4 finished, 2 waiting" in output
+    assert f"({folder.name}): result.json is not readable as JSON" in output
     assert ablate(*arguments) == 0
     output = "".join(capsys.readouterr())
     assert "result.unusable-1.json" in output
     assert f"schema version {SCHEMA_VERSION + 1}" in output
     assert "2 of 6 trials to run" in output
     assert metrics(runs) == before
+
+    page = runs / "studies" / "small" / "report.html"
+    study.write_text(study.read_text().replace("Is the machinery sound?", "Is what it says up to date?"))
+    assert ablate("report", *arguments) == 0
+    assert "Is what it says up to date?" in page.read_text()
+    told = page.read_bytes()
+    study.write_text(study.read_text().replace("batch_size = 32", "batch_size = 16"))
+    capsys.readouterr()
+    assert ablate("report", *arguments) == 1
+    output = capsys.readouterr().out
+    assert "identity, conv would be other trials today: this is the report of what ran" in output
+    assert "conv seed 2 not run" in output
+    assert page.read_bytes() == told
+    assert ablate("status", "--runs", runs) == 2
+    assert f"({runs} holds small: --study)" in capsys.readouterr().err
 
 
 def _lines_of_metrics(runs: Path) -> int:

@@ -12,7 +12,7 @@
     run_ablation.py look                   what a token can see, mixer by mixer, before and after training
     run_ablation.py bench                  latency and memory of mixers against length and width
     run_ablation.py demo                   a page to play with trained models
-    run_ablation.py list                   mixers, skeletons, tasks, studies
+    run_ablation.py list [NAME]            mixers, skeletons, tasks, studies; or one of them in full
     run_ablation.py doctor                 which kernels run on this machine
 
 Exit codes: 0 done, 1 some trials failed, 2 bad input; 130 interrupted and 143 told to end (SIGTERM, as in

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments import request, study, study_commands
+from experiments import request, study_commands
 from experiments.store import Store
 from experiments.study_commands import WIDTH
 from mixers.registry import InputError, suggest
@@ -189,21 +188,9 @@ def _bench(arguments: Sequence[str]) -> int:
 
 
 def _list(arguments: Sequence[str]) -> int:
-    from experiments.skeletons import SKELETONS, option_defaults
-    from experiments.tasks import TASKS
-    from mixers import MIXERS
+    from experiments import listing
 
-    if arguments:
-        raise InputError(f"list takes no arguments, got {' '.join(arguments)}")
-    for registry in (MIXERS, SKELETONS, TASKS):
-        print(f"{registry.kind}s, with their options")
-        for component in map(registry.parse, registry):
-            defaults = option_defaults(component) if registry is SKELETONS else None
-            text = str(registry.resolve(component, defaults))
-            print(textwrap.fill(text, WIDTH, initial_indent="  ", subsequent_indent=" " * 6))
-    print("studies")
-    for name in study.names():
-        print(f"  {name}: {study.load(study.find(name)).question}")
+    print("\n\n".join(listing.describe(name, WIDTH) for name in arguments) or listing.overview(WIDTH))
     return 0
 
 

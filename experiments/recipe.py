@@ -19,16 +19,16 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
     The update is PyTorch's fused one where it has one; on a CPU a small model's takes a sixth of the time.
     """
-    adaptive: dict[str, Any] = {} if recipe.opt == "sgd" else {"betas": recipe.betas, "eps": recipe.eps}
-    fused = {} if recipe.opt == "lamb" else {"fused": True}
+    own: dict[str, Any] = {} if recipe.opt == "lamb" else {"fused": True}
+    if recipe.opt != "sgd":
+        own |= {"betas": recipe.betas, "eps": recipe.eps}
     return create_optimizer_v2(
         model,
         opt=recipe.opt,
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
         momentum=0.9,
-        **adaptive,
-        **fused,
+        **own,
     )
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
 
 class InputError(ValueError):
@@ -171,6 +172,10 @@ class Registry:
                 raise InputError(
                     f"{self.kind} {component.name} has no option {option!r}{suggest(option, known)} ({have})"
                 )
+
+    def options(self, name: str) -> Mapping[str, FieldInfo]:
+        """The options of an entry with their types, bounds and defaults."""
+        return self._option_model(name).model_fields
 
     def _load_own(self, name: str) -> Any:
         path, _, planned = name.partition("@")

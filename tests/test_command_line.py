@@ -120,7 +120,7 @@ def metrics(runs: Path) -> bytes:
         (["--executor", "slurm", "--slurm", "gpu"], "--slurm takes OPTION=VALUE"),
         (["--checkpoint-every", "0"], "--checkpoint-every must be positive minutes"),
         (["--log-every", "0"], "--log-every must be at least 1"),
-        (["list", "everything"], "list takes no arguments"),
+        (["list", "sms"], "nothing is called 'sms'; did you mean 'ssm'?"),
     ],
 )
 def test_bad_input_is_a_sentence(

@@ -1,0 +1,117 @@
+"""What there is to choose from, and what each of it is, read off signatures, docstrings and study headers."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+import types
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from experiments import study
+from experiments.skeletons import SKELETONS, option_defaults
+from experiments.tasks import TASKS
+from mixers import MIXERS
+from mixers.registry import Component, InputError, Registry, is_own, suggest
+
+REGISTRIES = (MIXERS, SKELETONS, TASKS)
+KINDS = {int: "integer", float: "number", bool: "True | False", str: "text", types.NoneType: "None"}
+BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+def overview(width: int) -> str:
+    """Mixers, skeletons and tasks with their options and defaults, and the studies' questions."""
+    lines = []
+    for registry in REGISTRIES:
+        lines.append(f"{registry.kind}s, with their options")
+        for component in map(registry.parse, registry):
+            text = str(_with_defaults(registry, component))
+            lines.append(textwrap.fill(text, width, initial_indent="  ", subsequent_indent=" " * 6))
+    lines.append("studies")
+    lines += [f"  {name}: {study.load(study.find(name)).question}" for name in study.names()]
+    return "\n".join([*lines, "list NAME tells more of each"])
+
+
+def describe(name: str, width: int) -> str:
+    """What a mixer, skeleton or task is and which values its options take; or the header of a study.
+
+    Raises:
+        InputError: there is nothing of that name.
+    """
+    for registry in REGISTRIES:
+        if name in registry or (registry is MIXERS and is_own(name)):
+            return _component(registry, Component(name, {}), width)
+    if name in study.names():
+        return _study(name, width)
+    known = [*(each for registry in REGISTRIES for each in registry), *study.names()]
+    raise InputError(f"nothing is called {name!r}{suggest(name, known)} (list alone names everything)")
+
+
+def _with_defaults(registry: Registry, component: Component) -> Component:
+    return registry.resolve(component, option_defaults(component) if registry is SKELETONS else None)
+
+
+def _component(registry: Registry, component: Component, width: int) -> str:
+    entry = registry.load(component.name)
+    what, *_ = re.split(r"^(?:Args|Raises|Returns|Attributes):$", _doc(entry), flags=re.MULTILINE)
+    defaults = _with_defaults(registry, component).options
+    said = [f"{registry.kind} {component.name}", "", what.strip(), ""]
+    for option, field in registry.options(component.name).items():
+        values = f"  {option}={defaults[option]}: {_values(field.annotation, field.metadata)}"
+        said.append(textwrap.fill(values, width, subsequent_indent=" " * 6))
+        meaning = _meaning(entry, option)
+        if meaning:
+            said.append(textwrap.fill(meaning, width, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    return "\n".join(said).rstrip()
+
+
+def _study(name: str, width: int) -> str:
+    header = study.load(study.find(name))
+    parts = [f"study {name}"]
+    for field in ("question", "varied", "fixed", "cost", "answer"):
+        text = f"{field}: {getattr(header, field).strip()}"
+        parts.append(textwrap.fill(text, width, initial_indent="  ", subsequent_indent=" " * 6))
+    parts.append(f"  arms: {', '.join(arm.name for arm in header.all_arms())}; {header.seeds} seeds")
+    return "\n".join(parts)
+
+
+def _doc(entry: Any) -> str:
+    return inspect.getdoc(entry) or ""
+
+
+def _meaning(entry: Any, option: str) -> str:
+    """What the docstrings of a class and of those that it derives from say of an argument."""
+    for each in inspect.getmro(entry):
+        found = re.search(
+            rf"^    (?:\w+, )*{option}(?:, \w+)*: (.*(?:\n {{8,}}.*)*)", _doc(each), re.MULTILINE
+        )
+        if found:
+            return " ".join(found.group(1).split())
+    return ""
+
+
+def _values(annotation: Any, constraints: Sequence[Any] = ()) -> str:
+    """What an option takes, in words."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, parts))
+    if get_origin(annotation) is Annotated:
+        return _values(parts[0], parts[1:])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " | ".join(map(_values, parts))
+    bounds = [
+        f"{sign} {getattr(bound, name)}"
+        for name, sign in BOUNDS.items()
+        for bound in _bounds(constraints)
+        if hasattr(bound, name)
+    ]
+    return " ".join([KINDS.get(annotation, str(annotation)), ", ".join(bounds)]).strip()
+
+
+def _bounds(constraints: Iterable[Any]) -> list[Any]:
+    return [
+        bound for each in constraints for bound in (each.metadata if isinstance(each, FieldInfo) else [each])
+    ]

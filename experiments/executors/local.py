@@ -192,16 +192,21 @@ def stop(running: Sequence[BaseProcess]) -> None:
 def _work(gpus: str | None, trials: list[dict[str, Any]], root: Path, runtime: Runtime, session: str) -> None:
     """Body of a worker process: stops at SIGTERM, at Ctrl-C of its parent, and when that is gone."""
     parent = os.getppid()
-    asked = False
+    asked = ready = False
 
     def ask(signum: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked = True
+        if not ready:
+            sys.exit()
 
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which asks us to stop
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before torch looks
+    from experiments import train  # noqa: F401  # seconds, in which there is nothing to save
+
+    ready = True
     try:
         work(
             [Trial.from_dict(trial) for trial in trials],

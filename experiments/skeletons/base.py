@@ -20,7 +20,7 @@ from mixers.registry import InputError
 
 Readout = Literal["mean", "last", "middle"]
 HeadName = Literal["mlp", "linear", "upernet", "fpn", "mask-rcnn", "mask-rcnn-slim"]
-Init = Literal["fixed", "fan-in"]
+Init = Literal["fixed", "fan-in", "fixed-all"]
 PatternOver = Literal["stage", "layer"]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -165,16 +165,20 @@ class Skeleton(nn.Module, ABC):
         With init "fixed" the standard deviation is 0.02 (MambaOut); with "fan-in" it is 1 / sqrt(inputs),
         which keeps the scale of activations at any width: at a few dozen channels 0.02 lets them vanish.
         Positions then get a scale to match. Mask R-CNN has scales of its own.
-        Norms and LayerScale keep the constants they were built with, and a mixer's parameters are its
-        own. Every tensor has its own generator, so that it does not depend on what else is in the model.
-        Nothing happens on the meta device.
+        Norms and LayerScale keep the constants they were built with, and a mixer's parameters are its own;
+        but "fixed-all" draws the weights of all linear layers as "fixed" does, those inside the mixers too,
+        with which VMamba's released code replaces the initial projection of Delta.
+        Every tensor has its own generator, so that it does not depend on what else is in the model. Nothing
+        happens on the meta device.
 
         Args:
             generator_for: the generator for a parameter's name.
         """
         slots = tuple(f"{slot}." for slot, _ in mixer_slots(self))
         for name, parameter in self.named_parameters():
-            if name.startswith(slots) or parameter.is_meta or _is_constant(self, name):
+            if parameter.is_meta or _is_constant(self, name):
+                continue
+            if name.startswith(slots) and not (self.init == "fixed-all" and _is_linear_weight(self, name)):
                 continue
             if name.endswith(".bias"):
                 nn.init.zeros_(parameter)
@@ -184,7 +188,7 @@ class Skeleton(nn.Module, ABC):
     def _std(self, name: str) -> float:
         if self.detector is not None and name.startswith("head."):
             return initial_std(name.removeprefix("head."), self.get_parameter(name))
-        if self.init == "fixed":
+        if self.init != "fan-in":
             return INIT_STD
         return POSITION_STD if name == "pos_embed" else self.get_parameter(name)[0].numel() ** -0.5
 
@@ -194,6 +198,11 @@ def _is_constant(model: nn.Module, parameter: str) -> bool:
     return module.endswith(f".{LAYER_SCALE}") or isinstance(
         model.get_submodule(module), nn.LayerNorm | _BatchNorm
     )
+
+
+def _is_linear_weight(model: nn.Module, parameter: str) -> bool:
+    module, _, name = parameter.rpartition(".")
+    return name == "weight" and isinstance(model.get_submodule(module), nn.Linear)
 
 
 def require_images(task: TaskSpec, outputs: Collection[Output]) -> None:

@@ -64,7 +64,8 @@ class CausalLM(Skeleton):
         drop_path: of the last block, growing linearly from 0 at the first; None for that of the class.
         embed_drop: dropout of the embeddings.
         readout: what answers a task with one answer.
-        init: of embeddings and linear layers; None for that of the class.
+        init: of embeddings and linear layers, with "fixed-all" those inside the mixers too
+            (`base.Skeleton.init_weights`); None for that of the class.
         experts: copies of a metaformer block's channel MLP that a router chooses from; 1 for a plain MLP.
         experts_per_token: how many of them every token goes through.
         moe_every: the last of every so many blocks has experts.

@@ -55,7 +55,8 @@ class MambaOut(Skeleton):
         head: for one answer "mlp", which is MambaOut's, or "linear"; for every pixel "upernet", which is the
             paper's, "fpn", which is that without the pyramid pooling, or "linear"; for objects "mask-rcnn",
             which is the paper's, or "mask-rcnn-slim" for small images. None for the first.
-        init: of the weights, "fixed" is MambaOut's; None for that of the size.
+        init: of the weights, "fixed" is MambaOut's, "fixed-all" draws the mixers' linear layers like that too
+            (`base.Skeleton.init_weights`); None for that of the size.
         experts: copies of a metaformer block's channel MLP that a router chooses from; 1 for a plain MLP.
         experts_per_token: how many of them every token goes through.
         moe_every: the last of every so many blocks, counted over all stages, has experts.

@@ -60,7 +60,8 @@ class Isotropic(Skeleton):
         readout: what the head looks at.
         head: for one answer "mlp" or "linear"; for every pixel "linear", "upernet" or "fpn" on the one map
             that there is. None for "linear".
-        init: of the linear layers; None for that of the size.
+        init: of the linear layers, with "fixed-all" those inside the mixers too
+            (`base.Skeleton.init_weights`); None for that of the size.
         experts: copies of a metaformer block's channel MLP that a router chooses from; 1 for a plain MLP.
         experts_per_token: how many of them every token goes through.
         moe_every: the last of every so many blocks has experts.

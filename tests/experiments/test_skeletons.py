@@ -245,6 +245,18 @@ def test_mixers_are_left_as_they_initialised_themselves(skeleton, block):
             assert torch.equal(value, alone[name]), name
 
 
+def test_the_mixers_linear_layers_are_drawn_anew_on_request() -> None:
+    """As VMamba's released code does to Delta's projection; its bias, and with it the step size, stays."""
+    kept, redrawn = (
+        initialised(SKELETONS.load("mambaout-nano")(factory("ssm"), TASK, init=init))
+        for init in ("fixed", "fixed-all")
+    )
+    changed = {name for name in kept if not torch.equal(kept[name], redrawn[name])}
+    assert {name.rpartition("scans.")[2][2:] for name in changed} == {"x_proj.weight", "dt_proj.weight"}
+    for name in changed:
+        assert redrawn[name].std().item() == pytest.approx(0.02, rel=0.3), name
+
+
 def initialised(model: nn.Module, calls: list[str] | None = None) -> dict[str, Tensor]:
     def recorded(name: str) -> torch.Generator:
         if calls is not None:
@@ -274,7 +286,7 @@ def test_what_two_arms_share_starts_equal(skeleton, other):
 
 
 @pytest.mark.parametrize("skeleton", SMALL)
-@pytest.mark.parametrize("init", ["fixed", "fan-in"])
+@pytest.mark.parametrize("init", ["fixed", "fan-in", "fixed-all"])
 def test_distribution_of_the_initial_weights(skeleton, init):
     calls: list[str] = []
     model = SKELETONS.load(skeleton)(factory("identity"), TASK, layer_scale=0.25, init=init)
@@ -289,7 +301,7 @@ def test_distribution_of_the_initial_weights(skeleton, init):
         else:
             assert name in calls
             fan_in = 0.5 if name == "pos_embed" else value[0].numel() ** -0.5
-            expected = 0.02 if init == "fixed" else fan_in
+            expected = fan_in if init == "fan-in" else 0.02
             assert value.std().item() == pytest.approx(expected, rel=0.3), name
     assert len(calls) == len(set(calls))
 

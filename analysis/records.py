@@ -1,10 +1,10 @@
 """Stored records of a study: its plan, and one folder per trial.
 
-    <study>/plan.json                     what was planned, margin and comparisons included, before the first
-    run <trials>/<trial_id>/result.json       everything deterministic: metrics, costs, provenance; written
-    last <trials>/<trial_id>/timing.json       wall-clock: throughput, peak memory
-    <trials>/<trial_id>/curve.csv         epoch by epoch <trials>/<trial_id>/predictions.npz   example,
-    target, prediction of the test split
+    <study>/plan.json                     what was planned, before the first run: margin, comparisons, trials
+    <trials>/<trial_id>/result.json       everything deterministic: metrics, costs, provenance; written last
+    <trials>/<trial_id>/timing.json       wall-clock: throughput, peak memory
+    <trials>/<trial_id>/curve.csv         epoch by epoch
+    <trials>/<trial_id>/predictions.npz   example, target, prediction of the test split
 
 A planned trial is always in the study that `load_study` returns. One without a readable result has a status
 that says so ("missing", "unreadable") and an `error` in words; nothing is dropped and nothing is guessed.
@@ -196,8 +196,11 @@ class Study:
 def load_study(study_folder: Path, trials_folder: Path) -> Study:
     """Read the plan of a study and every trial it names.
 
-    Raises: RecordError: the plan is missing, unreadable, of another schema version, or names an arm that it
-    does not have. A trial that cannot be read raises nothing: its status says so.
+    A trial that cannot be read raises nothing: its status says so.
+
+    Raises:
+        RecordError: the plan is missing, unreadable, of another schema version, or names an arm that it does
+            not have.
     """
     path = study_folder / "plan.json"
     plan = read_json(path)
@@ -259,7 +262,9 @@ def _bytes(path: Path) -> bytes:
 def _member(archive: ZipFile, stored: bytes, name: str) -> bytes:
     """What `archive.read` gives, in half the time: zlib is told the size.
 
-    Raises: KeyError: there is no such member. BadZipFile, zlib.error: it is damaged.
+    Raises:
+        KeyError: there is no such member.
+        BadZipFile, zlib.error: it is damaged.
     """
     info = archive.getinfo(name)
     if info.compress_type != ZIP_DEFLATED:
@@ -283,7 +288,8 @@ def _array(npy: bytes) -> NDArray[Any]:
 def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, order and type of the array behind the header of an .npy file, format 1.0.
 
-    Raises: ValueError: it is no such header.
+    Raises:
+        ValueError: it is no such header.
     """
     file = io.BytesIO(header)
     if np.lib.format.read_magic(file) != (1, 0):  # others are for headers beyond 64 KiB

@@ -139,7 +139,7 @@ def _text_files(
 ) -> dict[str, bytes]:
     texts = {
         "table.md": tables.markdown(table, study.name),
-        "table.csv": tables.comparison_csv(study, arms, comparisons),
+        "table.csv": tables.comparison_csv(arms, comparisons),
         "table.tex": tables.latex(table, study.name),
         "metrics.csv": tables.metrics_csv(study),
         "timings.csv": tables.timings_csv(study),

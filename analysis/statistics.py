@@ -10,6 +10,11 @@ and BCa intervals cover 70 to 90 % instead of 95 %, and the signed-rank test can
 pairs. The t interval covers its nominal level for normal differences at every n
 (`tests/analysis/test_calibration.py` holds this).
 
+What the interval is about: further seeds. A seed draws initial values, order and augmentation and, in tasks
+that have one pool of examples, how it is split. Its spread then holds only part of what other examples would
+change, and seeds that share training examples are closer to one another than new data would be (Nadeau and
+Bengio 2003). `pooled_sampling_error` says how large the test set's part is.
+
 Only `scipy.special` is imported: `scipy.stats` costs a second of start-up and serves as the oracle in the
 tests.
 """
@@ -115,6 +120,25 @@ def equivalence_test(values: ArrayLike, margin: float) -> float:
         return math.nan
     error, df = sd / math.sqrt(x.size), x.size - 1
     return float(max(stdtr(df, -(x.mean() + margin) / error), stdtr(df, (x.mean() - margin) / error)))
+
+
+def minimum_effect_test(values: ArrayLike, margin: float) -> float:
+    """Two-sided t test of ``|mean| <= margin``: ``2 F(-(|m| - margin) sqrt(n) / s; n - 1)``, at most 1.
+
+    Rejecting at alpha is the same as the (1 - alpha) t interval lying beyond the margin on one side (a
+    minimum-effect test; Murphy and Myors 1999). NaN for n < 2 or s = 0.
+
+    Raises:
+        ValueError: the margin is not positive.
+    """
+    if not margin > 0:
+        raise ValueError(f"the margin must be positive, got {margin}")
+    x = np.asarray(values, dtype=float)
+    sd = standard_deviation(x)
+    if not sd > 0:
+        return math.nan
+    beyond = abs(float(x.mean())) - margin
+    return min(1.0, float(2 * stdtr(x.size - 1, -beyond * math.sqrt(x.size) / sd)))
 
 
 def holm(p_values: ArrayLike) -> Floats:

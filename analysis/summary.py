@@ -275,7 +275,7 @@ def _mixed(study: Study) -> list[str]:
         for what, values in sorted(seen.items())
         if len(values) > 1
     ]
-    dirty = sum(n for code, n in seen.get("code", Counter()).items() if "+" in code)  # <commit>+dirty
+    dirty = sum(n for code, n in seen.get("code", Counter()).items() if "+" in code)  # <commit>+changes
     if dirty:
         found.append(f"{q.plural(dirty, 'trial')} ran from code with uncommitted changes.")
     return found

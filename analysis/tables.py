@@ -12,14 +12,14 @@ import io
 import json
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from analysis import quantities as q
 from analysis.records import Json, NaiveBaseline, Study, timing_row, trial_row
 from analysis.statistics import Estimate
 from analysis.summary import ArmSummary, notes, warnings
-from analysis.verdict import Comparison
+from analysis.verdict import Comparison, TestSets
 
 TERMINAL_WIDTH = 100
 
@@ -178,7 +178,7 @@ def escape_latex(text: str) -> str:
     return escaped.replace(r" \%", r"~\%")  # a unit stays with its number
 
 
-def comparison_csv(study: Study, arms: dict[str, ArmSummary], comparisons: list[Comparison]) -> str:
+def comparison_csv(arms: dict[str, ArmSummary], comparisons: list[Comparison]) -> str:
     """The table with raw numbers: full precision, empty cells where there is no number."""
     return write_csv([_raw(arm, comparison) for arm, comparison in _rows_of(arms, comparisons)])
 
@@ -360,12 +360,20 @@ def _sampling_error(study: Study, comparisons: list[Comparison]) -> list[str]:
     decimals = q.decimals_for(study.margin, study.metric.unit)
     one_seed = _range([c.sampling.one_seed for c in known], decimals)
     mean = _range([c.sampling.mean for c in known], decimals)
-    inside = "not part" if any(c.sampling.same_examples for c in known) else "part"
     return [
         f"The finite test set alone gives a difference a standard error of {one_seed} "
         f"{study.metric.difference_unit} in one seed and {mean} in the mean over seeds; "
-        f"it is {inside} of the intervals."
+        f"{_in_the_intervals({c.sampling.test_sets for c in known})}."
     ]
+
+
+def _in_the_intervals(test_sets: Set[TestSets | None]) -> str:
+    """How much of what another test set would change the spread over seeds shows."""
+    if "the same" in test_sets:
+        return "all seeds have the same test set, so it is not part of the intervals"
+    if "overlapping" in test_sets:
+        return "the test sets of the seeds overlap, so it is only partly in the intervals"
+    return "it is part of the intervals"
 
 
 def _range(values: list[float], decimals: int) -> str:

@@ -10,12 +10,11 @@
 3. *helps / hurts*: the two-sided paired t test rejects zero at alpha after Holm's adjustment over the family.
    The word follows the sign and the direction of the metric. A qualifier says how the effect compares with
    the margin: *by less than the margin* if the equivalence test rejects as well (both statements are then
-   true: a real but small difference), *by more than the margin* if the whole interval lies beyond it, nothing
-   if that is open.
+   true: a real but small difference), *by more than the margin* if a t test rejects that it lies within
+   (alone in its family: if the whole interval lies beyond the margin), nothing if that is open.
 4. *equivalent* (not needed): zero is not rejected and the equivalence test at the margin rejects after Holm's
-   adjustment. The two tests are adjusted separately. Their null hypotheses exclude one another in any one
-   comparison, so a comparison cannot be wrong both ways, and each kind of wrong claim has probability at most
-   alpha over the family.
+   adjustment. The three tests are adjusted separately, so that each kind of wrong claim (a difference, an
+   equivalence, a difference beyond the margin) has probability at most alpha over the family.
 5. *undecided*: neither. The sentence carries the difference that these seeds could have detected, and about
    how many seeds would decide; both are computed at alpha over the size of the family, the worst case of
    Holm's adjustment.
@@ -31,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +45,7 @@ from analysis.statistics import (
     equivalence_test,
     holm,
     minimum_detectable_difference,
+    minimum_effect_test,
     paired_differences,
     pooled_sampling_error,
     sampling_error,
@@ -63,15 +63,16 @@ POWER = 0.8
 SEED_LIMIT = 200  # beyond this the answer to "how many seeds?" is "too many"
 
 
+TestSets = Literal["the same", "overlapping", "disjoint"]
+
+
 @dataclass(frozen=True)
 class SamplingErrors:
     """Standard errors that come from the finite test sets, in difference units; NaN without predictions."""
 
     one_seed: float = math.nan  # root mean square over seeds
     mean: float = math.nan  # of the difference averaged over seeds
-    same_examples: bool = (
-        False  # one test set for all seeds: then the interval over seeds does not contain this error
-    )
+    test_sets: TestSets | None = None  # of several seeds, and so how much of this error their interval holds
     identical_predictions: bool = False  # the two arms predict the same on every example of every seed
 
 
@@ -106,6 +107,7 @@ class Comparison:
     inner: Estimate
     p: float
     p_equivalence: float
+    p_beyond: float  # that the difference lies within the margin
     diverged_arm: int
     diverged_baseline: int
     unfinished: int  # pairs with a failed, missing or unreadable trial
@@ -114,6 +116,7 @@ class Comparison:
     family_size: int = 1
     p_holm: float = math.nan
     p_equivalence_holm: float = math.nan
+    p_beyond_holm: float = math.nan
     minimum_detectable: float = math.nan
     seeds_needed: int | None = None
     word: str = NO_VERDICT
@@ -193,7 +196,7 @@ def _word_on_finished_pairs(comparison: Comparison, study: Study) -> tuple[str, 
         return (EQUIVALENT if estimate.mean == 0 and margin is not None else NO_VERDICT), ""
     within = comparison.p_equivalence_holm <= study.alpha
     if comparison.p_holm <= study.alpha:
-        beyond = margin is not None and min(abs(estimate.low), abs(estimate.high)) > margin
+        beyond = comparison.p_beyond_holm <= study.alpha
         word = HELPS if estimate.mean * study.metric.direction > 0 else HURTS
         return word, LESS if within else MORE if beyond else ""
     return (EQUIVALENT if within else UNDECIDED), ""
@@ -217,6 +220,7 @@ def _compare(study: Study, arm_name: str, baseline_name: str, baselines: Baselin
         inner=t_interval(differences, 2 * study.alpha),
         p=t_test(differences),
         p_equivalence=math.nan if study.margin is None else equivalence_test(differences, study.margin),
+        p_beyond=math.nan if study.margin is None else minimum_effect_test(differences, study.margin),
         diverged_arm=len(arm.with_status(DIVERGED)),
         diverged_baseline=len(baseline.with_status(DIVERGED)),
         unfinished=sum(not {a.status, b.status} <= {OK, DIVERGED} for a, b in pairs),
@@ -238,13 +242,16 @@ def _adjust(comparisons: list[Comparison], families: list[list[int]]) -> list[Co
     adjusted = list(comparisons)
     for family in families:
         members = [comparisons[index] for index in family]
-        difference, equivalence = holm([c.p for c in members]), holm([c.p_equivalence for c in members])
-        for index, p, p_equivalence in zip(family, difference, equivalence, strict=True):
+        difference, equivalence, beyond = (
+            holm([getattr(c, name) for c in members]) for name in ("p", "p_equivalence", "p_beyond")
+        )
+        for member, index in enumerate(family):
             adjusted[index] = replace(
                 comparisons[index],
                 family_size=len(family),
-                p_holm=float(p),
-                p_equivalence_holm=float(p_equivalence),
+                p_holm=float(difference[member]),
+                p_equivalence_holm=float(equivalence[member]),
+                p_beyond_holm=float(beyond[member]),
             )
     return adjusted
 
@@ -277,7 +284,7 @@ def _sampling_errors(
     return SamplingErrors(
         one_seed=scale * math.sqrt(sum(sampling_error(s) ** 2 for s in scores) / len(scores)),
         mean=scale * pooled_sampling_error(scores),
-        same_examples=len(scores) > 1 and _same_examples(scores),
+        test_sets=_test_sets([score.scored.example for score in scores]),
         identical_predictions=identical,
     )
 
@@ -293,9 +300,14 @@ def _answers(baseline: Trial) -> Answers | None:
         return None
 
 
-def _same_examples(scores: list[ExampleScores]) -> bool:
-    first = np.sort(scores[0].scored.example)
-    return all(np.array_equal(first, np.sort(other.scored.example)) for other in scores[1:])
+def _test_sets(examples: list[NDArray[np.int64]]) -> TestSets | None:
+    """How the test sets of the seeds share examples; None of a single seed."""
+    if len(examples) < 2:
+        return None
+    distinct = len(np.unique(np.concatenate(examples)))
+    if distinct == max(len(each) for each in examples):
+        return "the same"
+    return "disjoint" if distinct == sum(len(each) for each in examples) else "overlapping"
 
 
 def sentence(comparison: Comparison, study: Study, arms: dict[str, ArmSummary]) -> str:
@@ -392,7 +404,7 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
         found.append(_no_spread(c))
     if c.unfinished and c.word != NO_VERDICT:
         found.append(f"Provisional: {c.n} of {c.planned} planned pairs are finished.")
-    if c.sampling.same_examples and math.isfinite(c.sampling.mean):
+    if c.sampling.test_sets == "the same" and math.isfinite(c.sampling.mean):
         decimals = q.decimals_for(study.margin, study.metric.unit)
         found.append(
             f"All seeds share one test set, whose own sampling error ({q.number(c.sampling.mean, decimals)} "
@@ -408,7 +420,7 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
 
 
 def _guessing(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> str:
-    """The naive baseline that neither arm beats: two that guess are equal, whatever they could do."""
+    """The weakest naive baseline, if neither arm beats even that: two that guess are equal in any case."""
     direction, case = study.metric.direction, study.arms[c.arm].case
     naive = min(
         (each for each in study.baselines if each.case in (None, case)),

@@ -34,6 +34,10 @@ class EvaluationOutOfMemory(Exception):
     """Not even a single example of a split can be answered in the memory that there is."""
 
 
+class CannotDecode(Exception):
+    """A sequence is too long to be read at once, and the model cannot read it token by token."""
+
+
 @dataclass
 class Memory:
     """How much an evaluation may take at once, learned where it runs out.
@@ -54,8 +58,7 @@ class Memory:
         """
         if used == 1:
             raise EvaluationOutOfMemory(
-                f"not even one example of the {split} split fits: it takes more memory or a smaller "
-                "model; what was trained is in the checkpoint, and the same command goes on from it"
+                f"not even one example of the {split} split fits: it takes more memory or a smaller model"
             )
         self.examples = used // 2
         self.say(
@@ -72,21 +75,22 @@ def evaluate(
     precision: Precision = "float32",
     ranks: Ranks = ALONE,
     memory: Memory | None = None,
+    watch: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, float], Answers]:
     """Metrics of a split, and what was answered to every example of it; ranks share the work, all get both.
 
-    Where memory runs out, the split is begun again with fewer examples at a time; not among several ranks,
-    of which the others would wait.
+    After every batch `watch` is called. Where memory runs out, the split is begun again with fewer examples
+    at a time; not among several ranks, of which the others would wait.
 
     Raises:
         EvaluationOutOfMemory: out of memory with a single example.
-        TypeError: a sequence is too long to be read at once, and the mixers cannot read it in steps.
+        CannotDecode: a sequence is too long to be read at once, and the mixers cannot read it in steps.
     """
     memory = memory or Memory()
     while True:
         at_once = min(_examples_at_once(task.spec), memory.examples)
         try:
-            return _evaluate(model, task, data, split, device, precision, ranks, at_once)
+            return _evaluate(model, task, data, split, device, precision, ranks, at_once, watch)
         except Exception as error:
             if ranks.count > 1 or not is_out_of_memory(error):
                 raise
@@ -104,6 +108,7 @@ def _evaluate(
     precision: Precision,
     ranks: Ranks,
     at_once: int,
+    watch: Callable[[], object],
 ) -> tuple[dict[str, float], Answers]:
     model.eval()
     scorer = task.scorer()
@@ -116,6 +121,7 @@ def _evaluate(
             inputs, targets = to_device((batch.inputs, batch.targets), device)
             with autocast(device, precision):
                 outputs = _answer(model, task.spec, inputs)
+            watch()
             yield _in_float32(outputs), targets, batch.examples
 
     for outputs, targets, examples in answered() if ranks.count == 1 else _gathered(answered(), ranks):
@@ -141,15 +147,20 @@ def evaluate_extra_tests(
     precision: Precision = "float32",
     ranks: Ranks = ALONE,
     memory: Memory | None = None,
+    watch: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Metrics of the task's further test sets, `accuracy_1024`, and why others have none."""
     metrics: dict[str, float] = {}
     skipped: dict[str, str] = {}
     for name in data.extra_tests:
         try:
-            found, _ = evaluate(model, task, data, f"test_{name}", device, precision, ranks, memory)
-        except (TypeError, InputError) as error:
+            found, _ = evaluate(model, task, data, f"test_{name}", device, precision, ranks, memory, watch)
+        except (CannotDecode, EvaluationOutOfMemory, InputError) as error:
             skipped[name] = str(error)
+            continue
+        wrong = [metric for metric, value in found.items() if not math.isfinite(value)]
+        if wrong:
+            skipped[name] = f"{', '.join(wrong)} not finite"
         else:
             metrics |= {f"{metric}_{name}": value for metric, value in found.items()}
     return metrics, skipped
@@ -183,13 +194,18 @@ def decode(model: nn.Module, inputs: Tensor) -> Tensor:
     """Read sequences token by token, in memory that does not grow: (B, L) -> (B, classes) after the last.
 
     Raises:
-        TypeError: the model cannot, or what it carries grows with the length.
+        CannotDecode: the model cannot, or what it carries grows with the length.
     """
+    length = f"{inputs.shape[1]:,} tokens"
     if not isinstance(model, CausalLM):
-        raise TypeError(f"{type(model).__name__} cannot read {inputs.shape[1]:,} tokens one by one")
-    growing = [name for name, mixer in token_mixers(model) if mixer.state_size(2) != mixer.state_size(1)]
-    if growing:
-        raise TypeError(f"{inputs.shape[1]:,} tokens do not fit: what {growing[0]} carries grows with each")
+        raise CannotDecode(f"{type(model).__name__} cannot read {length} one by one")
+    for name, mixer in token_mixers(model):
+        if mixer.state_size(1) is None:
+            raise CannotDecode(
+                f"{length} do not fit, and {name} has no recurrent form to read them one by one"
+            )
+        if mixer.state_size(2) != mixer.state_size(1):
+            raise CannotDecode(f"{length} do not fit: what {name} carries grows with each")
     state = model.init_state(len(inputs))
     for ids in inputs.unbind(1):
         outputs, state = model.step(ids, state)

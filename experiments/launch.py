@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from experiments.ranks import count_launched
 from experiments.runtime import Runtime
 from experiments.store import DiskFull, Store, TrialFolder
 from experiments.trial import SCHEMA_VERSION, Trial
@@ -69,7 +70,7 @@ class Shard:
 
 
 def finished(folder: TrialFolder) -> bool:
-    """Whether the trial has a result; a failed one has none, it is tried again."""
+    """Whether the trial came to a result; a failed one has not, it is tried again."""
     result = folder.result()
     return result is not None and result["status"] != "failed"
 
@@ -182,7 +183,8 @@ def _run(
                 record_failure(trial, folder, f"{type(error).__name__}: {error}", session)
                 return
         machine.release_memory()  # which the frames of the exception held until here
-        size = min(runtime.micro_batch or trial.train.batch_size, trial.train.batch_size)
+        share = trial.train.batch_size // count_launched()
+        size = min(runtime.micro_batch or share, share)
         if size == 1:
             reason = "out of memory even with one example at a time: it takes more memory or a smaller model"
             record_failure(trial, folder, reason, session)

@@ -69,7 +69,10 @@ class Monitor:
         seconds = folder.timing().get("train_seconds", 0.0)
         self._durations.append(seconds)
         metrics = result["metrics"]
-        main = {name: metrics["test"][name] for name in metrics.get("validation", {})}  # no extra tests
+        test = metrics.get(
+            "test", {}
+        )  # which may have numbers that validation has not, and the other way round
+        main = {name: test[name] for name in metrics.get("validation", {}) if name in test}
         scores = ", ".join(f"{name} {value:.4g}" for name, value in main.items())
         what = f"test {scores}" if result["status"] == "ok" else result["status"]
         self._erase()

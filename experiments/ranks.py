@@ -19,9 +19,14 @@ MESSAGE_TIMEOUT = timedelta(days=7)
 """How long the others wait for what rank 0 plans next."""
 
 
+def count_launched() -> int:
+    """How many processes torchrun started, this one among them; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
 def launched() -> bool:
     """Whether torchrun started this process as one of several."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return count_launched() > 1
 
 
 def is_first() -> bool:

@@ -104,7 +104,7 @@ class Request:
             name, equals, value = text.partition("=")
             if not (name and equals and value):
                 raise InputError(f"--slurm takes OPTION=VALUE, such as partition=gpu, got {text!r}")
-            options[name.removeprefix("--")] = value
+            options[name.removeprefix("--").replace("_", "-")] = value
         return Placement(self.executor, self.workers, gpus, options)
 
     @property

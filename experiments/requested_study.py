@@ -36,7 +36,7 @@ def requested_study(request: Request) -> tuple[str, Study]:
             raise InputError(f"--lr-grid takes positive, finite learning rates, got {rate:g}")
     changed = _with_rates(_with_arms(original, request), original, request)
     name = path.stem
-    if changed.all_arms() != original.all_arms():
+    if (changed.all_arms(), changed.baseline) != (original.all_arms(), original.baseline):
         name = "-".join([name, *(_slug(arm.name) for arm in changed.all_arms())])
     study = dataclasses.replace(
         changed,
@@ -56,7 +56,8 @@ def requested_study(request: Request) -> tuple[str, Study]:
 def _retold(study: Study, original: Study) -> Study:
     """A changed study without what its file says of the original: cost, answer, and what no longer holds."""
     names = ", ".join(arm.name for arm in study.all_arms())
-    varied = original.varied if study.all_arms() == original.all_arms() else f"The token mixer: {names}."
+    same = (study.all_arms(), study.baseline) == (original.all_arms(), original.baseline)
+    varied = original.varied if same else f"The token mixer: {names}."
     moved = (study.task, study.skeleton) != (original.task, original.skeleton)
     return dataclasses.replace(
         study,
@@ -75,7 +76,7 @@ def _apart_from_arms_and_seeds(study: Study) -> dict[str, Any]:
 
 def _with_arms(original: Study, request: Request) -> Study:
     """The arms and the baseline that the command line chose; a name of the study's means its arm."""
-    if not request.mixer and request.baseline is None:
+    if not request.mixer and request.baseline in (None, original.baseline):
         return original
     known = {arm.name: arm for arm in original.all_arms()}
     baseline = request.baseline or original.baseline

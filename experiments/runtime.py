@@ -20,7 +20,8 @@ class Runtime:
         keep_weights: of a finished trial, for `look` and `demo`.
         micro_batch: examples per forward and backward pass, whose gradients are summed to those of the
             batch; None for all at once. Order, augmentation and mixup are drawn for the whole batch, so
-            that this changes the rounding, and the noise inside the model (stochastic depth).
+            that this changes the rounding, and the noise inside the model (stochastic depth); a mixture of
+            experts balances each part by itself, and a head with BatchNorm refuses.
         compile: run training steps through `torch.compile`.
         channels_last: keep images and convolutions in channels-last memory.
         log_every: steps between two lines of live metrics.

@@ -56,12 +56,17 @@ class _Case:
     noise: float  # in the metric's unit
 
     def best(self, arm: str) -> int:
-        """Index of the chosen rate: the middle one of those that reach the best value but for noise."""
+        """Index of the chosen rate: the middle one of those that reach the best value but for noise.
+
+        Those inside the grid go before its edges, and of two in the middle the better one.
+        """
         values = self.values[arm]
         if math.isinf(max(values)):
             return 0  # none has a value
         best = [index for index, value in enumerate(values) if max(values) - value <= self.noise]
-        return best[len(best) // 2]
+        best = [index for index in best if 0 < index < len(values) - 1] or best
+        middle = best[(len(best) - 1) // 2 : len(best) // 2 + 1]
+        return max(middle, key=values.__getitem__)
 
     def edge(self, arm: str) -> str | None:
         """At which edge of the grid the arm's best rate lies, if nothing inside comes near it."""
@@ -102,13 +107,6 @@ def settle(plan: Plan, store: Store, given_up: Collection[str] = ()) -> Search:
         "arms": [_record(plan, arm, case) for case in settled for arm in case.arms],
     }
     return Search(dataclasses.replace(plan, arms=tuple(chosen), search=record), {}, {})
-
-
-def first_trials(plan: Plan) -> set[str]:
-    """Ids of the trials on the grid as it is before it grows."""
-    return {
-        trial.id for arm in plan.arms for rate in plan.study.lr_grid for trial in _trials(plan, arm, rate)
-    }
 
 
 def _search_case(

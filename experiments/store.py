@@ -195,7 +195,7 @@ class TrialFolder:
         return stored
 
     def result(self) -> dict[str, Any] | None:
-        """The stored result, or None if the trial is not finished.
+        """The stored result, that of a failed trial included; None if there is none.
 
         A result that cannot be used (truncated, another schema version, another trial's) is not a
         result: `unusable_result` says why, `set_aside` moves it away.

@@ -17,8 +17,6 @@ from mixers.registry import InputError, suggest
 
 FOLDER = Path(__file__).parent / "studies"
 DEFAULT = "digits-ladder"
-MINIMUM_SEEDS = 3
-"""Below this no verdict is given."""
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Option = str | int | float | bool

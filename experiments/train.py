@@ -7,8 +7,8 @@ import math
 import random
 import socket
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from experiments.build import build_model, choose_backend, count_costs, create_task
@@ -35,6 +36,7 @@ from experiments.recipe import (
     make_scheduler,
 )
 from experiments.runtime import Runtime
+from experiments.skeletons.base import Skeleton
 from experiments.store import TrialFolder, write_bytes
 from experiments.tasks.base import (
     Batch,
@@ -68,6 +70,7 @@ class Progress:
     seconds: float = 0.0  # of all sessions before this one
     waiting: float = 0.0  # of these, in which the next batch was not there yet
     best_epoch: int = 0
+    peak_memory: int = 0  # bytes that training took on a GPU
 
 
 def run_trial(
@@ -118,7 +121,8 @@ class _Run:
         self.data: TaskData = self.task.load(trial.seed)
         if isinstance(self.data, FileData):
             self.data.read_with(Reading(runtime.loaders, ranks.rank, ranks.count))
-        self.model = build_model(trial).to(self.device)
+        self.model = with_whole_batches(build_model(trial), self.recipe, runtime, ranks, self.device)
+        self.model.to(self.device)
         self.backend = choose_backend(self.model, runtime.backend, self.device)
         if runtime.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -149,11 +153,22 @@ class _Run:
     def train(self, stop_requested: Callable[[], bool]) -> str:
         """All remaining epochs; "ok" or "diverged"."""
         while self.progress.epoch < self.recipe.all_epochs:
-            if not self._train_epoch(stop_requested):
-                return "diverged"
-            if not self._end_epoch():
+            with self._watching_memory():
+                finite = self._train_epoch(stop_requested)
+            if not finite or not self._end_epoch():
                 return "diverged"
         return "ok"
+
+    @contextmanager
+    def _watching_memory(self) -> Iterator[None]:
+        """Of training alone: one process runs many trials, and evaluates in larger batches."""
+        if self.device.type != "cuda":
+            yield
+            return
+        torch.cuda.reset_peak_memory_stats(self.device)
+        yield
+        peak = torch.cuda.max_memory_allocated(self.device)
+        self.progress.peak_memory = max(self.progress.peak_memory, peak)
 
     def _train_epoch(self, stop_requested: Callable[[], bool]) -> bool:
         """The rest of the current epoch; False once the loss is not finite."""
@@ -167,9 +182,8 @@ class _Run:
             at.step += 1
             at.loss_sum += loss
             if not math.isfinite(loss):
-                again = partial(self.task.training_loss, self.model, inputs, targets)
-                with autocast(self.device, self.recipe.precision):
-                    self.cause = f"loss not finite, {first_non_finite(self.model, again)}"
+                where = first_non_finite(self.model, partial(self._loss, self.model, inputs, targets))
+                self.cause = f"loss not finite, {where}, in epoch {at.epoch + 1}, step {at.step}"
                 return False
             self._log(loss)
             self._report()
@@ -233,13 +247,16 @@ class _Run:
 
     def _backward(self, inputs: Any, targets: Any, smoothing: float, weight: float) -> float:
         """Add to the gradients what a part of the batch contributes; what it adds to the batch's loss."""
-        with autocast(self.device, self.recipe.precision):
-            loss = self.task.training_loss(self.network, inputs, targets, smoothing)
-            loss = (loss + self.model.auxiliary_loss()) * weight
+        loss = self._loss(self.network, inputs, targets, smoothing) * weight
         value = self.ranks.sum(loss.item())
         if math.isfinite(value):
             self.scaler.scale(loss * self.ranks.count).backward()  # of which the ranks' mean is taken
         return value
+
+    def _loss(self, network: nn.Module, inputs: Any, targets: Any, smoothing: float = 0.0) -> Tensor:
+        with autocast(self.device, self.recipe.precision):
+            loss = self.task.training_loss(network, inputs, targets, smoothing)
+            return loss + self.model.auxiliary_loss()
 
     @property
     def steps_done(self) -> int:
@@ -274,8 +291,14 @@ class _Run:
             at.best_epoch = at.epoch + 1
             self.best_weights = {name: value.clone() for name, value in self.tested.state_dict().items()}
         at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
-        self.cause = "validation not finite"
-        return all(math.isfinite(value) for value in validation.values())
+        return self._all_finite(validation, f"validation after epoch {at.epoch}")
+
+    def _all_finite(self, metrics: Mapping[str, float], what: str) -> bool:
+        """Whether a model came to something; if not, `cause` says where it did not."""
+        wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if wrong:
+            self.cause = f"{what}: {', '.join(wrong)} not finite"
+        return not wrong
 
     def _is_best(self) -> bool:
         metric = self.task.metric
@@ -304,10 +327,13 @@ class _Run:
                 self.recipe.precision,
                 self.ranks,
                 self.evaluation_memory,
+                self._report,
             )
-        except EvaluationOutOfMemory:
+        except EvaluationOutOfMemory as error:
             self.save()
-            raise
+            raise EvaluationOutOfMemory(
+                f"{error}; what was trained is in the checkpoint, and the same command goes on from it"
+            ) from error
 
     # ------------------------------------------------------ files of the trial
 
@@ -375,13 +401,14 @@ class _Run:
         write_bytes(self.folder.curve, "".join(f"{line}\n" for line in lines).encode())
 
     def _report(self) -> None:
+        """Say how far the run is, in tests too: a machine that says nothing is taken for gone."""
         now = time.monotonic()
         if self.ranks.rank > 0 or now - self.reported < PROGRESS_EVERY:
             return
         self.reported = now
         done = self.progress.epoch + self.progress.step / self.steps_per_epoch
         self.folder.report_progress(
-            epoch=self.progress.epoch + 1,
+            epoch=min(self.progress.epoch + 1, self.recipe.all_epochs),
             epochs=self.recipe.all_epochs,
             fraction=done / self.recipe.all_epochs,
             seconds=self.progress.seconds + now - self.started,
@@ -398,15 +425,18 @@ class _Run:
         seconds = self.progress.seconds + time.monotonic() - self.started
         waiting = (self.progress.waiting + self.metrics.session_waited) / seconds
         metrics: dict[str, dict[str, float]] = {}
-        error = None
         skipped: dict[str, str] = {}
-        selected_epoch = self.recipe.all_epochs
+        answers: Answers = {}
+        selected_epoch = self.progress.epoch
         if status == "ok":
             if self.best_weights is not None:
                 self.tested.load_state_dict(self.best_weights)
                 selected_epoch = self.progress.best_epoch
             metrics["validation"], _ = self.evaluate("validation")
             metrics["test"], answers = self.evaluate("test")
+            if not self._all_finite(metrics["test"], "test"):
+                status, metrics = "diverged", {}
+        if status == "ok":
             further, skipped = evaluate_extra_tests(
                 self.tested,
                 self.task,
@@ -415,6 +445,7 @@ class _Run:
                 self.recipe.precision,
                 self.ranks,
                 self.evaluation_memory,
+                self._report,
             )
             metrics["test"] |= further
         if self.ranks.rank > 0:
@@ -422,21 +453,13 @@ class _Run:
         if status == "ok":
             self.folder.answer(answers)
             if self.runtime.keep_weights:
-                # tied weights are stored twice: the format knows no shared memory
-                weights = {
-                    name: value.cpu().clone(memory_format=torch.contiguous_format)
-                    for name, value in self.tested.state_dict().items()
-                }
-                write_bytes(self.folder.weights, safetensors.torch.save(weights))
-        else:
-            selected_epoch = self.progress.epoch
-            error = f"{self.cause}, in epoch {self.progress.epoch + 1}, step {self.progress.step}"
+                self._store_weights()
         result: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "trial_id": self.trial.id,
             "trial": self.trial.to_dict(),
             "status": status,
-            "error": error,
+            "error": self.cause or None,
             "metrics": metrics,
             "skipped": skipped,
             "selected_epoch": selected_epoch,
@@ -461,16 +484,22 @@ class _Run:
                 self.folder.note(f"passed over {name}: {problem}")
         self.folder.finish(result, timing)
 
+    def _store_weights(self) -> None:
+        # tied weights are stored twice: the format knows no shared memory
+        weights = {
+            name: value.cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in self.tested.state_dict().items()
+        }
+        write_bytes(self.folder.weights, safetensors.torch.save(weights))
+
     def _training_memory(self) -> int:
         """Bytes of a training step: on CUDA the allocator's peak, on CPU what the step must hold."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
+            return self.progress.peak_memory
         batch = next(self.data.train_batches(0, self.recipe.batch_size))
         part = slice(self.runtime.micro_batch)
         inputs, targets = part_of(batch.inputs, part), part_of(batch.targets, part)
-        held = training_memory(
-            self.model, lambda: self.task.training_loss(self.model, inputs, targets), self.optimizer
-        )
+        held = training_memory(self.model, lambda: self._loss(self.model, inputs, targets), self.optimizer)
         average = [] if self.average is None else self.average.module.parameters()
         return held + sum(each.nbytes for each in average)
 
@@ -488,6 +517,30 @@ def _check_share(recipe: Recipe, ranks: Ranks) -> None:
             f"{', in pairs for mixup' if parts > ranks.count else ''}: --train.batch-size must be a multiple "
             f"of {parts}"
         )
+
+
+def with_whole_batches(
+    model: Skeleton, recipe: Recipe, runtime: Runtime, ranks: Ranks, device: torch.device
+) -> Skeleton:
+    """The model, so that its BatchNorms, if it has any, see all of a batch though it is divided.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return model
+    share = recipe.batch_size // ranks.count
+    if (runtime.micro_batch or share) < share:
+        raise InputError(
+            f"a head of this model normalises over the batch, which {runtime.micro_batch} examples at a time "
+            "would change: it takes more memory, more processes or a smaller --train.batch-size"
+        )
+    if ranks.count == 1:
+        return model
+    if device.type != "cuda":
+        raise InputError("a head of this model normalises over the batch, which processes share on GPUs only")
+    shared: Skeleton = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return shared
 
 
 def seed_global_generators(seed: int, device: torch.device) -> None:

@@ -56,6 +56,7 @@ class Recipe:
     decay_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Epochs at which multistep multiplies the learning rate by `decay_rate`."""
     decay_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Factor of multistep; of poly, the power to which the share of steps that is left is raised."""
     clip_grad: Annotated[float, Field(gt=0)] | None = None
     """Largest gradient norm; None for no clipping, as in the paper."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -125,3 +126,9 @@ def window_mask(grid: Sequence[int], before: int, after: int) -> Tensor:
     positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)  # (L, rank)
     offset = positions[None, :, :] - positions[:, None, :]  # (L, L, rank): input minus output
     return ((offset >= -before) & (offset <= after)).all(dim=-1)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Suspends autocast, on devices that have it."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()

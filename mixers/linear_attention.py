@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixers.base import State, raster_causal_mask
+from mixers.base import State, full_precision, raster_causal_mask
 from mixers.heads import MultiHeadMixer
-from mixers.linear_recurrence import full_precision, linear_recurrence, linear_recurrence_step
+from mixers.linear_recurrence import linear_recurrence, linear_recurrence_step
 from mixers.rope import rotary_angles, rotate
 
 

@@ -15,20 +15,14 @@ Everything runs in float32 or wider, under autocast too: sums over a whole seque
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixers.base import full_precision
+
 CHUNK = 64
 DECAYED_CHUNK = 32  # a power of two
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Suspends autocast, on devices that have it."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def linear_recurrence(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None = None) -> Tensor:

@@ -7,11 +7,11 @@ output depends on the whole sequence, later tokens included.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mixers.base import full_precision
 
 DIRECT_LENGTH = 64  # up to here the matrix is used; benchmarks/mixers_cpu.py prints the time of both
 
@@ -53,11 +53,6 @@ def long_conv_macs(length: int, dim: int) -> int:
         return dim * length**2
     size = _fft_size(length)
     return 3 * dim * 5 * size * (size.bit_length() - 1) // 4
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast off, on devices that have it."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _fft_size(length: int) -> int:

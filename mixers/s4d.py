@@ -20,9 +20,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from mixers.base import full_precision
 from mixers.delta_init import initial_delta
 from mixers.directions import Conv, KernelSize, Scan, ScanCore, ScanMixer
-from mixers.long_conv import full_precision, long_conv, long_conv_macs
+from mixers.long_conv import long_conv, long_conv_macs
 from mixers.scan_orders import scan_pattern
 
 AInit = Literal["lin", "inv"]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mixers import backends
-from mixers.ssd_reference import equal_chunks
 
 
 def ssd_scan(
@@ -53,12 +52,3 @@ def ssd_scan(
         "ssd", backend, needs, x, delta, A, B, C, D, initial_state, chunk_size, return_state
     )
     return scanned
-
-
-def ssd_macs(length: int, heads: int, head_dim: int, d_state: int, chunk_size: int) -> int:
-    """The matrix products of one sequence, whole chunks counted."""
-    chunks, size = equal_chunks(length, chunk_size)
-    channels = heads * head_dim
-    within = chunks * size**2 * (d_state + channels)
-    between = 2 * chunks * size * d_state * channels if chunks > 1 else 0
-    return within + between

@@ -69,7 +69,7 @@ def write_paper(folder: Path, runs: Path) -> PaperReport:
     for name in published.names():
         files[f"published/{name}.csv"] = (published.FOLDER / f"{name}.csv").read_bytes()
     for ours in studies:
-        text = comparison_csv(ours.study, ours.arms, ours.comparisons)
+        text = comparison_csv(ours.arms, ours.comparisons)
         files[f"studies/{ours.study.name}.csv"] = text.encode()
     files["index.html"] = _html(studies, drawings, found, notes).encode()
     for name, content in files.items():

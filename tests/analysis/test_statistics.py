@@ -61,6 +61,19 @@ def test_equivalence_is_the_inner_interval_inside_the_margin() -> None:
     assert len(outcomes) == 2  # both happened
 
 
+def test_a_minimum_effect_is_the_interval_beyond_the_margin() -> None:
+    rng = np.random.default_rng(1)
+    outcomes = set()
+    for _ in range(300):
+        x = rng.normal(rng.uniform(-3, 3), 0.8, 6)
+        interval = st.t_interval(x)
+        beyond = interval.low > 1 or interval.high < -1
+        assert (st.minimum_effect_test(x, 1.0) < 0.05) == beyond
+        outcomes.add(beyond)
+    assert len(outcomes) == 2  # both happened
+    assert st.minimum_effect_test([0.1, -0.1, 0.2], 1.0) == 1.0
+
+
 def test_holm_is_statsmodels() -> None:
     rng = np.random.default_rng(2)
     for size in (1, 2, 5, 30):
@@ -124,6 +137,7 @@ def test_seeds_to_decide_gives_up_beyond_the_limit() -> None:
 def test_no_spread_means_no_test(values: list[float]) -> None:
     assert math.isnan(st.t_test(values))
     assert math.isnan(st.equivalence_test(values, 1.0))
+    assert math.isnan(st.minimum_effect_test(values, 1.0))
     assert math.isnan(st.minimum_detectable_difference(st.standard_deviation(values), len(values)))
 
 
@@ -158,6 +172,8 @@ def test_unpairable_and_nonsense_arguments_are_refused() -> None:
         st.paired_differences([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="must be positive"):
         st.equivalence_test([1.0, 2.0], 0.0)
+    with pytest.raises(ValueError, match="must be positive"):
+        st.minimum_effect_test([1.0, 2.0], 0.0)
 
 
 def compared(example: ArrayLike, target: ArrayLike, arm: ArrayLike, baseline: ArrayLike) -> st.ExampleScores:

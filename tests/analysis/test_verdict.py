@@ -264,5 +264,5 @@ def test_one_test_set_for_all_seeds_is_said_to_be_outside_the_interval(write_rec
         arrays = dict(np.load(path))
         np.savez(path, **(arrays | {"example": np.arange(400)}))
     (c,) = judged(records)
-    assert c.sampling.same_examples
+    assert c.sampling.test_sets == "the same"
     assert "All seeds share one test set" in c.sentence

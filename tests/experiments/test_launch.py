@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -21,10 +22,11 @@ from experiments import evaluate as evaluation
 from experiments import launch, train
 from experiments.executors import local
 from experiments.launch import Shard
+from experiments.monitor import Monitor
 from experiments.runtime import Placement, Runtime
-from experiments.store import HEARTBEAT, DiskFull, Store
+from experiments.store import HEARTBEAT, RESULT_FIELDS, DiskFull, Store
 from experiments.tasks.base import Classification
-from experiments.trial import Trial
+from experiments.trial import SCHEMA_VERSION, Trial
 from mixers.registry import InputError
 
 MakeTrial = Callable[..., Trial]
@@ -369,3 +371,21 @@ def test_any_other_error_is_not_tried_again(
     trial = tiny_trial("identity", epochs=1)
     launch.work([trial], store, Runtime(), "first")
     assert memory.asked == [64]
+
+
+def test_the_monitor_tells_the_numbers_that_both_splits_have(tiny_trial: MakeTrial, store: Store) -> None:
+    """A detector's test split may have no small objects, and a validation split no large ones."""
+    trial = tiny_trial("identity")
+    folder, out = store.folder(trial.id), io.StringIO()
+    monitor = Monitor({trial.id: "identity seed 0"}, store, out)
+    metrics = {
+        "validation": {"box_AP": 1.0, "box_AP_small": 2.0},
+        "test": {"box_AP": 3.0, "box_AP_large": 4.0},
+    }
+    head = {field: {} for field in RESULT_FIELDS}
+    folder.finish(
+        {**head, "schema_version": SCHEMA_VERSION, "trial_id": trial.id, "status": "ok", "metrics": metrics},
+        {},
+    )
+    monitor()
+    assert "identity seed 0              test box_AP 3 (0:00)" in out.getvalue()

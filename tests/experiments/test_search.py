@@ -101,6 +101,26 @@ def test_arms_at_chance_or_at_the_top_everywhere_do_not_let_it_grow(
     assert chosen(settled) == {"conv": 1e-3, "ssm": 1e-3}, "of equals the middle one"
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((50.0, 99.9, 100.0), 1e-3),  # an edge that is no better than the inside is not taken
+        ((100.0, 99.9, 50.0), 1e-3),
+        ((50.0, 100.0, 99.9, 50.0), 1e-3),  # of two in the middle the better one
+        ((50.0, 99.9, 100.0, 50.0), 1e-2),
+        ((99.9, 99.8, 100.0, 100.0, 100.0), 1e-2),
+    ],
+)
+def test_which_of_equal_rates(
+    make_plan: Callable[..., Plan], store: Store, values: tuple[float, ...], expected: float
+) -> None:
+    by_rate = dict(zip((1e-4, 1e-3, 1e-2, 1e-1, 1.0), values, strict=False))
+    plan = make_plan(lr_grid=list(by_rate))
+    settled, played = run(plan, store, dict.fromkeys(("conv", "ssm"), lambda t: by_rate[t.train.lr]))
+    assert chosen(settled) == {"conv": expected, "ssm": expected}
+    assert played == 2 * len(values), "the grid does not grow"
+
+
 def test_growing_ends_and_says_so(make_plan: Callable[..., Plan], store: Store) -> None:
     settled, _ = run(make_plan(), store, {"conv": peak_at(1e9), "ssm": peak_at(1e-9)})
     assert settled.search is not None

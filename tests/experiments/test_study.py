@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.verdict import MINIMUM_SEEDS
 from experiments import request
 from experiments import study as studies
 from experiments.requested_study import requested_study
@@ -38,7 +39,7 @@ def test_checked_in_studies_load(name: str) -> None:
     study = studies.load(studies.find(name))
     header = (study.question, study.varied, study.fixed, study.cost, study.answer)
     assert all(len(words) > 10 for words in header), "a study's header says what it asks and what came out"
-    assert study.seeds >= studies.MINIMUM_SEEDS
+    assert study.seeds >= MINIMUM_SEEDS
     assert study.all_comparisons()
 
 
@@ -109,3 +110,15 @@ def test_a_changed_study_does_not_tell_the_answer_of_the_original() -> None:
     moved = told("--task", "textures")
     assert moved.question == "Does textures in isotropic-nano need the SSM?"
     assert "6 x 6" not in moved.fixed
+
+
+def test_another_baseline_is_another_study() -> None:
+    def asked(*arguments: str) -> tuple[str, studies.Study]:
+        return requested_study(request.parse(arguments))
+
+    name, original = asked()
+    assert asked("--baseline", original.baseline) == (name, original)
+    others = [asked("--baseline", arm.name) for arm in original.all_arms() if arm.name != original.baseline]
+    names = [name, *(other for other, _ in others)]
+    assert len(set(names)) == len(names)
+    assert all(study.answer == "" for _, study in others)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Iterator
 
@@ -10,17 +11,21 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from experiments import build
+from experiments import evaluate as evaluation
 from experiments.build import build_model, create_task
 from experiments.cost import token_mixers
 from experiments.evaluate import evaluate
+from experiments.interface import TaskSpec
+from experiments.ranks import ALONE, Ranks
 from experiments.recipe import make_optimizer
 from experiments.runtime import Runtime
 from experiments.skeletons import SKELETONS
 from experiments.store import Store, TrialFolder
 from experiments.tasks import TASKS
-from experiments.train import Interrupted, run_trial
+from experiments.train import Interrupted, _Run, run_trial, with_whole_batches
 from experiments.trial import Recipe, Trial
 from mixers import MIXERS, InputError, backends
 from mixers.s6 import SelectiveScan
@@ -335,6 +340,67 @@ def test_long_sequences_are_read_token_by_token_or_not_at_all(
     assert set(attention["skipped"]) == {"16", "32"}
     assert "32 tokens do not fit: what blocks.0.mixer carries grows" in attention["skipped"]["32"]
     assert "accuracy_16" not in attention["metrics"]["test"]
+
+
+@pytest.mark.parametrize("problem", ["memory", "numbers"])
+def test_what_a_further_test_set_cannot_give_is_skipped(
+    store: Store, monkeypatch: pytest.MonkeyPatch, problem: str
+) -> None:
+    answer = evaluation._answer
+
+    def spoilt(model: nn.Module, spec: TaskSpec, inputs: torch.Tensor) -> torch.Tensor:
+        if inputs.shape[1] < 32:
+            return answer(model, spec, inputs)
+        if problem == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return answer(model, spec, inputs) * math.nan
+
+    monkeypatch.setattr(evaluation, "_answer", spoilt)
+    result, _, _ = outcome(run(token_trial("ssm", INDUCTION), store))
+    assert result["status"] == "ok"
+    assert {"accuracy_8", "accuracy_16"} <= result["metrics"]["test"].keys()
+    expected = "not even one example of the test_32 split fits" if problem == "memory" else "loss not finite"
+    assert expected in result["skipped"]["32"]
+
+
+def test_a_test_that_is_not_finite_is_divergence(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate_ = _Run.evaluate
+
+    def spoilt(of: _Run, split: str):
+        metrics, answers = evaluate_(of, split)
+        return (metrics | {"loss": math.inf} if split == "test" else metrics), answers
+
+    monkeypatch.setattr(_Run, "evaluate", spoilt)
+    result = run(tiny_trial("identity", epochs=1), store).result()
+    assert result is not None
+    assert (result["status"], result["metrics"]) == ("diverged", {})
+    assert result["error"] == "test: loss not finite"
+
+
+def test_a_validation_that_is_not_finite_names_its_epoch(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Run, "evaluate", lambda of, split: ({"loss": math.nan}, {}))
+    result = run(tiny_trial("identity", epochs=2), store).result()
+    assert result is not None
+    assert (result["status"], result["selected_epoch"]) == ("diverged", 1)
+    assert result["error"] == "validation after epoch 1: loss not finite"
+
+
+def test_batch_norm_sees_whole_batches_or_refuses() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    recipe, cpu = Recipe(batch_size=8), torch.device("cpu")
+    assert with_whole_batches(model, recipe, Runtime(), ALONE, cpu) is model
+    assert with_whole_batches(model, recipe, Runtime(micro_batch=8), ALONE, cpu) is model
+    with pytest.raises(InputError, match="which 4 examples at a time would change"):
+        with_whole_batches(model, recipe, Runtime(micro_batch=4), ALONE, cpu)
+    with pytest.raises(InputError, match="which processes share on GPUs only"):
+        with_whole_batches(model, recipe, Runtime(), Ranks(0, 2), cpu)
+    shared = with_whole_batches(model, recipe, Runtime(), Ranks(0, 2), torch.device("cuda"))
+    assert isinstance(shared[1], nn.SyncBatchNorm)
+    assert shared.state_dict().keys() == model.state_dict().keys()
 
 
 def test_the_loss_of_a_split_is_that_of_its_scored_tokens(store: Store) -> None:

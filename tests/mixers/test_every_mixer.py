@@ -83,7 +83,7 @@ IMAGE_VARIANTS = [  # whose scan is refused on a sequence
     "mingru(scan=cross, conv=per-pass, kernel_size=3)",
 ]
 # They compute more than their definition needs, in tiles and chunks; their own tests count the definition.
-COUNTED_BY_DEFINITION = {"window-attention", "causal-linear-attention", "gated-linear-attention"}
+COUNTED_BY_DEFINITION = {"window-attention", "causal-linear-attention", "gated-linear-attention", "ssd"}
 TEXTS = [text for name in MIXERS for text in (name, *VARIANTS.get(name, []))]
 
 

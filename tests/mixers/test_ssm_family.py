@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.skeletons.blocks import PRESETS, GatedBlock
 from mixers import MIXERS
@@ -245,6 +246,15 @@ def test_ssd_heads_need_not_divide_the_channels() -> None:
         ys.append(y)
     assert core.heads == 3
     close(core(u), torch.stack(ys, dim=1))
+
+
+@pytest.mark.parametrize("chunk_size", [4, 64])
+def test_macs_of_ssd_are_those_of_its_recurrence(chunk_size: int) -> None:
+    """Per channel and state a token decays the state, adds to it and reads it; the rest is counted."""
+    core = SSDCore(12, 5, head_dim=8, chunk_size=chunk_size)
+    with FlopCounterMode(display=False) as counter:
+        core.step(torch.zeros(1, 12), torch.zeros(1, 12, 5))
+    assert core.macs(10) == 10 * (counter.get_total_flops() // 2 + 3 * 12 * 5)
 
 
 def test_ssd_starts_as_in_mamba_2() -> None:

@@ -26,9 +26,6 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from experiments.store import DiskFull
-from mixers.registry import InputError
-
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which saves and ends like Ctrl-C but leaves its own exit code."""
@@ -44,17 +41,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, terminate)
     try:
-        from experiments import commands
-
-        return commands.run(given)
-    except InputError as error:
-        print(f"run_ablation.py: {error}", file=sys.stderr)
-        return 2
+        return _run(given)
     except KeyboardInterrupt as stopped:
         by_signal = isinstance(stopped, Terminated)
         what = "told to end (SIGTERM)" if by_signal else "interrupted"
         print(f"\n{what}; finished trials are kept, the same command continues", file=sys.stderr)
         return 143 if by_signal else 130
+
+
+def _run(arguments: list[str]) -> int:
+    from experiments import commands  # half a second, in which Ctrl-C is heard already
+    from experiments.store import DiskFull
+    from mixers.registry import InputError
+
+    try:
+        return commands.run(arguments)
+    except InputError as error:
+        print(f"run_ablation.py: {error}", file=sys.stderr)
+        return 2
     except DiskFull as error:
         print(
             f"run_ablation.py: {error}; make room, then the same command continues from what was kept",

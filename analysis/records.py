@@ -176,6 +176,7 @@ class Study:
     comparisons: list[tuple[str, str]]  # (arm, baseline)
     families: list[list[int]]  # indices into comparisons; Holm's adjustment runs within each
     arms: dict[str, Arm]
+    margin_after: int = 0  # trials that were finished when the margin was first stored
     axis: str = ""  # what the cases vary
     log_axis: bool = False
     cases: list[Case] = field(default_factory=list)
@@ -387,6 +388,7 @@ def _extensions(plan: Json, trials_folder: Path, metric: str) -> Json:
     """Cases, learning rates, published numbers and naive baselines, where the plan has any."""
     cases, search = plan.get("cases") or {}, plan.get("search") or {}
     return {
+        "margin_after": int(plan.get("margin_after") or 0),
         "axis": str(cases.get("axis") or ""),
         "log_axis": bool(cases.get("log")),
         "cases": [Case(**case) for case in cases.get("entries", [])],

@@ -19,9 +19,10 @@ from analysis import quantities as q
 from analysis.records import Json, NaiveBaseline, Study, timing_row, trial_row
 from analysis.statistics import Estimate
 from analysis.summary import ArmSummary, notes, warnings
-from analysis.verdict import Comparison, TestSets
+from analysis.verdict import Comparison, TestSets, margin_set
 
 TERMINAL_WIDTH = 100
+MOST_PLACES = 3  # tasks that a caption names
 
 RESULT_KEYS = ("arm", "metric", "against", "difference", "p", "verdict")
 NO_COMPARISON: tuple[Comparison | None, ...] = (None,)
@@ -329,7 +330,7 @@ def _caption(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compar
     level, unit = q.percent(1 - study.alpha), study.metric.difference_unit
     better = "higher" if study.metric.higher_is_better else "lower"
     sentences = [
-        f"{study.task}, {study.skeleton}" + (f", {study.budget}." if study.budget else "."),
+        f"{_places(study)}, {study.skeleton}" + (f", {study.budget}." if study.budget else "."),
         f"Mean ± standard deviation over seeds (n in brackets); {better} is better.",
     ]
     if comparisons:
@@ -340,12 +341,19 @@ def _caption(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compar
             f"adjusted by Holm's method over {over}, the intervals are not."
         )
         sentences.append(
-            f"Equivalence margin ±{q.with_unit(study.margin, unit)}, fixed before the run (two one-sided "
+            f"Equivalence margin ±{q.with_unit(study.margin, unit)}, {margin_set(study)} (two one-sided "
             f"tests at {q.percent(study.alpha)})."
             if study.margin is not None
             else "No equivalence margin was fixed before the run, so nothing can be called equivalent."
         )
     return sentences + notes(study, arms) + _sampling_error(study, comparisons)
+
+
+def _places(study: Study) -> str:
+    """The task, or those of the cases."""
+    tasks = list(dict.fromkeys(case.about for case in study.cases)) or [study.task]
+    more = [f"{len(tasks) - MOST_PLACES} more"] if len(tasks) > MOST_PLACES else []
+    return q.listing([*tasks[:MOST_PLACES], *more])
 
 
 def _sampling_error(study: Study, comparisons: list[Comparison]) -> list[str]:

@@ -74,6 +74,7 @@ class SamplingErrors:
     mean: float = math.nan  # of the difference averaged over seeds
     test_sets: TestSets | None = None  # of several seeds, and so how much of this error their interval holds
     identical_predictions: bool = False  # the two arms predict the same on every example of every seed
+    unreadable: str = ""  # stored predictions that are damaged
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,9 @@ def _sampling_errors(
         if b.trial_id not in baselines:
             baselines[b.trial_id] = _answers(b)
         of_a, of_b = load_predictions(a, ("example", "prediction")), baselines[b.trial_id]
-        if of_a is None or of_b is None or not np.array_equal(of_a["example"], of_b.scored.example):
+        if of_a is None or of_b is None:
+            return SamplingErrors(unreadable=_unreadable(a if of_a is None else b))
+        if not np.array_equal(of_a["example"], of_b.scored.example):
             return SamplingErrors()
         try:
             pair = ExampleScores(of_b.scored, of_b.scored.right(of_a["prediction"]) - of_b.right)
@@ -287,6 +290,11 @@ def _sampling_errors(
         test_sets=_test_sets([score.scored.example for score in scores]),
         identical_predictions=identical,
     )
+
+
+def _unreadable(trial: Trial) -> str:
+    path = trial.folder / "predictions.npz"
+    return str(path) if path.exists() and not trial.own_metric else ""
 
 
 def _answers(baseline: Trial) -> Answers | None:
@@ -410,6 +418,12 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
             f"All seeds share one test set, whose own sampling error ({q.number(c.sampling.mean, decimals)} "
             f"{study.metric.difference_unit}, standard error) is not in the interval."
         )
+    if study.margin_after and study.margin is not None:
+        found.append(f"The margin was {margin_set(study)}.")
+    if c.sampling.unreadable:
+        found.append(
+            f"{c.sampling.unreadable} cannot be read: what the finite test set adds to the error is unknown."
+        )
     if c.guessing:
         found.append(f"Neither is reliably better than {c.guessing}, so this compares what was not learned.")
     stopped = [name for name in (c.arm, c.baseline) if arms[name].under_trained]
@@ -417,6 +431,13 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
         verb = "was" if len(stopped) == 1 else "were"
         found.append(f"{q.listing(stopped)} {verb} still improving when training stopped (under-trained).")
     return found
+
+
+def margin_set(study: Study) -> str:
+    """When the margin was set; a verdict is worth less if it was after there were results."""
+    if not study.margin_after:
+        return "fixed before the run"
+    return f"set when {q.plural(study.margin_after, 'trial')} had already finished"
 
 
 def _guessing(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> str:

@@ -41,10 +41,11 @@ def describe(name: str, width: int) -> str:
     Raises:
         InputError: there is nothing of that name.
     """
+    bare = name.partition("(")[0].strip()
     for registry in REGISTRIES:
-        if name in registry or (registry is MIXERS and is_own(name)):
-            return _component(registry, Component(name, {}), width)
-    if name in study.names():
+        if bare in registry or (registry is MIXERS and is_own(bare)):
+            return _component(registry, registry.parse(name), width)
+    if name in study.names() or name.endswith(".toml"):
         return _study(name, width)
     known = [*(each for registry in REGISTRIES for each in registry), *study.names()]
     raise InputError(f"nothing is called {name!r}{suggest(name, known)} (list alone names everything)")
@@ -79,7 +80,8 @@ def _study(name: str, width: int) -> str:
 
 
 def _doc(entry: Any) -> str:
-    return inspect.getdoc(entry) or ""
+    """Its own: what it inherits speaks of something else."""
+    return inspect.cleandoc(vars(entry).get("__doc__") or "")
 
 
 def _meaning(entry: Any, option: str) -> str:

@@ -66,6 +66,24 @@ def planned_name(arm: str, case: str) -> str:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a stored plan comes from.
+
+    Attributes:
+        command: which runs what is missing.
+        file: of the study; "" for one that is checked in.
+        margin_after: how many of its trials were finished when its margin was first stored: 0 if it was fixed
+            before the run.
+        shards: in how many the trials are divided; the report then says which of them a missing one is in.
+    """
+
+    command: str
+    file: str = ""
+    margin_after: int = 0
+    shards: int | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """A study whose arms are resolved.
 
@@ -114,7 +132,7 @@ class Plan:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
 
-    def to_dict(self, command: str, shards: int | None) -> dict[str, Any]:
+    def to_dict(self, origin: Origin) -> dict[str, Any]:
         """As stored in `plan.json`."""
         study = self.study
         comparisons, families = self._comparisons()
@@ -130,15 +148,19 @@ class Plan:
             },
             **self.details,
             "margin": study.margin,
+            "margin_after": origin.margin_after,
             "alpha": 0.05,
             "match": study.match,
             "task": study.task,
             "skeleton": study.skeleton,
-            "command": command,
+            "command": origin.command,
+            "file": origin.file,
             "cases": self._cases(),
             "comparisons": comparisons,
             "families": families,
-            "arms": [self._arm(arm, own, shards) for arm, own in zip(self.arms, self._by_arm, strict=True)],
+            "arms": [
+                self._arm(arm, own, origin.shards) for arm, own in zip(self.arms, self._by_arm, strict=True)
+            ],
             "search": self.search,
             "published": [
                 {"entry": planned_name(row.arm, row.case or ""), **_without(row, "arm", "case")}
@@ -272,42 +294,50 @@ def _read(path: Path, name: str, study: Study) -> Plan | None:
         return None
 
 
-def write(plan: Plan, path: Path, command: str, shards: int | None = None) -> None:
-    """Store the plan.
-
-    Args:
-        plan: what was planned.
-        path: where to.
-        command: which runs what is missing.
-        shards: in how many the trials are divided; the report then says which of them a missing one is in.
-    """
-    write_json(path, plan.to_dict(command, shards))
+def write(plan: Plan, path: Path, origin: Origin) -> None:
+    """Store the plan."""
+    write_json(path, plan.to_dict(origin))
 
 
-def renew(plan: Plan, path: Path) -> str | None:
+def load_stored(path: Path) -> dict[str, Any] | None:
+    """A stored plan as it is, or None if there is none that can be read."""
+    try:
+        content = json.loads(path.read_bytes())
+        return content if isinstance(content, dict) and content["arms"][0]["trials"] else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def stored_seeds(content: Mapping[str, Any]) -> int:
+    """Of a stored plan."""
+    return max(len(arm["trials"]) for arm in content["arms"])
+
+
+def renew(plan: Plan, path: Path, margin_after: int) -> str | None:
     """Let the stored plan of a study that has run say what the study says now; its trials must be the same.
 
     Args:
         plan: of the study as it is now.
-        path: the stored one, whose command stays.
+        path: the stored one, whose command stays; one that cannot be read is left for the report to refuse.
+        margin_after: as in `Origin`.
 
     Returns:
         Why it was left as it is, in a sentence; None if it is up to date.
     """
-    try:
-        stored = json.loads(path.read_bytes())
-        shard = stored["arms"][0]["trials"][0].get("shard")
-    except (OSError, ValueError, LookupError, TypeError):
-        return None  # the report says what is wrong with it
-    fresh = plan.to_dict(stored["command"], None if shard is None else Shard.parse(shard).count)
+    before = load_stored(path)
+    if before is None:
+        return None
+    shard = before["arms"][0]["trials"][0].get("shard")
+    shards = None if shard is None else Shard.parse(shard).count
+    fresh = plan.to_dict(Origin(before["command"], before.get("file", ""), margin_after, shards))
     templates = {arm["name"]: arm["template"] for arm in fresh["arms"]}
-    other = [arm["name"] for arm in stored["arms"] if not _same(templates.get(arm["name"]), arm["template"])]
+    other = [arm["name"] for arm in before["arms"] if not _same(templates.get(arm["name"]), arm["template"])]
     if other:
         return (
             f"study or code have changed since it ran, and {', '.join(other)} would be other trials today: "
             "this is the report of what ran"
         )
-    if not _same({**fresh, "key": stored["key"]}, stored):
+    if not _same({**fresh, "key": before["key"]}, {"file": "", "margin_after": 0, **before}):
         write_json(path, fresh)
     return None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments import study as studies
 from experiments.request import Request
-from experiments.study import Arm, Study
+from experiments.study import MOST_SEEDS, Arm, Study
 from experiments.trial import digest
 from mixers.registry import InputError
 
@@ -25,8 +25,8 @@ def requested_study(request: Request) -> tuple[str, Study]:
     """
     path = studies.find(request.study)
     original = studies.load(path)
-    if request.seeds is not None and request.seeds < 1:
-        raise InputError(f"--seeds must be at least 1, got {request.seeds}")
+    if request.seeds is not None and not 1 <= request.seeds <= MOST_SEEDS:
+        raise InputError(f"--seeds must be at least 1 and at most {MOST_SEEDS:,}, got {request.seeds}")
     if request.margin is not None and not 0 < request.margin < float("inf"):
         raise InputError(f"--margin must be positive and finite, got {request.margin:g}")
     for kind in ("task", "skeleton"):

@@ -25,6 +25,7 @@ import fcntl
 import io
 import json
 import os
+import secrets
 import socket
 import tempfile
 import time
@@ -40,6 +41,7 @@ from numpy.typing import NDArray
 from experiments.trial import SCHEMA_VERSION, Trial, canonical_json
 from mixers.registry import InputError
 
+PROGRESS_FIELDS = {"epoch", "epochs", "fraction", "seconds", "host", "pid"}
 RESULT_FIELDS = ("schema_version", "trial_id", "trial", "status", "metrics", "costs", "data", "provenance")
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -70,15 +72,17 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with naming_full_disks(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = (
+            path.parent / f".{path.name}.{secrets.token_hex(4)}"
+        )  # for whom the umask allows, unlike mkstemp's
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(temporary, "xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).replace(path)
+            temporary.replace(path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 
@@ -179,12 +183,12 @@ class TrialFolder:
             file.write(f"{line}\n")
 
     def progress(self) -> dict[str, Any] | None:
-        """The last reported progress, or None."""
+        """The last reported progress, or None if there is none that can be read."""
         try:
             stored: dict[str, Any] = json.loads((self.path / "progress.json").read_text())
         except (OSError, ValueError):
             return None
-        return stored
+        return stored if isinstance(stored, dict) and stored.keys() >= PROGRESS_FIELDS else None
 
     def timing(self) -> dict[str, Any]:
         """Seconds, speed and memory of a finished trial; empty if they cannot be read."""
@@ -192,7 +196,7 @@ class TrialFolder:
             stored: dict[str, Any] = json.loads((self.path / "timing.json").read_bytes())
         except (OSError, ValueError):
             return {}
-        return stored
+        return stored if isinstance(stored, dict) else {}
 
     def result(self) -> dict[str, Any] | None:
         """The stored result, that of a failed trial included; None if there is none.

@@ -18,6 +18,10 @@ from mixers.registry import InputError, suggest
 FOLDER = Path(__file__).parent / "studies"
 DEFAULT = "digits-ladder"
 
+MOST_SEEDS = 10_000
+MOST_PROBLEMS = 8
+"""Of a study file that are told at once."""
+
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Option = str | int | float | bool
 
@@ -78,26 +82,27 @@ class Published:
 class Study:
     """What a study file may say.
 
-    The first five fields are its header, in words. Arms are given either by `mixers`, which differ in
-    nothing else, or by `arms`. With `cases`, every arm runs in every case, and is compared within it.
+    Its header is in words: question, varied, fixed, cost, answer. Arms are given either by `mixers`, which
+    differ in nothing else, or by `arms`. With `cases`, every arm runs and is compared in every case.
     """
 
     question: str
     varied: str
     fixed: str
-    cost: str
-    answer: str
     task: str
     skeleton: str
     baseline: str
     """The arm that the others are judged against and matched to."""
-    margin: Annotated[float, Field(gt=0)]
+    margin: Annotated[float, Field(gt=0, strict=True)]
     """Differences within this are called equivalent; in the metric's unit, fixed before the run."""
+    cost: str = ""
+    answer: str = ""
+    """What it costs and what came out; filled in once that is known."""
     mixers: tuple[str, ...] = ()
     arms: tuple[Arm, ...] = ()
     comparisons: tuple[tuple[str, str], ...] = ()
     """Pairs (arm, its baseline); by default every arm against `baseline`."""
-    seeds: Annotated[int, Field(ge=1)] = 5
+    seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS, strict=True)] = 5
     match: Literal["params", "macs", "none"] = "params"
     """What the arms have in common in size."""
     metric: str | None = None
@@ -147,10 +152,16 @@ class Study:
         for name in (self.baseline, *paired, *replaced, *(row.arm for row in self.published)):
             if name not in arms:
                 raise InputError(f"{source}: {name!r} is not one of the arms ({', '.join(arms)})")
+        for position, pair in enumerate(self.comparisons):
+            if pair[0] == pair[1]:
+                raise InputError(f"{source}: comparisons: {pair[0]!r} is compared with itself")
+            if set(pair) in map(set, self.comparisons[:position]):
+                raise InputError(f"{source}: comparisons: {pair[0]!r} and {pair[1]!r} are compared twice")
         for row in self.published:
             if (row.case or "") not in (cases or [""]):
                 known = ", ".join(cases) or "there are none"
-                raise InputError(f"{source}: published: {row.case!r} is not one of the cases ({known})")
+                which = "case is missing: one" if row.case is None else f"{row.case!r} is not one"
+                raise InputError(f"{source}: published: {which} of the cases ({known})")
         if len(set(self.lr_grid)) == 1 or len(set(self.lr_grid)) < len(self.lr_grid):
             raise InputError(f"{source}: lr_grid needs at least two learning rates, each once")
 
@@ -169,10 +180,14 @@ def find(name_or_path: str) -> Path:
     if name_or_path in names():
         return FOLDER / f"{name_or_path}.toml"
     path = Path(name_or_path)
-    if path.suffix == ".toml" or path.exists():
-        if not path.is_file():
-            raise InputError(f"study file {path} does not exist")
+    if path.is_file():
         return path
+    if name_or_path and path.is_dir():
+        raise InputError(f"study file {path} is a folder: --study takes a name or a .toml file")
+    if path.suffix == ".toml":
+        raise InputError(f"study file {path} does not exist")
+    if not name_or_path:
+        raise InputError("--study is empty: it takes a name or a .toml file")
     hint = suggest(name_or_path, names())
     raise InputError(f"unknown study {name_or_path!r}{hint} (known: {', '.join(names())}, or a .toml file)")
 
@@ -199,7 +214,9 @@ def validate(content: dict[str, Any], source: str) -> Study:
     try:
         study = TypeAdapter(Study).validate_python(content)
     except ValidationError as error:
-        raise InputError("\n".join(_describe(source, problem) for problem in error.errors()[:2])) from None
+        raise InputError(
+            "\n".join(_describe(source, problem) for problem in error.errors()[:MOST_PROBLEMS])
+        ) from None
     study.check(source)
     return study
 

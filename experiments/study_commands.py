@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import shlex
 import textwrap
@@ -20,6 +21,7 @@ from experiments.trial import Trial
 from mixers.registry import InputError
 
 WIDTH = 100  # characters of the terminal table
+MOST_STUDIES = 8  # that are named where one is not there
 SHOWN = {"report": "report.html", "table": "table.md", "figure": "figures/differences.png"}
 """What is pointed at when a study is done; the rest lies beside it."""
 
@@ -58,29 +60,27 @@ def _alone(verb: str, arguments: Sequence[str]) -> int:
 
 def _run(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     _check(asked)
-    folder = asked.runs / "studies" / name
-    planned = plan.make(name, wanted, folder / "plan.json")
+    path = _path_of_plan(asked, name)
+    planned = plan.make(name, wanted, path)
     store = Store(asked.runs)
-    shards = None if asked.share is None else asked.share.count
-    plan.write(planned, folder / "plan.json", command, shards)
+    _store(planned, path, store, asked, command)
     print(_matching_lines(planned) + _warm_up_lines(planned), end="")
     chosen = _choose_rates(planned, store, asked)
     if chosen.open:
         _say_what_waits(chosen, asked)
         return 0
     planned = chosen.plan
-    plan.write(planned, folder / "plan.json", command, shards)
+    _store(planned, path, store, asked, command)
     _train(f"{name}: {_size(planned)}", planned.trials(), planned.labels(), store, asked)
-    return _write_report(planned, store, folder, asked.share)
+    return _write_report(planned, store, path.parent, asked.share)
 
 
 def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     store = Store(asked.runs)
-    path = store.studies / name / "plan.json"
+    path = _path_of_plan(asked, name)
     planned = plan.make(name, wanted, path)
     if not path.exists():  # the run, and whoever asks for the plan again, need no torch to read it
-        shards = None if asked.share is None else asked.share.count
-        plan.write(planned, path, command, shards)
+        _store(planned, path, store, asked, command)
     print(f"{name}: {wanted.question}")
     print(f"  task {wanted.task}, skeleton {wanted.skeleton}, {planned.details['budget']}")
     print(f"  seeds 0..{wanted.seeds - 1}, matched in {wanted.match}, margin {wanted.margin:g}")
@@ -89,8 +89,10 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     for arm in arms:
         print(f"  {arm.name}: {arm.template.mixer_text}")
     print("What differs between the arms that are compared:")
-    for name, baseline in wanted.all_comparisons():
-        before, after = (planned.arm(plan.planned_name(each, first.name)) for each in (baseline, name))
+    if not wanted.all_comparisons():
+        print("  nothing is compared: there is one arm")
+    for arm_name, baseline in wanted.all_comparisons():
+        before, after = (planned.arm(plan.planned_name(each, first.name)) for each in (baseline, arm_name))
         print(f"  {before.name} -> {after.name}: {_difference(before, after, wanted)}")
     for case in others:
         after = planned.arm(plan.planned_name(wanted.baseline, case.name))
@@ -114,7 +116,8 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
 
 
 def _status(asked: Request, name: str, wanted: study.Study, command: str) -> int:
-    path = _stored_plan(asked, name)
+    path = _path_of_plan(asked, name, planned_before=True)
+    wanted = _with_stored_seeds(wanted, path, asked)
     store = Store(asked.runs)
     found = search.settle(plan.make(name, wanted, path), store)
     print(f"{name}: {wanted.question}")
@@ -131,27 +134,75 @@ def _status(asked: Request, name: str, wanted: study.Study, command: str) -> int
 
 
 def _report(asked: Request, name: str, wanted: study.Study, command: str) -> int:
-    path = _stored_plan(asked, name)
+    path = _path_of_plan(asked, name, planned_before=True)
+    wanted = _with_stored_seeds(wanted, path, asked)
     store = Store(asked.runs)
     planned = search.settle(plan.make(name, wanted, path), store).plan
-    outdated = plan.renew(planned, path)
+    outdated = plan.renew(planned, path, _margin_after(planned, path, store, asked))
     if outdated:
         print(f"note: {outdated}")
     return _write_report(planned, store, path.parent, asked.share)
 
 
-def _stored_plan(asked: Request, name: str) -> Path:
-    """The path of a study's plan.
+def _path_of_plan(asked: Request, name: str, *, planned_before: bool = False) -> Path:
+    """Where the plan of a study is stored.
 
     Raises:
-        InputError: it has not run; those that have are named.
+        InputError: another study file of this name has its plan there; or none is there, where there must be
+            one, and those that are there are named.
     """
     path = asked.runs / "studies" / name / "plan.json"
-    if path.exists():
-        return path
-    others = sorted(each.parent.name for each in path.parents[1].glob("*/plan.json"))
-    which = f" ({asked.runs} holds {', '.join(others)}: --study)" if others else ""
-    raise InputError(f"study {name} has not run in {asked.runs} yet{which}")
+    before = plan.load_stored(path)
+    other = Path(before.get("file") or "") if before else Path()
+    own = study.find(asked.study)
+    if other.is_file() and not other.samefile(own):
+        raise InputError(
+            f"{path.parent} belongs to the study file {other}; give {own} another name, or another --runs"
+        )
+    if planned_before and not path.exists():
+        found = {
+            each.parent.name: plan.load_stored(each) for each in sorted(path.parents[1].glob("*/plan.json"))
+        }
+        others = [f"\n  {each}: {content['command']}" for each, content in found.items() if content]
+        which = f"; what is there, and the command that made it:{''.join(others[:MOST_STUDIES])}"
+        raise InputError(f"study {name} has no plan in {asked.runs} yet{which if others else ''}")
+    return path
+
+
+def _with_stored_seeds(wanted: study.Study, path: Path, asked: Request) -> study.Study:
+    """The study with the seeds that have been asked for before, unless this command asks for a number."""
+    before = plan.load_stored(path)
+    if asked.seeds is not None or before is None:
+        return wanted
+    return dataclasses.replace(wanted, seeds=max(wanted.seeds, plan.stored_seeds(before)))
+
+
+def _store(planned: Plan, path: Path, store: Store, asked: Request, command: str) -> None:
+    checked_in = asked.study in study.names()
+    origin = plan.Origin(
+        command,
+        "" if checked_in else str(study.find(asked.study).resolve()),
+        _margin_after(planned, path, store, asked),
+        None if asked.share is None else asked.share.count,
+    )
+    plan.write(planned, path, origin)
+
+
+def _margin_after(planned: Plan, path: Path, store: Store, asked: Request) -> int:
+    """How many of the study's trials were finished when its margin was first stored.
+
+    The margin of a checked-in study was fixed before anybody ran it, with whichever of its arms. That of an
+    own study may have been stored with other arms.
+    """
+    file = study.find(asked.study)
+    for each in (path, store.studies / file.stem / "plan.json"):
+        before = plan.load_stored(each)
+        if before is not None and before.get("margin") == planned.study.margin:
+            return int(before.get("margin_after", 0))
+    if asked.study in study.names() and study.load(file).margin == planned.study.margin:
+        return 0
+    trials = search.settle(planned, store).plan.trials()
+    return sum(launch.finished(store.folder(trial.id)) for trial in trials)
 
 
 def _command(arguments: Sequence[str]) -> str:
@@ -253,7 +304,7 @@ def _difference(before: PlannedArm, after: PlannedArm, wanted: study.Study) -> s
     solved = changed.pop("skeleton.expansion_ratio", None) if wanted.match != "none" else None
     fields = [f"{field}={value}" for field, value in changed.items()]
     width = [f"and, to match, expansion_ratio={solved:.4g}"] if solved is not None else []
-    return ", ".join([*fields, *width]) or "nothing"
+    return ", ".join([*fields, *width]) or "nothing: these are the same trials"
 
 
 def _matching_lines(planned: Plan) -> str:

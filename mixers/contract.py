@@ -53,7 +53,8 @@ def check(name: str, mixer_class: type[TokenMixer], options: Mapping[str, Any], 
         raise
     except (Exception, SystemExit) as error:  # whatever somebody's code does
         said = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"mixer {name} fails on a {grid} grid of {DIM} channels: {said}") from error
+        called = " (it is called with dim, grid_rank and, by name, its options)" if "__init__" in said else ""
+        raise InputError(f"mixer {name} fails on a {grid} grid of {DIM} channels: {said}{called}") from error
     if broken is not None:
         raise InputError(f"mixer {name} {broken}")
 

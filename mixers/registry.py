@@ -54,7 +54,9 @@ def _as_text(value: Any) -> str:
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'ssm'?"` when a known name is near, else an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near += difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -107,6 +109,8 @@ class Registry:
         Raises:
             InputError: malformed text, an unknown name, or a repetition that is not a small number.
         """
+        if not text.strip():
+            raise InputError(f"the name of a {self.kind} is empty")
         parts = re.split(r",(?![^(]*\))", text)  # at commas outside of parentheses
         components: list[Component] = []
         for part in parts:
@@ -186,7 +190,10 @@ class Registry:
             _import_as_it_is(path.partition(":")[0], source)
             entry = _imported(path)
         except AttributeError:
-            raise InputError(f"{path.replace(':', ' has no ')}") from None
+            module, _, wanted = path.partition(":")
+            raise InputError(
+                f"{module} has no {wanted or 'class without a name: write module:Class'}"
+            ) from None
         except Exception as error:  # whatever a file of the user's does when it is imported
             raise InputError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
         base = _imported(self._own_base or "builtins:object")
@@ -257,5 +264,8 @@ def _source_hash(name: str) -> str:
     except (ImportError, ValueError):
         found = None
     if found is None or not found.origin or not Path(found.origin).is_file():
-        raise InputError(f"no module {module!r} in {Path.cwd()} or on the Python path (asked for {name})")
+        hint = f"; write {name.replace('.py:', ':')}" if module.endswith(".py") else ""
+        raise InputError(
+            f"no module {module!r} in {Path.cwd()} or on the Python path (asked for {name}){hint}"
+        )
     return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()[:12]

@@ -43,7 +43,7 @@ class SelectiveSSM(ScanMixer):
         d_state: N, state size per channel.
         scan: a pattern; on sequences "forward" or "bidirectional".
         conv: "symmetric", "causal", "per-pass" or "none" (`mixers.directions`).
-        kernel_size: of the convolution.
+        kernel_size: of the convolution; odd with conv="symmetric", and with "causal" on images.
         selective: which of Delta, B and C depend on the input; the rest is constant (`mixers.s6`).
         window: side of the windows; scan="local" needs it.
         atrous_step: distance of the rows and columns of a phase; scan="atrous" needs it.

@@ -111,8 +111,8 @@ def metrics(runs: Path) -> bytes:
         (["--backend", "cudda"], "unknown backend 'cudda'"),
         (["--backend", "mamba_ssm"], "mamba_ssm"),
         (["plann"], "unknown command 'plann'; did you mean 'plan'"),
-        (["report"], "study digits-ladder has not run in"),
-        (["status"], "study digits-ladder has not run in"),
+        (["report"], "study digits-ladder has no plan in"),
+        (["status"], "study digits-ladder has no plan in"),
         (["--shard", "3/2"], "--shard must be i/n with i from 1 to n, such as 2/8, got '3/2'"),
         (["--gpus-per-trial", "1.5"], "--gpus-per-trial must be a whole number or a share below 1"),
         (["--gpus-per-trial", "1", "--device", "cpu"], "trials run on the CPU here"),
@@ -242,6 +242,25 @@ def test_a_study_from_end_to_end_and_again(
     study.write_text(study.read_text().replace("Is the machinery sound?", "Is what it says up to date?"))
     assert ablate("report", *arguments) == 0
     assert "Is what it says up to date?" in page.read_text()
+    assert "margin ±5 points, fixed before the run" in page.read_text()
+    study.write_text(study.read_text().replace("margin = 5.0", "margin = 60.0"))
+    capsys.readouterr()
+    assert ablate("report", *arguments) == 0
+    assert "The margin was set when 6 trials had already finished." in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert "margin ±60 points, set when 6 trials had already finished" in page.read_text()
+    study.write_text(study.read_text().replace("seeds = 3", "seeds = 2"))
+    assert ablate("report", *arguments) == 0
+    assert "(3)" in capsys.readouterr().out, "what has been run is reported"
+
+    namesake = tmp_path / "other" / "small.toml"
+    namesake.parent.mkdir()
+    namesake.write_text(study.read_text())
+    for verb in ("plan", "report", "status"):
+        assert ablate(verb, "--study", namesake, "--runs", runs) == 2
+        assert f"belongs to the study file {study}; give {namesake} another name" in capsys.readouterr().err
+
     told = page.read_bytes()
     study.write_text(study.read_text().replace("batch_size = 32", "batch_size = 16"))
     capsys.readouterr()
@@ -251,7 +270,7 @@ def test_a_study_from_end_to_end_and_again(
     assert "conv seed 2 not run" in output
     assert page.read_bytes() == told
     assert ablate("status", "--runs", runs) == 2
-    assert f"({runs} holds small: --study)" in capsys.readouterr().err
+    assert f"\n  small: run_ablation.py --study {study} --runs {runs}\n" in capsys.readouterr().err
 
 
 def _lines_of_metrics(runs: Path) -> int:

@@ -257,6 +257,16 @@ def test_test_set_error_is_reported_only_where_predictions_support_it(write_reco
     assert np.isnan(c.sampling.one_seed)
 
 
+def test_damaged_predictions_are_said(write_records: Write) -> None:
+    records = write_records({"conv": BASE, "ssm": HELPING})
+    path = records.folder("ssm", 1) / "predictions.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    (c,) = judged(records)
+    assert np.isnan(c.sampling.one_seed)
+    assert f"{path} cannot be read" in c.sentence
+    assert c.word == "helps"
+
+
 def test_one_test_set_for_all_seeds_is_said_to_be_outside_the_interval(write_records: Write) -> None:
     records = write_records({"conv": BASE, "ssm": HELPING})
     for arm, seed in records.ids:

@@ -7,7 +7,7 @@ import pytest
 from experiments import listing, study
 from experiments.skeletons import SKELETONS
 from experiments.tasks import TASKS
-from mixers import MIXERS
+from mixers import MIXERS, InputError
 
 COMPONENTS = [(registry, name) for registry in (MIXERS, SKELETONS, TASKS) for name in registry]
 
@@ -43,3 +43,9 @@ def test_the_overview_names_everything() -> None:
     said = listing.overview(100)
     for name in [*(name for _, name in COMPONENTS), *study.names()]:
         assert f"\n  {name}" in said
+
+
+def test_options_may_be_given() -> None:
+    assert "  d_state=4: integer" in listing.describe("ssm(d_state=4)", 100)
+    with pytest.raises(InputError, match="nothing is called 'SSM'; did you mean 'ssm'"):
+        listing.describe("SSM", 100)

@@ -16,11 +16,13 @@ STUDY = Study(
     baseline="conv", mixers=("conv", "identity", "pooling"), seeds=3, match="none", margin=1.0,
 )  # fmt: skip
 
+ORIGIN = plan.Origin("command")
+
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
     path = tmp_path / "plan.json"
-    plan.write(plan.make("words", STUDY, path), path, "command")
+    plan.write(plan.make("words", STUDY, path), path, ORIGIN)
     return path
 
 
@@ -39,7 +41,7 @@ def test_other_words_seeds_or_comparisons_need_no_models(
     wanted = replace(STUDY, **changes)
     fresh = plan.make("words", wanted, stored.with_name("none"))
     monkeypatch.setattr(plan, "_resolve", lambda *_: pytest.fail("models were built"))
-    assert plan.make("words", wanted, stored).to_dict("", None) == fresh.to_dict("", None)
+    assert plan.make("words", wanted, stored).to_dict(ORIGIN) == fresh.to_dict(ORIGIN)
 
 
 @pytest.mark.parametrize(
@@ -57,4 +59,4 @@ def test_other_words_seeds_or_comparisons_need_no_models(
 def test_another_model_or_recipe_is_planned_anew(changes: dict[str, Any], stored: Path) -> None:
     wanted = replace(STUDY, **changes)
     fresh = plan.make("words", wanted, stored.with_name("none"))
-    assert plan.make("words", wanted, stored).to_dict("", None) == fresh.to_dict("", None)
+    assert plan.make("words", wanted, stored).to_dict(ORIGIN) == fresh.to_dict(ORIGIN)

@@ -105,3 +105,23 @@ def test_an_unwritable_runs_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write to the runs folder"):
         Store(tmp_path / "file")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"epoch": 1}'])
+def test_progress_that_cannot_be_read_is_none(folder: TrialFolder, content: str) -> None:
+    folder.path.mkdir(parents=True)
+    folder.report_progress(epoch=1, epochs=2, fraction=0.5, seconds=1.0)
+    assert folder.progress() is not None
+    (folder.path / "progress.json").write_text(content)
+    assert folder.progress() is None
+    assert not folder.runs_elsewhere()
+
+
+def test_files_are_for_whom_the_umask_allows(tmp_path: Path) -> None:
+    """A runs folder may be shared."""
+    before = os.umask(0o027)
+    try:
+        write_bytes(tmp_path / "file", b"content")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from analysis.verdict import MINIMUM_SEEDS
-from experiments import request
+from experiments import plan, request
 from experiments import study as studies
 from experiments.requested_study import requested_study
 from mixers.registry import InputError
@@ -62,6 +63,19 @@ def test_a_good_file(tmp_path: Path) -> None:
         ('["conv", "ssm"]', '["conv", "conv"]', "arm 'conv' is named twice"),
         ('["conv", "ssm"]', "[]", "no arms"),
         ('question = "q"', "question = q", "not valid TOML"),
+        ("margin = 1.0", 'margin = "1"', "margin: Input should be a valid number"),
+        ("margin = 1.0", "margin = 1.0\nseeds = true", "seeds: Input should be a valid integer"),
+        (
+            "margin = 1.0",
+            "margin = 1.0\nseeds = 1000000",
+            "seeds: Input should be less than or equal",
+        ),
+        ("margin = 1.0", 'margin = 1.0\ncomparisons = [["ssm", "ssm"]]', "'ssm' is compared with itself"),
+        (
+            "margin = 1.0",
+            'margin = 1.0\ncomparisons = [["ssm", "conv"], ["conv", "ssm"]]',
+            "'conv' and 'ssm' are compared twice",
+        ),
         (
             "margin = 1.0",
             'margin = 1.0\nmatch = "flops"',
@@ -82,7 +96,26 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, message: str
     assert str(path) in str(raised.value)
 
 
+def test_the_example_of_the_documentation_is_a_study(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
+    path = written(tmp_path, text.partition("```toml\n")[2].partition("```")[0])
+    study = studies.load(path)
+    assert [arm.name for arm in study.all_arms()] == ["conv", "ssm", "no selection"]
+    assert plan.make("example", study, tmp_path / "plan.json").trials()
+    for field in dataclasses.fields(studies.Study):
+        assert field.name in text, f"{field.name} is not explained"
+
+
+def test_what_is_not_known_before_the_run_may_be_left_out(tmp_path: Path) -> None:
+    study = studies.load(written(tmp_path, GOOD.replace('cost = "c"\nanswer = "a"\n', "")))
+    assert (study.cost, study.answer) == ("", "")
+
+
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder"):
+        studies.find(str(tmp_path))
+    with pytest.raises(InputError, match="--study is empty"):
+        studies.find("")
     with pytest.raises(InputError, match="does not exist"):
         studies.find(str(tmp_path / "none.toml"))
     with pytest.raises(InputError, match="did you mean 'digits-ladder'"):

@@ -106,7 +106,7 @@ def test_a_changed_file_makes_another_plan(write_mixer, tmp_path: Path) -> None:
     )  # fmt: skip
     stored = tmp_path / "plan.json"
     first = plan.make("own", wanted, stored)
-    plan.write(first, stored, "command")
+    plan.write(first, stored, plan.Origin("command"))
     assert plan.make("own", wanted, stored).arms == first.arms
     write_mixer(GOOD + "\n# a change\n")
     second = plan.make("own", wanted, stored)

@@ -191,15 +191,16 @@ def _store(planned: Plan, path: Path, store: Store, asked: Request, command: str
 def _margin_after(planned: Plan, path: Path, store: Store, asked: Request) -> int:
     """How many of the study's trials were finished when its margin was first stored.
 
-    The margin of a checked-in study was fixed before anybody ran it, with whichever of its arms. That of an
-    own study may have been stored with other arms.
+    It may have been stored with other arms of the same file. The margin of a checked-in study that has not
+    been stored here was fixed before anybody ran it.
     """
     file = study.find(asked.study)
-    for each in (path, store.studies / file.stem / "plan.json"):
-        before = plan.load_stored(each)
-        if before is not None and before.get("margin") == planned.study.margin:
-            return int(before.get("margin_after", 0))
-    if asked.study in study.names() and study.load(file).margin == planned.study.margin:
+    found = [plan.load_stored(each) for each in (path, store.studies / file.stem / "plan.json")]
+    before = [content for content in found if content is not None]
+    for content in before:
+        if content.get("margin") == planned.study.margin:
+            return int(content.get("margin_after", 0))
+    if not before and asked.study in study.names() and study.load(file).margin == planned.study.margin:
         return 0
     trials = search.settle(planned, store).plan.trials()
     return sum(launch.finished(store.folder(trial.id)) for trial in trials)

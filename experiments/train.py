@@ -18,11 +18,11 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from experiments.build import build_model, choose_backend, count_costs, create_task
 from experiments.cost import training_memory
+from experiments.divided_batches import check_share, with_whole_batches
 from experiments.evaluate import Answers, EvaluationOutOfMemory, Memory, evaluate, evaluate_extra_tests
 from experiments.machine import provenance, torch_device
 from experiments.metrics_log import MetricsLog, Window
@@ -36,7 +36,6 @@ from experiments.recipe import (
     make_scheduler,
 )
 from experiments.runtime import Runtime
-from experiments.skeletons.base import Skeleton
 from experiments.store import TrialFolder, write_bytes
 from experiments.tasks.base import (
     Batch,
@@ -49,8 +48,7 @@ from experiments.tasks.base import (
     share,
     to_device,
 )
-from experiments.trial import SCHEMA_VERSION, Recipe, Trial, stream
-from mixers.registry import InputError
+from experiments.trial import SCHEMA_VERSION, Trial, stream
 
 PROGRESS_EVERY = 0.5  # seconds between two progress reports
 
@@ -115,7 +113,7 @@ class _Run:
     def __init__(self, trial: Trial, folder: TrialFolder, runtime: Runtime, ranks: Ranks) -> None:
         self.trial, self.folder, self.runtime, self.ranks = trial, folder, runtime, ranks
         self.recipe = trial.train
-        _check_share(self.recipe, ranks)
+        check_share(self.recipe, ranks)
         self.device = torch_device(runtime.device)
         self.task: Task = create_task(trial.task)
         self.data: TaskData = self.task.load(trial.seed)
@@ -502,45 +500,6 @@ class _Run:
         held = training_memory(self.model, lambda: self._loss(self.model, inputs, targets), self.optimizer)
         average = [] if self.average is None else self.average.module.parameters()
         return held + sum(each.nbytes for each in average)
-
-
-def _check_share(recipe: Recipe, ranks: Ranks) -> None:
-    """Every rank needs as many examples, and both of each pair that is mixed.
-
-    Raises:
-        InputError: they cannot have them.
-    """
-    parts = ranks.count * (2 if recipe.mixup or recipe.cutmix else 1)
-    if recipe.batch_size % parts:
-        raise InputError(
-            f"a batch of {recipe.batch_size} cannot be divided among {ranks.count} processes"
-            f"{', in pairs for mixup' if parts > ranks.count else ''}: --train.batch-size must be a multiple "
-            f"of {parts}"
-        )
-
-
-def with_whole_batches(
-    model: Skeleton, recipe: Recipe, runtime: Runtime, ranks: Ranks, device: torch.device
-) -> Skeleton:
-    """The model, so that its BatchNorms, if it has any, see all of a batch though it is divided.
-
-    Raises:
-        InputError: they cannot.
-    """
-    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
-        return model
-    share = recipe.batch_size // ranks.count
-    if (runtime.micro_batch or share) < share:
-        raise InputError(
-            f"a head of this model normalises over the batch, which {runtime.micro_batch} examples at a time "
-            "would change: it takes more memory, more processes or a smaller --train.batch-size"
-        )
-    if ranks.count == 1:
-        return model
-    if device.type != "cuda":
-        raise InputError("a head of this model normalises over the batch, which processes share on GPUs only")
-    shared: Skeleton = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return shared
 
 
 def seed_global_generators(seed: int, device: torch.device) -> None:

@@ -17,6 +17,7 @@ from experiments import build
 from experiments import evaluate as evaluation
 from experiments.build import build_model, create_task
 from experiments.cost import token_mixers
+from experiments.divided_batches import with_whole_batches
 from experiments.evaluate import evaluate
 from experiments.interface import TaskSpec
 from experiments.ranks import ALONE, Ranks
@@ -25,7 +26,7 @@ from experiments.runtime import Runtime
 from experiments.skeletons import SKELETONS
 from experiments.store import Store, TrialFolder
 from experiments.tasks import TASKS
-from experiments.train import Interrupted, _Run, run_trial, with_whole_batches
+from experiments.train import Interrupted, _Run, run_trial
 from experiments.trial import Recipe, Trial
 from mixers import MIXERS, InputError, backends
 from mixers.s6 import SelectiveScan

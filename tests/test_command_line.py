@@ -274,25 +274,18 @@ def test_a_study_from_end_to_end_and_again(
 
 
 def test_a_checked_in_margin_that_is_edited_after_the_run_was_set_late(
-    study: Path,
-    tmp_path: Path,
-    ablate: Ablate,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    study: Path, tmp_path: Path, ablate: Ablate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("experiments.study.FOLDER", study.parent)
     runs = tmp_path / "runs"
     stored = runs / "studies" / "small" / "plan.json"
 
-    def margin_after(*arguments: object) -> int:
-        stored.with_name("report.html").unlink(missing_ok=True)
-        ablate("report", "--study", "small", "--runs", runs, *arguments)
+    def margin_after() -> int:
+        ablate("report", "--study", "small", "--runs", runs)
         return json.loads(stored.read_text())["margin_after"]
 
     assert ablate("plan", "--study", "small", "--runs", runs) == 0
-    monkeypatch.setattr(
-        "experiments.launch.finished", lambda folder: True
-    )  # six trials, as far as this is asked
+    monkeypatch.setattr("experiments.launch.finished", lambda folder: True)  # all six, as it is told
     assert margin_after() == 0, "what was stored before the run stays"
     study.write_text(study.read_text().replace("margin = 5.0", "margin = 60.0"))
     assert margin_after() == 6

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import train
+from experiments.divided_batches import check_share
 from experiments.ranks import Ranks
 from experiments.runtime import Runtime
 from experiments.store import Store
@@ -71,10 +71,10 @@ def test_a_batch_that_cannot_be_divided_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"a batch of 6 cannot be divided among 4 processes: .* multiple of 4"
     ):
-        train._check_share(Recipe(batch_size=6), Ranks(0, 4))
+        check_share(Recipe(batch_size=6), Ranks(0, 4))
     with pytest.raises(InputError, match=r"among 2 processes, in pairs for mixup: .* multiple of 4"):
-        train._check_share(Recipe(batch_size=6, mixup=0.5), Ranks(0, 2))
-    train._check_share(Recipe(batch_size=8, mixup=0.5), Ranks(0, 2))
+        check_share(Recipe(batch_size=6, mixup=0.5), Ranks(0, 2))
+    check_share(Recipe(batch_size=8, mixup=0.5), Ranks(0, 2))
 
 
 def test_examples_are_taken_from_any_form_of_a_batch() -> None:

@@ -28,6 +28,7 @@ IN_PARALLEL = 2**15  # longer sequences are read token by token, if the mixers c
 
 Answers = dict[str, np.ndarray]
 """What was answered to every example of a split, as stored in `predictions.npz`."""
+_Answered = tuple[Any, Any, Tensor]
 
 
 class EvaluationOutOfMemory(Exception):
@@ -39,18 +40,50 @@ class CannotDecode(Exception):
 
 
 @dataclass
-class Memory:
-    """How much an evaluation may take at once, learned where it runs out.
+class Evaluator:
+    """Has a task's splits answered by a model; ranks share the work, and all get what comes of it.
+
+    Where memory runs out, a split is begun again with fewer examples at a time; not among several ranks, of
+    which the others would wait.
 
     Attributes:
-        examples: answered at once, at most.
-        say: is told when they become fewer.
+        task: that marks the answers.
+        data: of one seed of the task.
+        device: that the model is on.
+        precision: of its matrix products.
+        ranks: this process among those that evaluate together.
+        say: is told when fewer examples are answered at once.
+        watch: is called after every batch.
+        at_most: examples that are answered at once; learned where memory runs out.
     """
 
-    examples: int = EXAMPLES_AT_ONCE
+    task: Task
+    data: TaskData
+    device: torch.device
+    precision: Precision = "float32"
+    ranks: Ranks = ALONE
     say: Callable[[str], object] = print
+    watch: Callable[[], object] = lambda: None
+    at_most: int = EXAMPLES_AT_ONCE
 
-    def halve(self, used: int, split: str) -> None:
+    def answer(self, model: nn.Module, split: str) -> tuple[dict[str, float], Answers]:
+        """Metrics of a split, and what was answered to every example of it.
+
+        Raises:
+            EvaluationOutOfMemory: out of memory with a single example.
+            CannotDecode: a sequence is too long to be read at once, and the mixers cannot read it in steps.
+        """
+        while True:
+            at_once = min(_examples_at_once(self.task.spec), self.at_most)
+            try:
+                return self._answer(model, split, at_once)
+            except Exception as error:
+                if self.ranks.count > 1 or not is_out_of_memory(error):
+                    raise
+            release_memory()  # which the frames of the exception held until here
+            self._halve(at_once, split)
+
+    def _halve(self, used: int, split: str) -> None:
         """Go on with half of the `used` examples.
 
         Raises:
@@ -60,110 +93,57 @@ class Memory:
             raise EvaluationOutOfMemory(
                 f"not even one example of the {split} split fits: it takes more memory or a smaller model"
             )
-        self.examples = used // 2
+        self.at_most = used // 2
         self.say(
             f"out of memory with {used} examples of the {split} split at a time: goes on with {used // 2}"
         )
 
+    @torch.inference_mode()
+    def _answer(self, model: nn.Module, split: str, at_once: int) -> tuple[dict[str, float], Answers]:
+        model.eval()
+        scorer = self.task.scorer()
+        answered = self._answered(model, split, at_once)
+        for outputs, targets, examples in answered if self.ranks.count == 1 else self._gathered(answered):
+            scorer.add(outputs, targets, examples)
+        return scorer.metrics(), scorer.answers()
 
-def evaluate(
-    model: nn.Module,
-    task: Task,
-    data: TaskData,
-    split: str,
-    device: torch.device,
-    precision: Precision = "float32",
-    ranks: Ranks = ALONE,
-    memory: Memory | None = None,
-    watch: Callable[[], object] = lambda: None,
-) -> tuple[dict[str, float], Answers]:
-    """Metrics of a split, and what was answered to every example of it; ranks share the work, all get both.
-
-    After every batch `watch` is called. Where memory runs out, the split is begun again with fewer examples
-    at a time; not among several ranks, of which the others would wait.
-
-    Raises:
-        EvaluationOutOfMemory: out of memory with a single example.
-        CannotDecode: a sequence is too long to be read at once, and the mixers cannot read it in steps.
-    """
-    memory = memory or Memory()
-    while True:
-        at_once = min(_examples_at_once(task.spec), memory.examples)
-        try:
-            return _evaluate(model, task, data, split, device, precision, ranks, at_once, watch)
-        except Exception as error:
-            if ranks.count > 1 or not is_out_of_memory(error):
-                raise
-        release_memory()  # which the frames of the exception held until here
-        memory.halve(at_once, split)
-
-
-@torch.inference_mode()
-def _evaluate(
-    model: nn.Module,
-    task: Task,
-    data: TaskData,
-    split: str,
-    device: torch.device,
-    precision: Precision,
-    ranks: Ranks,
-    at_once: int,
-    watch: Callable[[], object],
-) -> tuple[dict[str, float], Answers]:
-    model.eval()
-    scorer = task.scorer()
-    batches = data.batches(split, at_once)
-    if ranks.count > 1 and not isinstance(data, FileData):
-        batches = islice(batches, ranks.rank, None, ranks.count)
-
-    def answered() -> Iterator[tuple[Any, Any, Tensor]]:
+    def _answered(self, model: nn.Module, split: str, at_once: int) -> Iterator[_Answered]:
+        """Outputs, targets and ids of the batches that are this rank's."""
+        batches = self.data.batches(split, at_once)
+        if self.ranks.count > 1 and not isinstance(self.data, FileData):
+            batches = islice(batches, self.ranks.rank, None, self.ranks.count)
         for batch in batches:
-            inputs, targets = to_device((batch.inputs, batch.targets), device)
-            with autocast(device, precision):
-                outputs = _answer(model, task.spec, inputs)
-            watch()
+            inputs, targets = to_device((batch.inputs, batch.targets), self.device)
+            with autocast(self.device, self.precision):
+                outputs = _answer(model, self.task.spec, inputs)
+            self.watch()
             yield _in_float32(outputs), targets, batch.examples
 
-    for outputs, targets, examples in answered() if ranks.count == 1 else _gathered(answered(), ranks):
-        scorer.add(outputs, targets, examples)
-    return scorer.metrics(), scorer.answers()
+    def _gathered(self, answered: Iterator[_Answered]) -> Iterator[_Answered]:
+        """What all ranks answered, in the order of the batches."""
+        while True:
+            own = next(answered, None)
+            every = self.ranks.gather(None if own is None else to_device(own, torch.device("cpu")))
+            yield from (each for each in every if each is not None)
+            if all(each is None for each in every):
+                return
 
-
-def _gathered(answered: Iterator[tuple[Any, Any, Tensor]], ranks: Ranks) -> Iterator[tuple[Any, Any, Tensor]]:
-    """What all ranks answered, in the order of the batches."""
-    while True:
-        own = next(answered, None)
-        every = ranks.gather(None if own is None else to_device(own, torch.device("cpu")))
-        yield from (each for each in every if each is not None)
-        if all(each is None for each in every):
-            return
-
-
-def evaluate_extra_tests(
-    model: nn.Module,
-    task: Task,
-    data: TaskData,
-    device: torch.device,
-    precision: Precision = "float32",
-    ranks: Ranks = ALONE,
-    memory: Memory | None = None,
-    watch: Callable[[], object] = lambda: None,
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Metrics of the task's further test sets, `accuracy_1024`, and why others have none."""
-    metrics: dict[str, float] = {}
-    skipped: dict[str, str] = {}
-    for name in data.extra_tests:
-        try:
-            found, _ = evaluate(model, task, data, f"test_{name}", device, precision, ranks, memory, watch)
-        except (CannotDecode, EvaluationOutOfMemory, InputError) as error:
-            skipped[name] = str(error)
-            continue
-        wrong = [metric for metric, value in found.items() if not math.isfinite(value)]
-        if wrong:
-            skipped[name] = f"{', '.join(wrong)} not finite"
-        else:
-            metrics |= {f"{metric}_{name}": value for metric, value in found.items()}
-    return metrics, skipped
+    def answer_extra_tests(self, model: nn.Module) -> tuple[dict[str, float], dict[str, str]]:
+        """Metrics of the task's further test sets, `accuracy_1024`, and why others have none."""
+        metrics: dict[str, float] = {}
+        skipped: dict[str, str] = {}
+        for name in self.data.extra_tests:
+            try:
+                found, _ = self.answer(model, f"test_{name}")
+            except (CannotDecode, EvaluationOutOfMemory, InputError) as error:
+                skipped[name] = str(error)
+                continue
+            wrong = [metric for metric, value in found.items() if not math.isfinite(value)]
+            if wrong:
+                skipped[name] = f"{', '.join(wrong)} not finite"
+            else:
+                metrics |= {f"{metric}_{name}": value for metric, value in found.items()}
+        return metrics, skipped
 
 
 def _in_float32(outputs: Any) -> Any:

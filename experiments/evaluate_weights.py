@@ -8,7 +8,7 @@ import torch
 
 from experiments import pretrained
 from experiments.build import build_model, choose_backend, create_task, resolve, with_options
-from experiments.evaluate import evaluate
+from experiments.evaluate import Evaluator
 from experiments.machine import torch_device
 from experiments.request import EvaluateRequest
 from experiments.skeletons import SKELETONS
@@ -66,7 +66,7 @@ def evaluate_weights(asked: EvaluateRequest) -> Evaluated:
     model = build_model(trial, new_head=False).to(device)
     choose_backend(model, "auto", device)
     try:
-        metrics, answers = evaluate(model, task, data, "test", device, asked.precision)
+        metrics, answers = Evaluator(task, data, device, asked.precision).answer(model, "test")
     finally:
         data.close()
     return Evaluated(

@@ -8,33 +8,23 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from experiments.build import build_model, choose_backend, count_costs, create_task
-from experiments.cost import training_memory
-from experiments.divided_batches import check_share, with_whole_batches
-from experiments.evaluate import Answers, EvaluationOutOfMemory, Memory, evaluate, evaluate_extra_tests
+from experiments.build import count_costs, create_task
+from experiments.divided_batches import check_share
+from experiments.evaluate import Answers, EvaluationOutOfMemory, Evaluator
+from experiments.learner import Learner
 from experiments.machine import provenance, torch_device
 from experiments.metrics_log import MetricsLog, Window
 from experiments.ranks import ALONE, Ranks
-from experiments.recipe import (
-    autocast,
-    make_average,
-    make_mixup,
-    make_optimizer,
-    make_scaler,
-    make_scheduler,
-)
 from experiments.runtime import Runtime
 from experiments.store import TrialFolder, write_bytes
 from experiments.tasks.base import (
@@ -44,7 +34,6 @@ from experiments.tasks.base import (
     Task,
     TaskData,
     chosen,
-    part_of,
     share,
     to_device,
 )
@@ -119,28 +108,15 @@ class _Run:
         self.data: TaskData = self.task.load(trial.seed)
         if isinstance(self.data, FileData):
             self.data.read_with(Reading(runtime.loaders, ranks.rank, ranks.count))
-        self.model = with_whole_batches(build_model(trial), self.recipe, runtime, ranks, self.device)
-        self.model.to(self.device)
-        self.backend = choose_backend(self.model, runtime.backend, self.device)
-        if runtime.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.network: nn.Module = self.model  # what is trained
-        if runtime.compile:
-            self.network = torch.compile(self.model)  # type: ignore[assignment]
-        if ranks.count > 1:
-            self.network = DistributedDataParallel(self.network)
-        self.average = make_average(self.model, self.recipe)
         self.steps_per_epoch = self.data.sizes["train"] // self.recipe.batch_size
-        self.optimizer = make_optimizer(self.model, self.recipe)
-        self.scheduler = make_scheduler(self.optimizer, self.recipe, self.steps_per_epoch)
-        self.scaler = make_scaler(self.recipe, self.device)
-        self.mixup = make_mixup(self.recipe, self.task.spec.classes)
+        self.learner = Learner(trial, self.task, runtime, ranks, self.device, self.steps_per_epoch)
         self.progress = Progress()
         self.metrics = MetricsLog(
             folder, runtime.log_every, self.recipe.batch_size, tensorboard=runtime.tensorboard
         )
-        self.evaluation_memory = Memory(say=folder.note)
-        self.grad_norm: Tensor | None = None
+        self.evaluator = Evaluator(
+            self.task, self.data, self.device, self.recipe.precision, ranks, folder.note, self._report
+        )
         self.best_weights: dict[str, Tensor] | None = None
         self.cause = ""  # of divergence
         self.started = self.saved = self.reported = time.monotonic()
@@ -170,17 +146,17 @@ class _Run:
 
     def _train_epoch(self, stop_requested: Callable[[], bool]) -> bool:
         """The rest of the current epoch; False once the loss is not finite."""
-        self.model.train()
+        self.learner.model.train()
         at = self.progress
         batches = self.data.train_batches(at.epoch, self.recipe.batch_size, start=at.step)
         for batch in self.metrics.timed(batches):
             self._seed_noise()
             inputs, targets, count = self._on_device(batch)
-            loss = self._step(inputs, targets, count)
+            loss = self.learner.update(self.steps_done, inputs, targets, count)
             at.step += 1
             at.loss_sum += loss
             if not math.isfinite(loss):
-                where = first_non_finite(self.model, partial(self._loss, self.model, inputs, targets))
+                where = self.learner.first_non_finite(inputs, targets)
                 self.cause = f"loss not finite, {where}, in epoch {at.epoch + 1}, step {at.step}"
                 return False
             self._log(loss)
@@ -210,52 +186,6 @@ class _Run:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs, targets, count
 
-    def _step(self, inputs: Any, targets: Any, count: int) -> float:
-        """One update of the weights by a batch, of which `count` examples are here; its loss."""
-        self.scheduler.step_update(self.steps_done)
-        smoothing = self.recipe.label_smoothing
-        if self.mixup is not None:
-            inputs, targets = self.mixup(inputs, targets)
-            smoothing = 0.0  # the mixed targets are smoothed already
-        self.optimizer.zero_grad(set_to_none=True)
-        value = 0.0
-        whole = self.ranks.sum(self.task.loss_weight(targets))
-        size = self.runtime.micro_batch or count
-        for start in range(0, count, size):
-            part = slice(start, start + size)
-            weight = self.task.loss_weight(part_of(targets, part)) / whole
-            with self._exchange(last=start + size >= count):
-                value += self._backward(part_of(inputs, part), part_of(targets, part), smoothing, weight)
-            if not math.isfinite(value):
-                return value  # before it reaches the weights, so that its origin can still be found
-        if self.recipe.clip_grad is not None:
-            self.scaler.unscale_(self.optimizer)
-            self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.average is not None:
-            self.average.update(self.model, step=self.steps_done + 1)
-        return value
-
-    def _exchange(self, *, last: bool) -> AbstractContextManager[None]:
-        """Ranks exchange their gradients after the last part of a batch only."""
-        if last or not isinstance(self.network, DistributedDataParallel):
-            return nullcontext()
-        return self.network.no_sync()
-
-    def _backward(self, inputs: Any, targets: Any, smoothing: float, weight: float) -> float:
-        """Add to the gradients what a part of the batch contributes; what it adds to the batch's loss."""
-        loss = self._loss(self.network, inputs, targets, smoothing) * weight
-        value = self.ranks.sum(loss.item())
-        if math.isfinite(value):
-            self.scaler.scale(loss * self.ranks.count).backward()  # of which the ranks' mean is taken
-        return value
-
-    def _loss(self, network: nn.Module, inputs: Any, targets: Any, smoothing: float = 0.0) -> Tensor:
-        with autocast(self.device, self.recipe.precision):
-            loss = self.task.training_loss(network, inputs, targets, smoothing)
-            return loss + self.model.auxiliary_loss()
-
     @property
     def steps_done(self) -> int:
         """Updates of the weights so far."""
@@ -268,8 +198,8 @@ class _Run:
             step=self.steps_done,
             epoch=self.progress.epoch + 1,
             loss=loss,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
-            grad_norm=self.grad_norm,
+            learning_rate=self.learner.learning_rate,
+            grad_norm=self.learner.grad_norm,
         )
 
     def _end_epoch(self) -> bool:
@@ -279,7 +209,7 @@ class _Run:
         at.curve.append(
             {
                 "epoch": at.epoch + 1,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "learning_rate": self.learner.learning_rate,
                 "train_loss": at.loss_sum / at.step,
                 **{f"validation_{name}": value for name, value in validation.items()},
             }
@@ -287,7 +217,8 @@ class _Run:
         self._write_curve()
         if self.recipe.selection == "best" and self._is_best():
             at.best_epoch = at.epoch + 1
-            self.best_weights = {name: value.clone() for name, value in self.tested.state_dict().items()}
+            weights = self.learner.tested.state_dict()
+            self.best_weights = {name: value.clone() for name, value in weights.items()}
         at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
         return self._all_finite(validation, f"validation after epoch {at.epoch}")
 
@@ -304,11 +235,6 @@ class _Run:
         best = max(values) if metric.higher_is_better else min(values)
         return values.index(best) == len(values) - 1  # the first of equals stays
 
-    @property
-    def tested(self) -> nn.Module:
-        """The model with the weights that are tested: their average, if there is one."""
-        return self.model if self.average is None else self.average.module
-
     def evaluate(self, split: str) -> tuple[dict[str, float], Answers]:
         """Metrics of a split, and what was answered to every example of it.
 
@@ -316,17 +242,7 @@ class _Run:
             EvaluationOutOfMemory: one example is too many; the checkpoint has what was trained until here.
         """
         try:
-            return evaluate(
-                self.tested,
-                self.task,
-                self.data,
-                split,
-                self.device,
-                self.recipe.precision,
-                self.ranks,
-                self.evaluation_memory,
-                self._report,
-            )
+            return self.evaluator.answer(self.learner.tested, split)
         except EvaluationOutOfMemory as error:
             self.save()
             raise EvaluationOutOfMemory(
@@ -353,11 +269,8 @@ class _Run:
             "trial_id": self.trial.id,
             "progress": vars(self.progress),
             "window": vars(self.metrics.window),
-            "model": self.model.state_dict(),
-            "average": None if self.average is None else self.average.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
             "best_weights": self.best_weights,
+            **self.learner.state_dict(),
         }
 
     def restore(self) -> None:
@@ -365,11 +278,7 @@ class _Run:
         saved = self.ranks.tell(self._saved() if self.ranks.rank == 0 else None)
         if saved is None:
             return
-        self.model.load_state_dict(saved["model"])
-        if self.average is not None:
-            self.average.module.load_state_dict(saved["average"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
+        self.learner.load_state_dict(saved)
         self.progress = Progress(**saved["progress"])
         self.best_weights = saved["best_weights"]
         self.metrics.window = Window(**saved["window"])
@@ -428,23 +337,14 @@ class _Run:
         selected_epoch = self.progress.epoch
         if status == "ok":
             if self.best_weights is not None:
-                self.tested.load_state_dict(self.best_weights)
+                self.learner.tested.load_state_dict(self.best_weights)
                 selected_epoch = self.progress.best_epoch
             metrics["validation"], _ = self.evaluate("validation")
             metrics["test"], answers = self.evaluate("test")
             if not self._all_finite(metrics["test"], "test"):
                 status, metrics = "diverged", {}
         if status == "ok":
-            further, skipped = evaluate_extra_tests(
-                self.tested,
-                self.task,
-                self.data,
-                self.device,
-                self.recipe.precision,
-                self.ranks,
-                self.evaluation_memory,
-                self._report,
-            )
+            further, skipped = self.evaluator.answer_extra_tests(self.learner.tested)
             metrics["test"] |= further
         if self.ranks.rank > 0:
             return
@@ -463,7 +363,7 @@ class _Run:
             "selected_epoch": selected_epoch,
             "costs": count_costs(self.trial).to_dict(),
             "data": {"fingerprint": self.data.fingerprint, **self.data.sizes},
-            "provenance": provenance(self.device, self.runtime, self.backend, self.ranks.count),
+            "provenance": provenance(self.device, self.runtime, self.learner.backend, self.ranks.count),
         }
         trained = self.steps_done * self.recipe.batch_size
         timing = {
@@ -486,7 +386,7 @@ class _Run:
         # tied weights are stored twice: the format knows no shared memory
         weights = {
             name: value.cpu().clone(memory_format=torch.contiguous_format)
-            for name, value in self.tested.state_dict().items()
+            for name, value in self.learner.tested.state_dict().items()
         }
         write_bytes(self.folder.weights, safetensors.torch.save(weights))
 
@@ -494,12 +394,7 @@ class _Run:
         """Bytes of a training step: on CUDA the allocator's peak, on CPU what the step must hold."""
         if self.device.type == "cuda":
             return self.progress.peak_memory
-        batch = next(self.data.train_batches(0, self.recipe.batch_size))
-        part = slice(self.runtime.micro_batch)
-        inputs, targets = part_of(batch.inputs, part), part_of(batch.targets, part)
-        held = training_memory(self.model, lambda: self._loss(self.model, inputs, targets), self.optimizer)
-        average = [] if self.average is None else self.average.module.parameters()
-        return held + sum(each.nbytes for each in average)
+        return self.learner.training_memory(next(self.data.train_batches(0, self.recipe.batch_size)))
 
 
 def seed_global_generators(seed: int, device: torch.device) -> None:
@@ -509,21 +404,3 @@ def seed_global_generators(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
-
-
-@torch.no_grad()
-def first_non_finite(model: nn.Module, run: Callable[[], Any]) -> str:
-    """The first module whose output is not finite while the model runs, in the order in which they finish."""
-    found: list[str] = []
-
-    def look(name: str, module: nn.Module, arguments: Any, output: Any) -> None:
-        if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
-            found.append(f"first in the output of {name} ({type(module).__name__})")
-
-    hooks = [
-        module.register_forward_hook(partial(look, name)) for name, module in model.named_modules() if name
-    ]
-    run()
-    for hook in hooks:
-        hook.remove()
-    return found[0] if found else "though every layer's output is"

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as colour
 
 from experiments.interface import TaskSpec
-from experiments.tasks.base import Batch, Metric, Scorer, TaskData, generator, shuffled
+from experiments.tasks.base import Batch, Metric, Scorer, TaskData, generator, share, shuffled
+from experiments.tasks.reading import FilesRead, all_read
 from experiments.tasks.segmentation import at_size, pixel_loss
 from experiments.trial import stream
 from mixers.registry import InputError
@@ -111,6 +112,11 @@ class Example:
     annotation: Path
 
 
+Purpose = Literal["whole", "views"] | int
+"""What is made of an image: all of it, at one or at several scales; or, by a seed, an augmented crop."""
+Key = tuple[Example, Purpose]
+
+
 def list_folder(data: str, folder: str, labels: str = "annotations") -> list[Example]:
     """The images of `folder` ("training" or "validation"), by name, each with its annotation.
 
@@ -173,7 +179,7 @@ def _opened(path: Path) -> Image.Image:
     return image
 
 
-class ADE20KData:
+class ADE20KData(FilesRead[Key, list[Any]]):
     """The splits, read while they are asked for."""
 
     def __init__(self, task: ADE20K, seed: int) -> None:
@@ -194,6 +200,7 @@ class ADE20KData:
             "test": listed["validation"],
         }
         self.extra_tests: tuple[str, ...] = ("multiscale",) if task.multi_scale else ()
+        super().__init__(_Pixels(task.classes, task.crop), list)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -215,31 +222,48 @@ class ADE20KData:
 
     def train_batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         order = shuffled(self.sizes["train"], self._seed, epoch)
-        for step in range(start, len(order) // batch_size):
-            chosen = order[step * batch_size : (step + 1) * batch_size]
-            read_ones = [self._augmented(number, epoch) for number in chosen.tolist()]
-            images, labels = (torch.stack(column) for column in zip(*read_ones, strict=True))
-            yield Batch(images, labels, chosen)
+        places = share(batch_size, self.reading.rank, self.reading.ranks)
+        steps = [order[step * batch_size :][places] for step in range(start, len(order) // batch_size)]
+        examples = self._examples["train"]
+        keys = (
+            [
+                (examples[number], stream(self._seed, "augmentation", epoch, number))
+                for number in numbers.tolist()
+            ]
+            for numbers in steps
+        )
+        for numbers, read_ones in zip(steps, self.read(keys), strict=True):
+            images, labels = (torch.stack(column) for column in zip(*all_read(read_ones), strict=True))
+            yield Batch(images, labels, numbers)
 
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         """One image at a time, whatever `batch_size`; of "test_multiscale", all of its views."""
-        several = split == "test_multiscale"
-        split = "test" if several else split
+        purpose: Purpose = "views" if split == "test_multiscale" else "whole"
+        split = "test" if purpose == "views" else split
         names = list(self._examples)
         first = sum(self.sizes[name] for name in names[: names.index(split)])  # ids count through all splits
-        for number, example in enumerate(self._examples[split], start=first):
-            image, labels = read(example, self._task.classes)
-            seen = views(image, self._task.crop) if several else (self._whole(image),)
-            inputs: Any = seen if several else seen[0]
-            yield Batch(inputs, labels[None], torch.tensor([number]))
+        own = list(enumerate(self._examples[split], start=first))[self.reading.rank :: self.reading.ranks]
+        keys = ([(example, purpose)] for _, example in own)
+        for (number, _), read_ones in zip(own, self.read(keys), strict=True):
+            [(seen, labels)] = all_read(read_ones)
+            yield Batch(seen, labels[None], torch.tensor([number]))
 
-    def _whole(self, image: Tensor) -> Tensor:
-        return normalised(resized(image, self._task.crop, 1.0))[None]
 
-    def _augmented(self, number: int, epoch: int) -> tuple[Tensor, Tensor]:
-        image, labels = read(self._examples["train"][number], self._task.classes)
-        random = generator(stream(self._seed, "augmentation", epoch, number))
-        return augmented(image, labels, self._task.crop, random)
+@dataclass(frozen=True)
+class _Pixels:
+    """An image as the model sees it, and the labels of its pixels."""
+
+    classes: int
+    crop: int
+
+    def __call__(self, key: Key) -> tuple[Any, Tensor]:
+        example, purpose = key
+        image, labels = read(example, self.classes)
+        if purpose == "views":
+            return views(image, self.crop), labels
+        if purpose == "whole":
+            return normalised(resized(image, self.crop, 1.0))[None], labels
+        return augmented(image, labels, self.crop, generator(purpose))
 
 
 def _digest(name: str) -> bytes:

@@ -7,9 +7,9 @@ DATA/annotations/instances_val2017.json      DATA/val2017/*.jpg
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -20,19 +20,21 @@ from pydantic import Field
 from torch import Tensor
 
 from experiments.interface import TaskSpec
-from experiments.tasks.base import Batch, TaskData, fingerprint, generator, shuffled
+from experiments.tasks.base import Batch, TaskData, fingerprint, generator, share, shuffled
 from experiments.tasks.coco_format import CocoFile, Degenerate, Picture, decode, read
 from experiments.tasks.instances import InstanceSegmentation, Target
+from experiments.tasks.reading import FilesRead, Unreadable, all_read
 from experiments.trial import stream
 from mixers.registry import InputError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB in [0, 1]
 SMALLEST_SIDE = 32  # images with a shorter one are not trained on, boxes below 1 pixel neither: mmdetection's
 SMALLEST_BOX = 1.0
-READERS = 4  # images that are read at once
-AHEAD = 2  # batches that are read while one is trained on
 
 Side = Annotated[int, Field(ge=32)]
+Key = tuple[str, Picture, bool]
+"""Split, image in its file, and whether it is mirrored."""
+Example = tuple[Tensor, Target]
 
 
 class Coco(InstanceSegmentation):
@@ -104,7 +106,7 @@ class Coco(InstanceSegmentation):
         return file
 
 
-class CocoData:
+class CocoData(FilesRead[Key, list[Example | Unreadable]]):
     """The images of one seed's splits; the splits are the same for every seed."""
 
     extra_tests: tuple[str, ...] = ()
@@ -128,6 +130,7 @@ class CocoData:
                 f"task coco: with {task.validation} of the {len(train.pictures)} images in {train.path} held "
                 "out for validation, one of the two has no image with an object"
             )
+        super().__init__(_Examples(train.path, test.path, tuple(train.categories)), list)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -154,38 +157,48 @@ class CocoData:
     def train_batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         pictures = self._pictures["train"]
         order = shuffled(len(pictures), self._seed, epoch).tolist()
-        chosen = by_shape([pictures[index] for index in order], batch_size)[start:]
-        with ThreadPoolExecutor(READERS) as pool:
-            pending: deque[tuple[list[Picture], list[Future[tuple[Tensor, Target]]]]] = deque()
-            for step, batch in enumerate(chosen, start=start):
-                random = generator(stream(self._seed, "augmentation", epoch, step))
-                mirrored = (torch.rand(batch_size, generator=random) < self._task.flip).tolist()
-                pending.append((batch, list(map(pool.submit, [self._example] * batch_size, batch, mirrored))))
-                if len(pending) > AHEAD:
-                    yield _collected(*pending.popleft())
-            while pending:
-                yield _collected(*pending.popleft())
+        steps = by_shape([pictures[index] for index in order], batch_size)[start:]
+        places = share(batch_size, self.reading.rank, self.reading.ranks).tolist()
+        own = []
+        for step, batch in enumerate(steps, start=start):
+            random = generator(stream(self._seed, "augmentation", epoch, step))
+            mirrored = (torch.rand(batch_size, generator=random) < self._task.flip).tolist()
+            own.append([("train", batch[place], mirrored[place]) for place in places])
+        return self._batches(own)
 
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         """In order; images of a batch have one size, because padding changes what is seen in smaller ones."""
-        batch: list[Picture] = []
-        for picture in self._pictures[split]:
-            same = not batch or (picture.height, picture.width) == (batch[0].height, batch[0].width)
-            if len(batch) == batch_size or not same:
-                yield self._to_mark(split, batch)
-                batch = []
-            batch.append(picture)
-        if batch:
-            yield self._to_mark(split, batch)
+        steps = by_size(self._pictures[split], batch_size)[self.reading.rank :: self.reading.ranks]
+        return self._batches([[(split, picture, False) for picture in batch] for batch in steps])
 
-    def _to_mark(self, split: str, pictures: Sequence[Picture]) -> Batch:
-        file = self._files[split]
-        targets = [_marking_target(picture, file) for picture in pictures]
-        return Batch([_image(picture) for picture in pictures], targets, _ids(pictures))
+    def _batches(self, keys: Sequence[Sequence[Key]]) -> Iterator[Batch]:
+        for batch, read_ones in zip(keys, self.read(keys), strict=True):
+            images, targets = zip(*all_read(read_ones), strict=True)
+            ids = torch.tensor([picture.id for _, picture, _ in batch])
+            yield Batch(list(images), list(targets), ids)
 
-    def _example(self, picture: Picture, mirrored: bool) -> tuple[Tensor, Target]:
-        image, target = _image(picture), _training_target(picture, self._files["train"].path)
-        return mirror(image, target) if mirrored else (image, target)
+
+@dataclass(frozen=True)
+class _Examples:
+    """An image and its target: in training what is learned, mirrored or not, else what is marked."""
+
+    train: Path
+    test: Path
+    categories: tuple[int, ...]
+
+    def __call__(self, key: Key) -> Example:
+        split, picture, mirrored = key
+        image = _image(picture)
+        if split == "train":
+            target = _training_target(picture, self.train)
+            return mirror(image, target) if mirrored else (image, target)
+        return image, _marking_target(picture, self.test if split == "test" else self.train, self.categories)
+
+
+def by_size(pictures: Sequence[Picture], batch_size: int) -> list[list[Picture]]:
+    """Runs of images of one size, none longer than a batch."""
+    runs = (list(run) for _, run in groupby(pictures, key=lambda each: (each.height, each.width)))
+    return [run[start : start + batch_size] for run in runs for start in range(0, len(run), batch_size)]
 
 
 def by_shape(pictures: Sequence[Picture], batch_size: int) -> list[list[Picture]]:
@@ -217,15 +230,6 @@ def _trainable(picture: Picture) -> bool:
     return min(picture.height, picture.width) >= SMALLEST_SIDE and any(
         not each.crowd for each in picture.annotations
     )
-
-
-def _ids(pictures: Sequence[Picture]) -> Tensor:
-    return torch.tensor([picture.id for picture in pictures])
-
-
-def _collected(pictures: Sequence[Picture], examples: Sequence[Future[tuple[Tensor, Target]]]) -> Batch:
-    images, targets = zip(*(example.result() for example in examples), strict=True)
-    return Batch(list(images), list(targets), _ids(pictures))
 
 
 def _image(picture: Picture) -> Tensor:
@@ -260,13 +264,13 @@ def _target(picture: Picture, source: Path) -> Target:
     }
 
 
-def _marking_target(picture: Picture, file: CocoFile) -> Target:
+def _marking_target(picture: Picture, source: Path, categories: tuple[int, ...]) -> Target:
     objects = picture.annotations
     return {
-        **_target(picture, file.path),
+        **_target(picture, source),
         "area": torch.tensor([each.area for each in objects], dtype=torch.float64),
         "crowd": torch.tensor([each.crowd for each in objects], dtype=torch.bool),
-        "category_ids": torch.tensor(list(file.categories)),
+        "category_ids": torch.tensor(categories),
     }
 
 

@@ -7,13 +7,11 @@ epoch, seeded where it is augmented: arms of a seed see the same pixels, whoever
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import random
-import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing.context import BaseContext
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -21,8 +19,6 @@ import torch
 from pydantic import Field
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from experiments.interface import TaskSpec
 from experiments.tasks.base import (
@@ -30,14 +26,13 @@ from experiments.tasks.base import (
     Classification,
     ClassificationScorer,
     Metric,
-    Reading,
     Scorer,
     TaskData,
-    generator,
     share,
     shuffled,
 )
 from experiments.tasks.image_sources import WHOLE, Read, Source, open_source, read_image
+from experiments.tasks.reading import FilesRead, Unreadable
 from experiments.trial import stream
 from mixers.registry import InputError
 
@@ -46,6 +41,8 @@ TOP_5 = Metric("top_5", "%", "points", higher_is_better=True)
 Share = Annotated[float, Field(ge=0, le=1)]
 Key = tuple[str, int, int | None]
 """Split, number in its source, and the seed of its augmentation; None for none."""
+Stacked = tuple[Tensor, Tensor, dict[int, str]]
+"""Images, labels, and the error of each place where there is none."""
 
 
 class Images(Classification):
@@ -192,7 +189,7 @@ class ImagesScorer(ClassificationScorer):
         return {**super().metrics(), "top_5": 100.0 * self._among / self._asked}
 
 
-class ImagesData:
+class ImagesData(FilesRead[Key, Stacked]):
     """The splits of one seed, or only the one that is tested on.
 
     Raises:
@@ -205,9 +202,10 @@ class ImagesData:
         self._task, self._seed = task, seed
         self._sources = dict(sources)
         self._numbers = self._divide()
-        self._reading = Reading()
-        self.unreadable: dict[str, str] = {}
         self._check()
+        reads = {split: source.read for split, source in self._sources.items()}
+        transforms = {split: task.transform(training=split == "train") for split in reads}
+        super().__init__(_Images(reads, transforms), _stack)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -229,18 +227,9 @@ class ImagesData:
             state.update(self._numbers[split].numpy().tobytes())
         return state.hexdigest()[:16]
 
-    def read_with(self, reading: Reading) -> None:
-        self.close()
-        self._reading = reading
-
-    def close(self) -> None:
-        reader = self.__dict__.pop("_reader", None)
-        if reader is not None:
-            reader.close()
-
     def train_batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         order = self._numbers["train"][shuffled(self.sizes["train"], self._seed, epoch)]
-        places = share(batch_size, self._reading.rank, self._reading.ranks)
+        places = share(batch_size, self.reading.rank, self.reading.ranks)
         steps = [order[step * batch_size :][places] for step in range(start, len(order) // batch_size)]
         keys = (
             [
@@ -249,7 +238,7 @@ class ImagesData:
             ]
             for numbers in steps
         )
-        for numbers, read in zip(steps, self._reader.read(keys), strict=True):
+        for numbers, read in zip(steps, self.read(keys), strict=True):
             images, labels, errors = read
             self._note("train", numbers, errors)
             kept = _neighbours(len(numbers), errors)
@@ -257,9 +246,9 @@ class ImagesData:
 
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         every = self._numbers[split].split(batch_size)
-        steps = every[self._reading.rank :: self._reading.ranks]
+        steps = every[self.reading.rank :: self.reading.ranks]
         keys = ([(split, number, None) for number in numbers.tolist()] for numbers in steps)
-        for numbers, read in zip(steps, self._reader.read(keys), strict=True):
+        for numbers, read in zip(steps, self.read(keys), strict=True):
             images, labels, errors = read
             self._note(split, numbers, errors)
             kept = torch.tensor([place for place in range(len(numbers)) if place not in errors])
@@ -274,12 +263,6 @@ class ImagesData:
         if split == "test" and self._sources["validation"] is not self._sources["train"]:
             before += len(self._sources["validation"])
         return numbers + before
-
-    @cached_property
-    def _reader(self) -> _Reader:
-        reads = {split: source.read for split, source in self._sources.items()}
-        transforms = {split: self._task.transform(training=split == "train") for split in reads}
-        return _Reader(_Images(reads, transforms), self._reading.workers)
 
     def _divide(self) -> dict[str, Tensor]:
         """Numbers of the images of each split in its source."""
@@ -343,20 +326,21 @@ def _neighbours(count: int, errors: Mapping[int, str]) -> Tensor:
 # --------------------------------------------------------------------- reading
 
 
-class _Images(Dataset[tuple[Tensor | str, int]]):
-    """What the reading processes hold: how to get an image, and what to make of it."""
+@dataclass(frozen=True)
+class _Images:
+    """How to get an image, and what to make of it, by split."""
 
-    def __init__(self, reads: Mapping[str, Read], transforms: Mapping[str, Any]) -> None:
-        self._reads, self._transforms = dict(reads), dict(transforms)
+    reads: Mapping[str, Read]
+    transforms: Mapping[str, Any]
 
-    def __getitem__(self, key: Key) -> tuple[Tensor | str, int]:
+    def __call__(self, key: Key) -> tuple[Tensor, int]:
         split, number, seed = key
         try:
-            image, label = read_image(self._reads[split], number)
+            image, label = read_image(self.reads[split], number)
         except Exception as error:  # decoders raise anything
-            return f"{type(error).__name__}: {error}", -1
+            raise InputError(f"{type(error).__name__}: {error}") from None
         with _seeded(seed):
-            return self._transforms[split](image), label
+            return self.transforms[split](image), label
 
 
 @contextmanager
@@ -375,71 +359,10 @@ def _seeded(seed: int | None) -> Iterator[None]:
     torch.set_rng_state(before[2])
 
 
-Stacked = tuple[Tensor, Tensor, dict[int, str]]
-"""Images, labels, and the error of each place where there is none."""
-
-
-class _Reader:
-    """Processes that read; one set for all splits, kept over the epochs."""
-
-    def __init__(self, images: _Images, workers: int) -> None:
-        self._plan = _Plan()
-        self._loader: DataLoader[Any] = DataLoader(
-            images,
-            batch_sampler=self._plan,
-            num_workers=workers,
-            collate_fn=_stack,
-            pin_memory=torch.cuda.is_available(),
-            multiprocessing_context=_fork_server() if workers else None,
-            worker_init_fn=_leave_signals_to_the_parent,
-            persistent_workers=workers > 0,
-            generator=generator(0),  # unused, but the global one is left alone
-        )
-
-    def read(self, batches: Iterable[Sequence[Key]]) -> Iterator[Stacked]:
-        """What the keys of each batch stand for, in order."""
-        self._plan.batches = map(list, batches)
-        yield from self._loader
-
-    def close(self) -> None:
-        """Tell the processes to end, which they do by no signal.
-
-        Torch leaves that to the iterator's `__del__`; at the end of Python it comes after the wait for them.
-        """
-        iterator = self._loader._iterator
-        if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            iterator._shutdown_workers()
-
-
-def _fork_server() -> BaseContext:
-    """A fresh process imports what reading takes, once; the readers are its forks.
-
-    They are not forks of this one: numba's threads do not survive that.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-class _Plan:
-    """The batches that are to be read next."""
-
-    batches: Iterable[list[Key]] = ()
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        return iter(self.batches)
-
-
-def _stack(examples: Sequence[tuple[Tensor | str, int]]) -> Stacked:
-    images = [image for image, _ in examples]
-    errors = {place: image for place, image in enumerate(images) if isinstance(image, str)}
-    read = [image for image in images if isinstance(image, Tensor)]
-    blank = torch.zeros_like(read[0]) if read else torch.zeros(0)
-    stacked = torch.stack([image if isinstance(image, Tensor) else blank for image in images])
-    return stacked, torch.tensor([label for _, label in examples]), errors
-
-
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and pre-emption reach every process; this one ends when its parent has saved and ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _stack(examples: Sequence[tuple[Tensor, int] | Unreadable]) -> Stacked:
+    errors = {place: each.problem for place, each in enumerate(examples) if isinstance(each, Unreadable)}
+    read = [each for each in examples if not isinstance(each, Unreadable)]
+    blank = (torch.zeros_like(read[0][0]) if read else torch.zeros(0), -1)
+    whole = [blank if isinstance(each, Unreadable) else each for each in examples]
+    images, labels = zip(*whole, strict=True)
+    return torch.stack(images), torch.tensor(labels), errors

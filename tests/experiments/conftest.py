@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from experiments import build
 from experiments.skeletons import SKELETONS
 from experiments.store import Store
 from experiments.tasks import TASKS
+from experiments.tasks.base import Batch, FileData, Reading, TaskData, chosen, share
 from experiments.trial import Recipe, Trial
 from mixers import MIXERS
 
@@ -91,3 +93,44 @@ def tiny_trial() -> Callable[..., Trial]:
         )
 
     return make
+
+
+@pytest.fixture
+def check_reading() -> Callable[[Callable[[], TaskData]], None]:
+    """Checks that processes read what none reads, and each rank its share of it."""
+
+    def read(data: TaskData, reading: Reading) -> tuple[list[Batch], list[Batch]]:
+        assert isinstance(data, FileData)
+        data.read_with(reading)
+        try:
+            return list(data.train_batches(1, 4)), list(data.batches("test", 2))
+        finally:
+            data.close()
+
+    def check(load: Callable[[], TaskData]) -> None:
+        train, test = read(load(), Reading())
+        assert train
+        assert len(test) > 1
+        for ranks in (1, 2):
+            for rank in range(ranks):
+                own_train, own_test = read(load(), Reading(1, rank, ranks))
+                for one, other in zip(own_train, train, strict=True):
+                    assert same(one, Batch(*(chosen(each, share(4, rank, ranks)) for each in other)))
+                for one, other in zip(own_test, test[rank::ranks], strict=True):
+                    assert same(one, other)
+
+    return check
+
+
+def same(one: Any, other: Any) -> bool:
+    """Bit for bit, whatever a batch is made of."""
+    mine, theirs = list(tensors(one)), list(tensors(other))
+    return len(mine) == len(theirs) and all(map(torch.equal, mine, theirs))
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+        return
+    for inner in value.values() if isinstance(value, dict) else value:
+        yield from tensors(inner)

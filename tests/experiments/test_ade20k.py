@@ -107,6 +107,10 @@ def test_training_batches(written: Path) -> None:
     assert not torch.equal(whole[0].inputs, next(one.train_batches(2, 4)).inputs)
 
 
+def test_whoever_reads_reads_the_same(written: Path, check_reading: Callable[..., None]) -> None:
+    check_reading(lambda: task(written).load(0))
+
+
 # ---- augmentation
 
 
@@ -161,13 +165,13 @@ class Colours(torch.nn.Module):
 
 
 def test_a_model_that_sees_colours_is_nearly_right_at_every_scale(written: Path) -> None:
-    from experiments.evaluate import evaluate
+    from experiments.evaluate import Evaluator
 
     asked = task(written, multi_scale=True)
     loaded = asked.load(0)
     assert loaded.extra_tests == ("multiscale",)
     for split in ("test", "test_multiscale"):
-        measured, answers = evaluate(Colours(), asked, loaded, split, torch.device("cpu"))
+        measured, answers = Evaluator(asked, loaded, torch.device("cpu")).answer(Colours(), split)
         assert measured["miou"] > 75
         assert answers["confusion"].sum() == sum(
             int((batch.targets != IGNORED).sum()) for batch in loaded.batches("test", 1)

@@ -209,6 +209,24 @@ def test_mirrored_images_keep_their_objects(write_sample: Callable[..., Path]) -
                     assert box.tolist() == [int(edge) for edge in around]
 
 
+def test_whoever_reads_reads_the_same(
+    write_sample: Callable[..., Path], check_reading: Callable[..., None]
+) -> None:
+    def six_more_images(entries: Json) -> None:
+        """The second again, so that there are batches of four."""
+        first = entries["images"][1]["id"]
+        for key in range(101, 107):
+            entries["images"].append({**entries["images"][1], "id": key})
+            entries["annotations"] += [
+                {**each, "id": 1000 * key + each["id"], "image_id": key}
+                for each in content()["annotations"]
+                if each["image_id"] == first
+            ]
+
+    folder = write_sample(six_more_images)
+    check_reading(lambda: load(folder))
+
+
 def test_batches_have_one_orientation_and_lose_no_step() -> None:
     def picture(index: int, upright: bool) -> Picture:
         return Picture(index, Path(), 20 if upright else 10, 10 if upright else 20, ())

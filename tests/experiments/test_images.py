@@ -178,6 +178,10 @@ def test_the_fingerprint_follows_the_listing(tmp_path: Path, write_digits: Write
 # -------------------------------------------------------------- randomness
 
 
+def test_whoever_reads_reads_the_same(digit_folder: Path, check_reading: Callable[..., None]) -> None:
+    check_reading(lambda: load(digit_folder))
+
+
 def test_augmentation_depends_on_seed_epoch_and_example_alone(digit_folder: Path) -> None:
     """Not on global generators, the batch, or who reads."""
     one = load(digit_folder)

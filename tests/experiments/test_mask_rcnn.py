@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from analysis import detections as detections_figure
 from experiments import build
 from experiments.detections import sights
-from experiments.evaluate import evaluate
+from experiments.evaluate import Evaluator
 from experiments.runtime import Runtime
 from experiments.skeletons import SKELETONS
 from experiments.store import Store
@@ -172,7 +172,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(
     found = []
     for at_once in (1, 4):
         monkeypatch.setattr("experiments.evaluate._examples_at_once", lambda _, count=at_once: count)
-        found.append(evaluate(model, task, task.load(0), "test", torch.device("cpu")))
+        found.append(Evaluator(task, task.load(0), torch.device("cpu")).answer(model, "test"))
     (one, boxes), (four, more_boxes) = found
     assert one == pytest.approx(four)
     assert boxes["detections"].tolist() == more_boxes["detections"].tolist()

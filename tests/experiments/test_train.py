@@ -18,7 +18,7 @@ from experiments import evaluate as evaluation
 from experiments.build import build_model, create_task
 from experiments.cost import token_mixers
 from experiments.divided_batches import with_whole_batches
-from experiments.evaluate import evaluate
+from experiments.evaluate import Evaluator
 from experiments.interface import TaskSpec
 from experiments.ranks import ALONE, Ranks
 from experiments.recipe import make_optimizer
@@ -170,7 +170,7 @@ def test_the_average_is_what_is_tested_and_kept(tiny_trial: MakeTrial, tmp_path)
     model = build_model(averaged)
     model.load_state_dict(stored)
     task = create_task(averaged.task)
-    found, _ = evaluate(model, task, task.load(0), "test", torch.device("cpu"))
+    found, _ = Evaluator(task, task.load(0), torch.device("cpu")).answer(model, "test")
     result = folder.result()
     assert result is not None
     assert found == result["metrics"]["test"]

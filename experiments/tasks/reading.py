@@ -1,0 +1,133 @@
+"""Reading examples from files while a model trains, by processes of their own, ahead of whoever asks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing.context import BaseContext
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from experiments.tasks.base import Reading, generator
+from mixers.registry import InputError
+
+Key = TypeVar("Key")
+"""What stands for an example, and for what is to be made of it; small, as it is sent to the process."""
+Read = TypeVar("Read")
+"""A batch of examples as it comes back."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """In the place of an example that could not be read: why."""
+
+    problem: str
+
+
+class FilesRead(Generic[Key, Read]):
+    """What data in files have in common: who reads them. A `FileData` when it also has its batches.
+
+    Args:
+        read_one: makes an example of a key; an InputError that it raises becomes an `Unreadable`.
+        collate: makes a batch of examples and `Unreadable`s. Both are sent to the processes that read.
+    """
+
+    def __init__(self, read_one: Callable[[Key], Any], collate: Callable[[list[Any]], Read]) -> None:
+        self._read_one, self._collate = read_one, collate
+        self.reading = Reading()
+        self.unreadable: dict[str, str] = {}
+
+    def read_with(self, reading: Reading) -> None:
+        """As `FileData` says."""
+        self.close()
+        self.reading = reading
+
+    def read(self, batches: Iterable[Sequence[Key]]) -> Iterator[Read]:
+        """What the keys of each batch stand for, in order; one reading at a time."""
+        self._plan.batches = map(list, batches)
+        yield from self._loader
+
+    def close(self) -> None:
+        """End the processes that read; they do so by no signal.
+
+        Torch leaves that to the iterator's `__del__`; at the end of Python it comes after the wait for them.
+        """
+        loader = self.__dict__.pop("_loader", None)
+        if loader is not None and isinstance(loader._iterator, _MultiProcessingDataLoaderIter):
+            loader._iterator._shutdown_workers()
+
+    @cached_property
+    def _plan(self) -> _Plan:
+        return _Plan()
+
+    @cached_property
+    def _loader(self) -> DataLoader[Any]:
+        """One set of processes for all splits, kept over the epochs."""
+        workers = self.reading.workers
+        return DataLoader(
+            _Dataset(self._read_one),
+            batch_sampler=self._plan,
+            num_workers=workers,
+            collate_fn=self._collate,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context=_fork_server(self._read_one.__module__) if workers else None,
+            worker_init_fn=_leave_signals_to_the_parent,
+            persistent_workers=workers > 0,
+            generator=generator(0),  # unused, but the global one is left alone
+        )
+
+
+class _Dataset(Dataset[Any]):
+    """What the reading processes hold."""
+
+    def __init__(self, read_one: Callable[[Any], Any]) -> None:
+        self._read_one = read_one
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self._read_one(key)
+        except InputError as error:
+            return Unreadable(str(error))
+
+
+class _Plan:
+    """The batches that are to be read next."""
+
+    batches: Iterable[list[Any]] = ()
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return iter(self.batches)
+
+
+def _fork_server(module: str) -> BaseContext:
+    """A fresh process imports the module that reads, once; the readers are its forks.
+
+    They are not forks of this one: numba's threads do not survive that.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    return context
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C and pre-emption reach every process; this one ends when its parent has saved and ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def all_read(examples: Sequence[Any | Unreadable]) -> list[Any]:
+    """The examples themselves.
+
+    Raises:
+        InputError: one of them could not be read.
+    """
+    for each in examples:
+        if isinstance(each, Unreadable):
+            raise InputError(each.problem)
+    return list(examples)

@@ -181,7 +181,7 @@ CONV_BACKENDS: dict[str, Backend] = {
 }
 
 OPERATIONS: dict[str, Operation] = {
-    # lengths of two chunks of every kernel, and not whole ones
+    # two chunks of every kernel that is ours or Mamba-2's, and not whole ones
     "scan": Operation(
         BACKENDS,
         {

@@ -2,7 +2,7 @@
 
 Source: github.com/Dao-AILab/causal-conv1d, `causal_conv1d/causal_conv1d_interface.py::causal_conv1d_fn`. Its
 kernels have 2 to 4 taps. They read channels-last tensors where the number of channels is a multiple of 8, and
-otherwise want them copied.
+otherwise want them copied; a single token, too.
 """
 
 import torch
@@ -26,7 +26,9 @@ def causal_conv_cuda(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if torch.is_autocast_enabled("cuda"):  # as torch's convolutions do
         x = x.to(torch.get_autocast_dtype("cuda"))
     channels_first = x.contiguous().transpose(1, 2)
-    if x.shape[2] % _VECTOR:
-        channels_first = channels_first.contiguous()
+    if x.shape[2] % _VECTOR or x.shape[1] == 1:
+        # copied even if torch takes it for contiguous, as it does a single token of any strides: the package
+        # looks at the strides
+        channels_first = channels_first.clone(memory_format=torch.contiguous_format)
     y: Tensor = causal_conv1d_fn(channels_first, weight, bias)
     return y.transpose(1, 2)

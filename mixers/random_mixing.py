@@ -11,6 +11,9 @@ from torch import Tensor
 
 from mixers.base import TokenMixer, as_sequence
 
+NUMBERS_AT_ONCE = 2**24
+"""That are drawn in double precision, however large the matrix is."""
+
 
 class RandomMixing(TokenMixer):
     """Y = softmax(W) X over all tokens, W (L, L) uniform in [0, 1), never trained.
@@ -41,7 +44,7 @@ class RandomMixing(TokenMixer):
         if kept is None or (len(kept), kept.dtype, kept.device) != (length, dtype, device):
             # what inference mode makes cannot be used in training, and this is kept for both
             with torch.inference_mode(False):
-                kept = self._drawn = random_matrix(int(self.seed), length).to(device, dtype)
+                kept = self._drawn = random_matrix(int(self.seed), length, dtype, device)
         return kept
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,10 +60,16 @@ class RandomMixing(TokenMixer):
         return math.prod(grid) ** 2 * self.dim
 
 
-def random_matrix(seed: int, length: int) -> Tensor:
-    """(L, L) float64: the rows' softmax of numbers uniform in [0, 1)."""
+def random_matrix(
+    seed: int, length: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+) -> Tensor:
+    """(L, L): the rows' softmax of numbers uniform in [0, 1), in float64 before they are rounded."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.rand(length, length, generator=generator, device="cpu", dtype=torch.float64).softmax(-1)
+    matrix = torch.empty(length, length, dtype=dtype, device=device)
+    for rows in matrix.split(max(1, NUMBERS_AT_ONCE // length)):
+        drawn = torch.rand(rows.shape, generator=generator, device="cpu", dtype=torch.float64)
+        rows.copy_(drawn.softmax(-1))
+    return matrix
 
 
 def _forget_the_matrix(module: RandomMixing, incompatible_keys: Any) -> None:

@@ -265,12 +265,13 @@ def test_the_adapters_of_the_other_operations(other_kernels: None, operation: st
     assert backends._largest_error(operation, backend, "cpu") < 1e-5
 
 
+@pytest.mark.parametrize("length", [1, 5])
 @pytest.mark.parametrize("channels", [6, 8])
 @pytest.mark.parametrize("taps", [2, 4])
-def test_causal_conv1d_in_either_layout(other_kernels: None, channels: int, taps: int) -> None:
+def test_causal_conv1d_in_either_layout(other_kernels: None, channels: int, taps: int, length: int) -> None:
     torch.manual_seed(0)
     x, weight, bias = (
-        torch.randn(2, 5, 2 * channels)[..., ::2],
+        torch.randn(2, length, 2 * channels)[..., ::2],
         torch.randn(channels, taps),
         torch.randn(channels),
     )

@@ -4,6 +4,8 @@ They need a GPU: `pytest -m gpu`. Their adapters are tested on stand-ins in `tes
 the selective scan in `test_scan_triton.py`.
 """
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,15 +15,17 @@ from mixers import MIXERS, backends
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    pytest.mark.filterwarnings("default"),  # what the packages warn of is no failure of theirs
 ]
-LENGTHS = [1, 2, 63, 64, 196, 1000]
+LENGTHS = [1, 2, 63, 64, 196, 300, 1000, 3136]
 
 
 def kernel_or_skip(operation: str, name: str) -> backends.Kernel:
+    """Skips where the package is not installed; one that is there and does not run is a failure."""
     probe = backends.probe(name, "cuda", operation)
-    if not probe.ran and "differs" not in probe.reason:
+    if not probe.found:
         pytest.skip(f"{name}: {probe.reason}. Fix: {probe.fix}")
-    assert probe.ran, probe.reason
+    assert probe.ran, f"{name}: {probe.reason}. Fix: {probe.fix}"
     return backends.OPERATIONS[operation].backends[name].load()
 
 
@@ -79,17 +83,44 @@ def test_causal_conv(length: int, dtype: torch.dtype, tolerance: float, channels
     check("conv", "causal_conv1d", leaves, (), tolerance)
 
 
-@pytest.mark.parametrize("text", ["causal-conv", "ssd(scan=forward, conv=causal, kernel_size=4)"])
-def test_mixers_run_on_what_is_there(text: str) -> None:
-    """Under autocast too, and with gradients for every parameter."""
-    for operation, name in (("conv", "causal_conv1d"), ("ssd", "mamba_ssm")):
-        kernel_or_skip(operation, name)
+LM = "scan=forward, conv=causal, kernel_size=4"
+RUNS = {
+    "causal-conv(kernel_size=4)": {"conv: causal_conv1d": 1},
+    f"ssm({LM})": {"conv: causal_conv1d": 1, "mamba_ssm": 1},
+    "ssm(scan=bidirectional, conv=none)": {"mamba_ssm": 2},
+    "ssm(scan=bidirectional, conv=per-pass, kernel_size=4)": {"conv: causal_conv1d": 2, "mamba_ssm": 2},
+    f"ssd({LM})": {"conv: causal_conv1d": 1, "ssd: mamba_ssm": 1},
+    f"mingru({LM})": {"conv: causal_conv1d": 1, "mamba_ssm": 1},
+}
+"""Mixers, and how often each kernel is called in a pass."""
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("text", RUNS)
+def test_mixers_run_on_what_is_there(text: str, autocast: bool) -> None:
+    """And give every parameter the gradient that the references give in float64."""
+    for call in RUNS[text]:
+        operation, _, name = call.rpartition(": ")
+        kernel_or_skip(operation or "scan", name)
     torch.manual_seed(0)
-    resolved = MIXERS.resolve(MIXERS.parse(text), {"kernel_size": 4})
-    mixer = MIXERS.create(resolved, 32, 1).cuda()
+    mixer = MIXERS.create(MIXERS.resolve(MIXERS.parse(text)), 32, 1).cuda()
+    exact = copy.deepcopy(mixer).double()
+    x, weight = normal(2, 70, 32), normal(2, 70, 32)
     before = backends.calls.copy()
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        y = mixer(normal(2, 70, 32))
-    y.float().square().sum().backward()
-    assert (backends.calls - before)["conv: causal_conv1d"] == 1
-    assert all(torch.isfinite(parameter.grad).all() for parameter in mixer.parameters())
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
+        y = mixer(x)
+    assert backends.calls - before == RUNS[text]
+    (y.float() * weight).sum().backward()
+    expected = exact(x.double())
+    (expected * weight.double()).sum().backward()
+    tolerance = 5e-2 if autocast else 1e-2  # 8 bits; 11 bits of TF32
+    assert_near(y, expected, tolerance)
+    for (name, mine), theirs in zip(mixer.named_parameters(), exact.parameters(), strict=True):
+        assert mine.grad is not None, name
+        assert_near(mine.grad, theirs.grad, tolerance)
+
+
+def assert_near(ours: Tensor, exact: Tensor | None, tolerance: float) -> None:
+    """Relative to the largest value."""
+    assert exact is not None
+    assert float((ours.double() - exact).abs().max() / exact.abs().max()) < tolerance

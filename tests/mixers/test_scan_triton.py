@@ -385,10 +385,11 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 
 
 def backend_on_gpu(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Skips where the package is not installed; one that is there and does not run is a failure."""
     probe = backends.probe(name, "cuda")
-    if not probe.ran and "differs" not in probe.reason:
+    if not probe.found:
         pytest.skip(f"{name}: {probe.reason}. Fix: {probe.fix}")
-    assert probe.ran, probe.reason
+    assert probe.ran, f"{name}: {probe.reason}. Fix: {probe.fix}"
     return backends.BACKENDS[name].load()
 
 
@@ -412,7 +413,7 @@ TOLERANCES = {
 @pytest.mark.gpu
 @on_gpu
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("length", [1, 2, 63, 196, 1000])
+@pytest.mark.parametrize("length", [1, 2, 63, 196, 300, 1000, 3136])  # mamba-ssm's chunks have 2048 tokens
 @pytest.mark.parametrize(("name", "dtype"), TOLERANCES, ids=str)
 def test_lengths_on_gpu(name: str, dtype: torch.dtype, length: int, reverse: bool) -> None:
     without = ("initial_state",) if "initial_state" in backends.BACKENDS[name].lacks else ()

@@ -1,4 +1,4 @@
-"""Our numbers beside those of papers: match, differs or not comparable, each with its reason."""
+"""Our numbers beside those of papers: match, differs, open or not comparable, each with its reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from analysis.records import PublishedRow, Study
 from analysis.summary import ArmSummary
 from analysis.tables import Cell, Column, Table
 
-MATCH, DIFFERS, NOT_COMPARABLE = "match", "differs", "not comparable"
+MATCH, DIFFERS, OPEN, NOT_COMPARABLE = "match", "differs", "open", "not comparable"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ def published_table(study: Study, arms: dict[str, ArmSummary]) -> Table | None:
     level = q.percent(1 - study.alpha)
     caption = [
         f"Ours: mean with {level} t interval over seeds (n in brackets).",
-        "Match: the interval reaches into the published value ± its tolerance.",
+        "Match: all of the interval lies within the published value ± its tolerance; differs: none of it; "
+        "open: a part of it.",
     ]
     return Table(columns, [_row(study, row, arms[row.arm]) for row in study.published], caption, [])
 
@@ -49,9 +50,13 @@ def stand(row: PublishedRow, arm: ArmSummary) -> Standing:
     ours = arm.test
     if not ours.n:
         return Standing(NOT_COMPARABLE, "no trial of ours has finished")
-    low, high = (ours.low, ours.high) if math.isfinite(ours.low) else (ours.mean, ours.mean)
-    reaches = low <= row.value + row.tolerance and high >= row.value - row.tolerance
-    return Standing(MATCH if reaches else DIFFERS, f"tolerance {q.amount(row.tolerance)}")
+    tolerance = f"tolerance {q.amount(row.tolerance)}"
+    if not math.isfinite(ours.low):
+        return Standing(OPEN, f"{tolerance}; a single seed has no interval")
+    least, most = row.value - row.tolerance, row.value + row.tolerance
+    if least <= ours.low and ours.high <= most:
+        return Standing(MATCH, tolerance)
+    return Standing(DIFFERS if ours.high < least or ours.low > most else OPEN, tolerance)
 
 
 def _row(study: Study, row: PublishedRow, arm: ArmSummary) -> dict[str, Cell]:

@@ -79,7 +79,7 @@ def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     """Every seed as a dot, lines between the same seed in neighbouring arms, mean and t interval below."""
     name = study.metric.name
     rows = [
-        {"arm": trial.arm, "seed": trial.seed, "status": trial.status, name: trial.metric("test", name)}
+        {"arm": trial.arm, "seed": trial.seed, "status": trial.status, name: trial.compared(name)}
         for trial in study.trials
     ]
     looks = looks_of(arms)
@@ -151,7 +151,7 @@ def differences(study: Study, arms: list[ArmSummary], comparisons: list[Comparis
     _rows_axis(axes, labels)
     _verdict_labels(axes, comparisons)
     left, right = ("worse", "better") if study.metric.higher_is_better else ("better", "worse")
-    what = f"difference in test {study.metric.name} ({study.metric.difference_unit})"
+    what = f"difference in test {study.compared} ({study.metric.difference_unit})"
     axes.set_xlabel(f"\N{LEFTWARDS ARROW} {left}{GAP}{what}{GAP}{right} \N{RIGHTWARDS ARROW}")
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=STEPS))
     counted = _counted([c.n for c in comparisons], "paired seed")
@@ -232,10 +232,10 @@ def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         axes.grid(axis="y")
     keep_to_percentages(panels[0], study.metric.unit)  # of all: they share it
     for axes in grid[:, 0]:
-        axes.set_ylabel(f"test {study.metric.name} ({study.metric.unit})")
+        axes.set_ylabel(f"test {study.compared} ({study.metric.unit})")
     legend(figure, panels[0])
     caption = (
-        f"Test {study.metric.name} (mean, {q.percent(1 - study.alpha)} t interval over seeds) against what "
+        f"Test {study.compared} (mean, {q.percent(1 - study.alpha)} t interval over seeds) against what "
         f"an arm costs; dotted: the arms that no other beats in both. What is carried from token to token "
         f"exists in recurrent form only. Memory and throughput are measured while training, on the machine "
         f"named below. {_counted([arm.test.n for arm in arms])} {selection_rule(study, arms)}"

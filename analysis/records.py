@@ -71,13 +71,17 @@ class Trial:
     error: str | None = None
     result: Json = field(default_factory=dict)
     timing: Json = field(default_factory=dict)
-    own_metric: bool = False  # its number is that of a further test set, not of the stored predictions
+    own_metric: str | None = None  # compared in the study's place; not told by the stored predictions
     shard: str = ""  # "2/8", where the study was divided
 
     def metric(self, split: str, name: str) -> float:
         """A metric of a finished trial; NaN if the trial has no such number."""
         value = (self.result.get("metrics") or {}).get(split, {}).get(name)
         return float(value) if self.status == OK and isinstance(value, int | float) else math.nan
+
+    def compared(self, metric: str) -> float:
+        """The number of the test split that is compared: one of its own, or the study's `metric`."""
+        return self.metric("test", self.own_metric or metric)
 
     @property
     def costs(self) -> Json:
@@ -92,7 +96,7 @@ class Trial:
 class Arm:
     """The trials that differ only in the seed; in a study with cases, those of one case.
 
-    `name` is unique in the study, `label` within its case.
+    `name` is unique in the study, `label` within its case. `metric` is compared in place of the study's.
     """
 
     name: str
@@ -102,6 +106,8 @@ class Arm:
     trials: list[Trial]
     label: str = ""
     case: str | None = None
+    metric: str | None = None
+    budget: str = ""
 
     def with_status(self, *statuses: str) -> list[Trial]:
         return [trial for trial in self.trials if trial.status in statuses]
@@ -109,6 +115,10 @@ class Arm:
     def values(self, split: str, metric: str) -> dict[int, float]:
         """The metric by seed, finished trials only."""
         return {trial.seed: trial.metric(split, metric) for trial in self.with_status(OK)}
+
+    def compared(self, metric: str) -> dict[int, float]:
+        """What is compared by seed, finished trials only; the study's `metric`, if it has none of its own."""
+        return {trial.seed: trial.compared(metric) for trial in self.with_status(OK)}
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,7 @@ class Case:
     at: float | None
     series: str | None
     about: str
+    skeleton: str = ""
 
 
 @dataclass(frozen=True)
@@ -169,7 +180,6 @@ class Study:
     margin: float | None
     alpha: float
     match: str
-    budget: str
     task: str
     skeleton: str
     command: str
@@ -177,6 +187,8 @@ class Study:
     families: list[list[int]]  # indices into comparisons; Holm's adjustment runs within each
     arms: dict[str, Arm]
     margin_after: int = 0  # trials that were finished when the margin was first stored
+    comparisons_before: int = 0  # in the family that these were taken from when there were results
+    looks: list[int] = field(default_factory=list)  # numbers of seeds, finished before there were more
     axis: str = ""  # what the cases vary
     log_axis: bool = False
     cases: list[Case] = field(default_factory=list)
@@ -188,6 +200,27 @@ class Study:
     def where(self, arm: Arm) -> str:
         """The task of an arm."""
         return next((case.about for case in self.cases if case.name == arm.case), self.task)
+
+    def skeleton_of(self, arm: Arm) -> str:
+        """The skeleton of an arm."""
+        own = next((case.skeleton for case in self.cases if case.name == arm.case), "")
+        return own or self.skeleton
+
+    @property
+    def settings(self) -> dict[str, list[str]]:
+        """The distinct tasks, skeletons and budgets."""
+        arms = list(self.arms.values())
+        found = {
+            "task": map(self.where, arms),
+            "skeleton": map(self.skeleton_of, arms),
+            "budget": (arm.budget for arm in arms if arm.budget),
+        }
+        return {what: list(dict.fromkeys(values)) for what, values in found.items()}
+
+    @property
+    def compared(self) -> str:
+        """What is compared, in words."""
+        return "metric of the case" if any(arm.metric for arm in self.arms.values()) else self.metric.name
 
     @property
     def trials(self) -> list[Trial]:
@@ -326,6 +359,8 @@ def trial_row(trial: Trial) -> Json:
     row: Json = {"arm": trial.arm, "seed": trial.seed, "trial_id": trial.trial_id, "status": trial.status}
     row["error"] = trial.error
     row["selected_epoch"] = trial.result.get("selected_epoch")
+    if trial.own_metric is not None:
+        row["compared"] = trial.own_metric
     for split in ("test", "validation", "train"):
         for name, value in sorted((metrics.get(split) or {}).items()):
             row[f"{split}_{name}"] = value
@@ -373,7 +408,6 @@ def _study(plan: Json, trials_folder: Path) -> Study:
         margin=None if margin is None else _positive(margin, "margin"),
         alpha=_positive(plan.get("alpha", 0.05), "alpha"),
         match=str(plan.get("match") or "none"),
-        budget=str(plan.get("budget") or ""),
         task=str(plan.get("task") or ""),
         skeleton=str(plan.get("skeleton") or ""),
         command=str(plan.get("command") or ""),
@@ -389,6 +423,8 @@ def _extensions(plan: Json, trials_folder: Path, metric: str) -> Json:
     cases, search = plan.get("cases") or {}, plan.get("search") or {}
     return {
         "margin_after": int(plan.get("margin_after") or 0),
+        "comparisons_before": int(plan.get("comparisons_before") or 0),
+        "looks": [int(look) for look in plan.get("looks") or ()],
         "axis": str(cases.get("axis") or ""),
         "log_axis": bool(cases.get("log")),
         "cases": [Case(**case) for case in cases.get("entries", [])],
@@ -446,11 +482,13 @@ def _arm(arm: Json, trials_folder: Path, metric: str) -> Arm:
         trials,
         label=str(arm.get("arm") or arm["name"]),
         case=arm.get("case"),
+        metric=own,
+        budget=str(arm.get("budget") or ""),
     )
 
 
 def _trial(arm: str, planned: Json, folder: Path, metric: str, own_metric: str | None = None) -> Trial:
-    """A planned trial as stored. A metric of its own takes the place of the study's on the test split."""
+    """A planned trial as stored; it must have the number that is compared."""
     seed, trial_id, shard = int(planned["seed"]), str(planned["trial_id"]), str(planned.get("shard", ""))
     path = folder / "result.json"
     if not path.exists():
@@ -462,11 +500,7 @@ def _trial(arm: str, planned: Json, folder: Path, metric: str, own_metric: str |
         status, error = _status(result, own_metric or metric)
     except RecordError as problem:
         return Trial(arm, seed, trial_id, folder, UNREADABLE, _without_folder(problem, folder), shard=shard)
-    if own_metric is not None and status == OK:
-        test = result["metrics"]["test"]
-        result["metrics"]["test"] = {**test, metric: test[own_metric]}
-    own = own_metric is not None
-    return Trial(arm, seed, trial_id, folder, status, error, result, _timing(folder), own, shard)
+    return Trial(arm, seed, trial_id, folder, status, error, result, _timing(folder), own_metric, shard)
 
 
 def _status(result: Json, metric: str) -> tuple[str, str | None]:

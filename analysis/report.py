@@ -106,21 +106,20 @@ def verdict_lines(study: Study, comparisons: list[Comparison]) -> list[str]:
         return ["No verdict: the plan compares nothing."]
     if not study.cases:
         return [comparison.sentence for comparison in comparisons]
-    return [
-        f"{arm} against {baseline}: {words}."
-        for (arm, baseline), words in verdicts_by_case(study, comparisons).items()
-    ]
+    by_case = verdicts_by_case(study, comparisons).items()
+    lines = [f"{arm} against {baseline}: {words}." for (arm, baseline), words in by_case]
+    return [*lines, "Each with its interval, and what would decide the undecided: report.html and table.md."]
 
 
 def verdicts_by_case(study: Study, comparisons: list[Comparison]) -> dict[tuple[str, str], str]:
-    """For each pair of arms what came out where: "helps at 128 and 256, equivalent at 64"."""
+    """For each pair of arms what came out where: "helps at 128 and 256; equivalent at 64"."""
     found: dict[tuple[str, str], dict[str, list[str]]] = {}
     for comparison in comparisons:
         arm, baseline = (study.arms[name] for name in (comparison.arm, comparison.baseline))
         words = found.setdefault((arm.label, baseline.label), {})
-        words.setdefault(comparison.claim, []).append(str(arm.case))
+        words.setdefault(comparison.label, []).append(str(arm.case))
     return {
-        pair: ", ".join(f"{word} at {q.listing(cases)}" for word, cases in words.items())
+        pair: "; ".join(f"{word} at {q.listing(cases)}" for word, cases in words.items())
         for pair, words in found.items()
     }
 

@@ -120,7 +120,7 @@ def _arm_summary(arm: Arm, study: Study) -> ArmSummary:
     curves = _stack([load_curve(trial, f"validation_{name}") for trial in finished])
     return ArmSummary(
         arm=arm,
-        test=t_interval(list(arm.values("test", name).values()), study.alpha),
+        test=t_interval(list(arm.compared(name).values()), study.alpha),
         validation=t_interval(
             # of a case that reads another number off the test split, the validation split has none
             [v for v in arm.values("validation", name).values() if math.isfinite(v)] if same else [],
@@ -162,28 +162,37 @@ def _costs(arm: Arm) -> Costs:
 
 def selection_rule(study: Study, arms: Iterable[ArmSummary]) -> str:
     """Which epoch the test metrics are of, and how learning rates were chosen; empty before any trial."""
-    epochs = [trial.result.get("selected_epoch") for trial in study.trials if trial.status == OK]
-    selected = sorted({epoch for epoch in epochs if epoch is not None})
+    selected: set[int] = set()
+    chosen = False
+    for arm in arms:
+        last = arm.curves.shape[1] if arm.curves.size else None
+        epochs = [trial.result.get("selected_epoch") for trial in arm.arm.with_status(OK)]
+        own = {int(epoch) for epoch in epochs if epoch is not None}
+        selected |= own
+        chosen |= len(own) > 1 if last is None else not own <= {last}
     if not selected:
         return ""
-    last = {arm.curves.shape[1] for arm in arms if arm.curves.size}
-    if len(selected) == 1 and (not last or last == set(selected)):
-        return f"Test metrics are of the last epoch ({selected[0]}).{_rates(study)}"
-    chosen = f"{selected[0]} to {selected[-1]}"
-    return f"Test metrics are of the epoch chosen on validation ({chosen}).{_rates(study)}"
+    first, final = min(selected), max(selected)
+    which = "epoch chosen on validation" if chosen else "last epoch"
+    return f"Test metrics are of the {which} ({_range(first, final)}).{_rates(study)}"
+
+
+def _range(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _rates(study: Study) -> str:
     if not study.searches:
         return ""
-    tried = sorted({len(search.points) for search in study.searches.values()})
-    count = str(tried[0]) if len(tried) == 1 else f"{tried[0]} to {tried[-1]}"
+    tried = {len(search.points) for search in study.searches.values()}
+    count = _range(min(tried), max(tried))
+    several = len(study.search_seeds) > 1
     seeds = q.listing([str(seed) for seed in study.search_seeds])
     at_edge = [name for name, search in study.searches.items() if search.at_edge]
     edge = f"; still best at an edge of its grid: {q.listing(at_edge)}" if at_edge else ""
     return (
-        f" Learning rates were chosen on validation among {count}, the same for every arm of a case, on seed "
-        f"{seeds}, which is not reported{edge}."
+        f" Learning rates were chosen on validation among {count}, the same for every arm of a case, on "
+        f"{'seeds' if several else 'seed'} {seeds}, which {'are' if several else 'is'} not reported{edge}."
     )
 
 

@@ -22,7 +22,7 @@ from analysis.summary import ArmSummary, notes, warnings
 from analysis.verdict import Comparison, TestSets, margin_set
 
 TERMINAL_WIDTH = 100
-MOST_PLACES = 3  # tasks that a caption names
+MOST_PLACES = 3  # tasks, skeletons and budgets that a caption names
 
 RESULT_KEYS = ("arm", "metric", "against", "difference", "p", "verdict")
 NO_COMPARISON: tuple[Comparison | None, ...] = (None,)
@@ -214,7 +214,7 @@ def _columns(study: Study) -> list[Column]:
     metric = study.metric
     return [
         Column("arm", "arm", False),
-        Column("metric", f"test {metric.name} ({metric.unit})", True),
+        Column("metric", f"test {study.compared} ({metric.unit})", True),
         Column("validation", f"validation ({metric.unit})", True),
         Column("against", "against", False),
         Column("difference", f"difference ({metric.difference_unit})", True),
@@ -330,7 +330,7 @@ def _caption(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compar
     level, unit = q.percent(1 - study.alpha), study.metric.difference_unit
     better = "higher" if study.metric.higher_is_better else "lower"
     sentences = [
-        f"{_places(study)}, {study.skeleton}" + (f", {study.budget}." if study.budget else "."),
+        f"{_places(study)}.",
         f"Mean ± standard deviation over seeds (n in brackets); {better} is better.",
     ]
     if comparisons:
@@ -350,10 +350,16 @@ def _caption(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compar
 
 
 def _places(study: Study) -> str:
-    """The task, or those of the cases."""
-    tasks = list(dict.fromkeys(case.about for case in study.cases)) or [study.task]
-    more = [f"{len(tasks) - MOST_PLACES} more"] if len(tasks) > MOST_PLACES else []
-    return q.listing([*tasks[:MOST_PLACES], *more])
+    """Tasks, skeletons and budgets, and what is compared where that is not the same everywhere."""
+    places = ", ".join(q.listing(_first_of(values)) for values in study.settings.values() if values)
+    own = dict.fromkeys(f"{arm.case}: {arm.metric}" for arm in study.arms.values() if arm.metric)
+    return places + (f". Compared at {'; at '.join(own)}" if own else "")
+
+
+def _first_of(texts: list[str]) -> list[str]:
+    """All of them, or the first of many and how many more there are."""
+    more = [f"{len(texts) - MOST_PLACES} more"] if len(texts) > MOST_PLACES else []
+    return [*texts[:MOST_PLACES], *more]
 
 
 def _sampling_error(study: Study, comparisons: list[Comparison]) -> list[str]:
@@ -370,18 +376,20 @@ def _sampling_error(study: Study, comparisons: list[Comparison]) -> list[str]:
     mean = _range([c.sampling.mean for c in known], decimals)
     return [
         f"The finite test set alone gives a difference a standard error of {one_seed} "
-        f"{study.metric.difference_unit} in one seed and {mean} in the mean over seeds; "
-        f"{_in_the_intervals({c.sampling.test_sets for c in known})}."
+        f"{study.metric.difference_unit} in one seed and {mean} in the mean over seeds"
+        f"{_in_the_intervals({c.sampling.test_sets for c in known} - {None})}."
     ]
 
 
 def _in_the_intervals(test_sets: Set[TestSets | None]) -> str:
-    """How much of what another test set would change the spread over seeds shows."""
+    """How much of what another test set would change the spread over seeds shows; "" of a single seed."""
+    if not test_sets:
+        return ""
     if "the same" in test_sets:
-        return "all seeds have the same test set, so it is not part of the intervals"
+        return "; all seeds have the same test set, so it is not part of the intervals"
     if "overlapping" in test_sets:
-        return "the test sets of the seeds overlap, so it is only partly in the intervals"
-    return "it is part of the intervals"
+        return "; the test sets of the seeds overlap, so it is only partly in the intervals"
+    return "; it is part of the intervals"
 
 
 def _range(values: list[float], decimals: int) -> str:

@@ -12,12 +12,16 @@
    the margin: *by less than the margin* if the equivalence test rejects as well (both statements are then
    true: a real but small difference), *by more than the margin* if a t test rejects that it lies within
    (alone in its family: if the whole interval lies beyond the margin), nothing if that is open.
-4. *equivalent* (not needed): zero is not rejected and the equivalence test at the margin rejects after Holm's
-   adjustment. The three tests are adjusted separately, so that each kind of wrong claim (a difference, an
-   equivalence, a difference beyond the margin) has probability at most alpha over the family.
+4. *equivalent* (either will do): zero is not rejected and the equivalence test at the margin rejects after
+   Holm's adjustment. The three tests are adjusted separately, so that each kind of wrong claim (a difference,
+   an equivalence, a difference beyond the margin) has probability at most alpha over the family.
 5. *undecided*: neither. The sentence carries the difference that these seeds could have detected, and about
    how many seeds would decide; both are computed at alpha over the size of the family, the worst case of
    Holm's adjustment.
+
+*What was settled late.* Seeds that are added because of what the first ones gave make wrong claims likelier
+than alpha, and so do a margin or a choice of comparisons that was made with results at hand. The plan
+remembers them and the sentence says so; nothing is corrected.
 
 *No spread.* If all paired differences are exactly zero, the arms are called equivalent and the sentence says
 that the interval is degenerate; if they are all the same but not zero, there is no test to be had and no
@@ -209,7 +213,7 @@ def _compare(study: Study, arm_name: str, baseline_name: str, baselines: Baselin
     finished = [(a, b) for a, b in pairs if a.status == OK and b.status == OK]
     name = study.metric.name
     differences = paired_differences(
-        [a.metric("test", name) for a, _ in finished], [b.metric("test", name) for _, b in finished]
+        [a.compared(name) for a, _ in finished], [b.compared(name) for _, b in finished]
     )
     return Comparison(
         arm=arm_name,
@@ -320,12 +324,24 @@ def _test_sets(examples: list[NDArray[np.int64]]) -> TestSets | None:
 
 def sentence(comparison: Comparison, study: Study, arms: dict[str, ArmSummary]) -> str:
     """The verdict in words: where, what, how much, how sure, at which budget, and what to hold against it."""
-    where = f"On {study.where(study.arms[comparison.arm])} in {study.skeleton}"
-    budget = f", at {study.budget}" if study.budget else ""
-    parts = [f"{where}, {_claim(comparison, study)}{_evidence(comparison, study)}{budget}."]
+    claim = f"{_claim(comparison, study)}{_evidence(comparison, study)}{_budget(comparison, study)}"
+    parts = [f"{_where(study, study.arms[comparison.arm])}, {claim}."]
     parts += _consequences(comparison, study)
     parts += _reservations(comparison, study, arms)
     return " ".join(parts)
+
+
+def _where(study: Study, arm: Arm) -> str:
+    """``On digits(canvas=12) in isotropic-nano``, with the metric where that is the case's own."""
+    by = f", by {arm.metric}," if arm.metric else ""
+    return f"On {study.where(arm)}{by} in {study.skeleton_of(arm)}"
+
+
+def _budget(comparison: Comparison, study: Study) -> str:
+    arm, baseline = (study.arms[name] for name in (comparison.arm, comparison.baseline))
+    if arm.budget == baseline.budget:
+        return f", at {arm.budget}" if arm.budget else ""
+    return f", {arm.label} at {arm.budget} and {baseline.label} at {baseline.budget}"
 
 
 def _claim(comparison: Comparison, study: Study) -> str:
@@ -342,8 +358,8 @@ def _claim(comparison: Comparison, study: Study) -> str:
         )
         return f"{c.arm} {c.word} {preposition} {c.baseline}{how}"
     if c.word == EQUIVALENT:
-        needless = "" if c.guessing else ", so not needed"
-        return f"{c.arm} is equivalent to {c.baseline} within {margin}{needless}"
+        follows = "" if c.guessing else ", so either will do"
+        return f"{c.arm} is equivalent to {c.baseline} within {margin}{follows}"
     if c.word == UNDECIDED:
         return f"it is undecided whether {c.arm} helps over {c.baseline}"
     return f"no verdict on {c.arm} against {c.baseline} {_why_none(c)}"
@@ -420,16 +436,38 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
         )
     if study.margin_after and study.margin is not None:
         found.append(f"The margin was {margin_set(study)}.")
+    if c.word != NO_VERDICT:
+        found += _settled_late(c, study)
     if c.sampling.unreadable:
         found.append(
             f"{c.sampling.unreadable} cannot be read: what the finite test set adds to the error is unknown."
         )
     if c.guessing:
-        found.append(f"Neither is reliably better than {c.guessing}, so this compares what was not learned.")
+        by = "" if study.margin is None else " by more than the margin"
+        found.append(
+            f"Neither is reliably better than {c.guessing}{by}, so this compares what was not learned."
+        )
     stopped = [name for name in (c.arm, c.baseline) if arms[name].under_trained]
     if stopped:
         verb = "was" if len(stopped) == 1 else "were"
         found.append(f"{q.listing(stopped)} {verb} still improving when training stopped (under-trained).")
+    return found
+
+
+def _settled_late(c: Comparison, study: Study) -> list[str]:
+    """What was decided when there were results, and no test here allows for."""
+    found = []
+    if study.comparisons_before > c.family_size:
+        found.append(
+            f"With results at hand it was taken from a family of {study.comparisons_before} comparisons: p "
+            f"allows for {c.family_size}."
+        )
+    looks = [look for look in study.looks if look < c.planned]
+    if looks:
+        found.append(
+            f"Seeds were added after a look at {q.listing([str(look) for look in looks])}: neither p nor "
+            "interval allows for that."
+        )
     return found
 
 
@@ -441,7 +479,10 @@ def margin_set(study: Study) -> str:
 
 
 def _guessing(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> str:
-    """The weakest naive baseline, if neither arm beats even that: two that guess are equal in any case."""
+    """The weakest naive baseline, if neither arm beats even that by more than the margin.
+
+    Two that guess are equal in any case, and less than the margin is nothing by the study's own measure.
+    """
     direction, case = study.metric.direction, study.arms[c.arm].case
     naive = min(
         (each for each in study.baselines if each.case in (None, case)),
@@ -452,7 +493,8 @@ def _guessing(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> str:
         return ""
     tests = [arms[name].test for name in (c.arm, c.baseline)]
     worst = [each.low if direction > 0 else each.high for each in tests]
-    if not all(direction * value <= direction * naive.value for value in worst):  # NaN: of a single seed
+    enough = direction * naive.value + (study.margin or 0.0)
+    if not all(direction * value <= enough for value in worst):  # NaN: of a single seed
         return ""
     return f"{naive.name} ({q.with_unit(naive.value, study.metric.unit)})"
 

@@ -15,7 +15,7 @@ from experiments.interface import TaskSpec
 from experiments.skeletons import SKELETONS, option_defaults
 from experiments.skeletons.base import Skeleton
 from experiments.tasks import TASKS
-from experiments.tasks.base import Metric, Task, generator
+from experiments.tasks.base import Metric, Task, TaskData, generator
 from experiments.trial import Recipe, Trial, stream
 from mixers import MIXERS, Component, InputError, backends, contract
 from mixers.base import TokenMixer
@@ -96,6 +96,48 @@ def choose_metric(task: Task, name: str, wanted: str | None) -> Metric:
             f"task {name} has no metric {wanted!r}{suggest(wanted, known)} (it has {', '.join(known)})"
         )
     return known[wanted]
+
+
+def choose_test_metric(task: Task, data: TaskData, what: str, wanted: str, like: Metric) -> Metric:
+    """A number of the test split by name, of further test sets too ("accuracy_1024").
+
+    Args:
+        task: the task.
+        data: of any seed.
+        what: asks for it, for the message.
+        wanted: its name.
+        like: the metric in whose place it is compared.
+
+    Raises:
+        InputError: there is no such number, or it is in another unit or better the other way.
+    """
+    own = [task.metric, *task.other_metrics]
+    further = [
+        dataclasses.replace(metric, name=f"{metric.name}_{name}")
+        for name in data.extra_tests
+        for metric in own
+    ]
+    known = {metric.name: metric for metric in (*own, *further)}
+    if wanted not in known:
+        raise InputError(
+            f"{what} {wanted!r} is not measured{suggest(wanted, known)} (known: {', '.join(known)})"
+        )
+    found = known[wanted]
+    if (found.unit, found.higher_is_better) != (like.unit, like.higher_is_better):
+        raise InputError(
+            f"{what} {wanted!r} cannot take the place of {like.name}: it is in {found.unit}, "
+            f"{_better(found)}, and not in {like.unit}, {_better(like)}"
+        )
+    return found
+
+
+def _better(metric: Metric) -> str:
+    return f"{'higher' if metric.higher_is_better else 'lower'} is better"
+
+
+def is_part_of(metric: Metric, whole: Metric) -> bool:
+    """Whether a number is that metric, or that metric on some of what is asked or on a further test set."""
+    return metric.name == whole.name or metric.name.startswith(f"{whole.name}_")
 
 
 def build_model(trial: Trial, *, new_head: bool = True) -> Skeleton:

@@ -13,18 +13,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments import pretrained
 from experiments.code_version import source_digest
+from experiments.history import History
 from experiments.launch import Shard
+from experiments.skeletons import SKELETONS
 from experiments.store import write_json
 from experiments.study import Arm, Case, Option, Study, changed_recipe
-from experiments.trial import SCHEMA_VERSION, Trial, canonical_json, digest
+from experiments.tasks import TASKS
+from experiments.trial import SCHEMA_VERSION, Recipe, Trial, canonical_json, digest
 from mixers import MIXERS
 from mixers.registry import Component, InputError, Registry, is_own
 
-DETAILS = ("metric", "budget", "baselines")
+if TYPE_CHECKING:  # it imports torch
+    from experiments.tasks.base import Metric
+
+DETAILS = ("metric", "baselines")
 BESIDE_THE_MODELS = {
     *("question", "varied", "fixed", "cost", "answer", "published", "axis", "log_axis"),
     *("seeds", "comparisons"),
@@ -41,6 +47,7 @@ class PlannedArm:
         case: where; "" in a study without cases.
         template: its trial with seed 0.
         matching: how near its size came to the baseline's, as stored; None for the baseline.
+        budget: what it is trained on, in words.
         metric: what is read of its results in place of the study's metric; None for that.
     """
 
@@ -48,6 +55,7 @@ class PlannedArm:
     case: str
     template: Trial
     matching: dict[str, Any] | None
+    budget: str
     metric: str | None = None
 
     @property
@@ -72,14 +80,13 @@ class Origin:
     Attributes:
         command: which runs what is missing.
         file: of the study; "" for one that is checked in.
-        margin_after: how many of its trials were finished when its margin was first stored: 0 if it was fixed
-            before the run.
+        history: what was settled late.
         shards: in how many the trials are divided; the report then says which of them a missing one is in.
     """
 
     command: str
     file: str = ""
-    margin_after: int = 0
+    history: History = dataclasses.field(default_factory=History)
     shards: int | None = None
 
 
@@ -91,7 +98,7 @@ class Plan:
         name: of the study.
         study: as asked for.
         arms: case by case.
-        details: what the report says of metric, budget, splits and naive baselines, as stored.
+        details: what the report says of metric and naive baselines, as stored.
         search: how the learning rates were chosen, as stored; None where there was nothing to choose,
             or where that is not settled yet.
     """
@@ -135,7 +142,7 @@ class Plan:
     def to_dict(self, origin: Origin) -> dict[str, Any]:
         """As stored in `plan.json`."""
         study = self.study
-        comparisons, families = self._comparisons()
+        comparisons, families = self.comparisons()
         return {
             "schema_version": SCHEMA_VERSION,
             "key": _key(self.name, study),
@@ -148,7 +155,7 @@ class Plan:
             },
             **self.details,
             "margin": study.margin,
-            "margin_after": origin.margin_after,
+            **dataclasses.asdict(origin.history),
             "alpha": 0.05,
             "match": study.match,
             "task": study.task,
@@ -175,6 +182,7 @@ class Plan:
             "arm": arm.arm,
             "case": arm.case or None,
             "metric": arm.metric,
+            "budget": arm.budget,
             "mixer": arm.template.mixer_text,
             "switches": differences(baseline.template, arm.template),
             "matching": arm.matching,
@@ -195,12 +203,13 @@ class Plan:
                 "at": case.at,
                 "series": case.series,
                 "about": str(self.arm(planned_name(self.study.baseline, case.name)).template.task),
+                "skeleton": str(_changed(SKELETONS, self.study.skeleton, case.skeleton)),
             }
             for case in self.study.cases
         ]
         return {"axis": self.study.axis, "log": self.study.log_axis, "entries": entries}
 
-    def _comparisons(self) -> tuple[list[dict[str, str]], list[list[int]]]:
+    def comparisons(self) -> tuple[list[dict[str, str]], list[list[int]]]:
         """Pairs of arms, and which of them form a family: those of a case, which is a question of its own."""
         pairs: list[dict[str, str]] = []
         families = []
@@ -285,6 +294,7 @@ def _read(path: Path, name: str, study: Study) -> Plan | None:
                 arm["case"] or "",
                 Trial.from_dict(arm["template"]),
                 arm["matching"],
+                arm["budget"],
                 arm["metric"],
             )
             for arm in stored["arms"]
@@ -313,13 +323,13 @@ def stored_seeds(content: Mapping[str, Any]) -> int:
     return max(len(arm["trials"]) for arm in content["arms"])
 
 
-def renew(plan: Plan, path: Path, margin_after: int) -> str | None:
+def renew(plan: Plan, path: Path, history: History) -> str | None:
     """Let the stored plan of a study that has run say what the study says now; its trials must be the same.
 
     Args:
         plan: of the study as it is now.
         path: the stored one, whose command stays; one that cannot be read is left for the report to refuse.
-        margin_after: as in `Origin`.
+        history: as in `Origin`.
 
     Returns:
         Why it was left as it is, in a sentence; None if it is up to date.
@@ -329,7 +339,7 @@ def renew(plan: Plan, path: Path, margin_after: int) -> str | None:
         return None
     shard = before["arms"][0]["trials"][0].get("shard")
     shards = None if shard is None else Shard.parse(shard).count
-    fresh = plan.to_dict(Origin(before["command"], before.get("file", ""), margin_after, shards))
+    fresh = plan.to_dict(Origin(before["command"], before.get("file", ""), history, shards))
     templates = {arm["name"]: arm["template"] for arm in fresh["arms"]}
     other = [arm["name"] for arm in before["arms"] if not _same(templates.get(arm["name"]), arm["template"])]
     if other:
@@ -337,7 +347,7 @@ def renew(plan: Plan, path: Path, margin_after: int) -> str | None:
             f"study or code have changed since it ran, and {', '.join(other)} would be other trials today: "
             "this is the report of what ran"
         )
-    if not _same({**fresh, "key": before["key"]}, {"file": "", "margin_after": 0, **before}):
+    if not _same({**fresh, "key": before["key"]}, before):
         write_json(path, fresh)
     return None
 
@@ -348,39 +358,33 @@ def _same(one: Any, other: Any) -> bool:
 
 def _resolve(name: str, study: Study) -> Plan:
     planned: list[PlannedArm] = []
-    budgets: dict[str, str] = {}
-    baselines = []
+    baselines: list[dict[str, Any]] = []
+    metrics: dict[str, Metric] = {}
     for case in study.all_cases():
-        arms, facts = _resolve_case(study, case)
+        arms, metrics[case.name], naive = _resolve_case(study, case)
         planned += arms
-        budgets[case.name] = facts.budget
-        baselines += [{"case": case.name or None, **naive} for naive in facts.baselines]
-        metric = facts.metric
-    distinct = set(budgets.values())
-    details = {
-        "metric": metric,
-        "budget": distinct.pop()
-        if len(distinct) == 1
-        else "; ".join(f"{case}: {budget}" for case, budget in budgets.items()),
-        "baselines": baselines,
-    }
-    return Plan(name, study, tuple(planned), details)
+        baselines += [
+            {"case": case.name or None, "name": key, "value": value} for key, value in naive.items()
+        ]
+    metric, *others = dict.fromkeys(metrics.values())
+    if others:
+        named = ", ".join(f"{each.name} in {case}" for case, each in metrics.items())
+        raise InputError(f"the cases report different numbers: {named}; metric must name one that all have")
+    return Plan(name, study, tuple(planned), {"metric": dataclasses.asdict(metric), "baselines": baselines})
 
 
-@dataclass(frozen=True)
-class _CaseFacts:
-    """What a report says of a case beyond its arms."""
-
-    metric: dict[str, Any]
-    budget: str
-    baselines: list[dict[str, Any]]
-
-
-def _resolve_case(study: Study, case: Case) -> tuple[list[PlannedArm], _CaseFacts]:
+def _resolve_case(study: Study, case: Case) -> tuple[list[PlannedArm], Metric, dict[str, float]]:
+    """The arms of a case, the study's metric as its task has it, and what naive predictors reach."""
     from experiments import budget, build
 
     templates = {arm.name: _template(study, case, arm) for arm in study.all_arms()}
     baseline = templates[study.baseline]
+    task = build.create_task(baseline.task)
+    data = task.load(0)
+    metric = build.choose_metric(task, baseline.task.name, study.metric)
+    compared = metric
+    if case.metric is not None:
+        compared = build.choose_test_metric(task, data, f"case {case.name}: metric", case.metric, like=metric)
     planned = []
     for arm, trial in templates.items():
         matching = None
@@ -388,24 +392,20 @@ def _resolve_case(study: Study, case: Case) -> tuple[list[PlannedArm], _CaseFact
             trial, matched = budget.match(trial, study.match, budget.measure(baseline, study.match))
             matching = matched.to_dict()
         build.check(trial)
-        planned.append(PlannedArm(arm, case.name, trial, matching, case.metric))
-    task = build.create_task(baseline.task)
-    data = task.load(0)
-    recipe = baseline.train
+        trained_on = _budget(trial.train, data.sizes["train"])
+        planned.append(PlannedArm(arm, case.name, trial, matching, trained_on, case.metric))
+    naive = data.baselines if build.is_part_of(compared, task.metric) else {}
+    return planned, metric, naive
+
+
+def _budget(recipe: Recipe, examples: int) -> str:
     epochs = f"{recipe.all_epochs} epoch{'s' if recipe.all_epochs > 1 else ''}"
-    facts = _CaseFacts(
-        dataclasses.asdict(build.choose_metric(task, baseline.task.name, study.metric)),
-        f"{epochs} of {data.sizes['train']:,} examples, batch {recipe.batch_size}",
-        [{"name": naive, "value": value} for naive, value in data.baselines.items()],
-    )
-    return planned, facts
+    return f"{epochs} of {examples:,} examples, batch {recipe.batch_size}"
 
 
 def _template(study: Study, case: Case, arm: Arm) -> Trial:
     """The trial with seed 0 of an arm in a case; where both change something, the arm has the last word."""
     from experiments import build
-    from experiments.skeletons import SKELETONS
-    from experiments.tasks import TASKS
 
     where = f"case {case.name}: " if case.name else ""
     task = _changed(TASKS, study.task, case.task)

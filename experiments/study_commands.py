@@ -9,7 +9,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import executors, launch, plan, ranks, request, search, status, study
+from experiments import executors, history, launch, plan, ranks, request, search, status, study
+from experiments.history import History
 from experiments.launch import Shard
 from experiments.monitor import Monitor
 from experiments.plan import Plan, PlannedArm
@@ -82,7 +83,8 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     if not path.exists():  # the run, and whoever asks for the plan again, need no torch to read it
         _store(planned, path, store, asked, command)
     print(f"{name}: {wanted.question}")
-    print(f"  task {wanted.task}, skeleton {wanted.skeleton}, {planned.details['budget']}")
+    budgets = dict.fromkeys(arm.budget for arm in planned.arms)
+    print(f"  task {wanted.task}, skeleton {wanted.skeleton}, {'; '.join(budgets)}")
     print(f"  seeds 0..{wanted.seeds - 1}, matched in {wanted.match}, margin {wanted.margin:g}")
     first, *others = wanted.all_cases()
     arms = [arm for arm in planned.arms if arm.case == first.name]
@@ -138,7 +140,7 @@ def _report(asked: Request, name: str, wanted: study.Study, command: str) -> int
     wanted = _with_stored_seeds(wanted, path, asked)
     store = Store(asked.runs)
     planned = search.settle(plan.make(name, wanted, path), store).plan
-    outdated = plan.renew(planned, path, _margin_after(planned, path, store, asked))
+    outdated = plan.renew(planned, path, _history(planned, path, store, asked))
     if outdated:
         print(f"note: {outdated}")
     return _write_report(planned, store, path.parent, asked.share)
@@ -182,28 +184,23 @@ def _store(planned: Plan, path: Path, store: Store, asked: Request, command: str
     origin = plan.Origin(
         command,
         "" if checked_in else str(study.find(asked.study).resolve()),
-        _margin_after(planned, path, store, asked),
+        _history(planned, path, store, asked),
         None if asked.share is None else asked.share.count,
     )
     plan.write(planned, path, origin)
 
 
-def _margin_after(planned: Plan, path: Path, store: Store, asked: Request) -> int:
-    """How many of the study's trials were finished when its margin was first stored.
-
-    It may have been stored with other arms of the same file. The margin of a checked-in study that has not
-    been stored here was fixed before anybody ran it.
-    """
+def _history(planned: Plan, path: Path, store: Store, asked: Request) -> History:
+    """What of the plan was settled late; the margin of a checked-in study was not."""
     file = study.find(asked.study)
-    found = [plan.load_stored(each) for each in (path, store.studies / file.stem / "plan.json")]
-    before = [content for content in found if content is not None]
-    for content in before:
-        if content.get("margin") == planned.study.margin:
-            return int(content.get("margin_after", 0))
-    if not before and asked.study in study.names() and study.load(file).margin == planned.study.margin:
-        return 0
-    trials = search.settle(planned, store).plan.trials()
-    return sum(launch.finished(store.folder(trial.id)) for trial in trials)
+    whole = store.studies / file.stem / "plan.json"
+    return history.trace(
+        planned,
+        plan.load_stored(path),
+        None if whole == path else plan.load_stored(whole),
+        lambda trials: sum(launch.finished(store.folder(trial)) for trial in trials),
+        margin_is_fixed=asked.study in study.names() and study.load(file).margin == planned.study.margin,
+    )
 
 
 def _command(arguments: Sequence[str]) -> str:

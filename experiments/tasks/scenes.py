@@ -12,6 +12,7 @@ draws scenes for detection (`scenes-detect`) and writes them as files (`experime
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
@@ -188,7 +189,6 @@ class SceneSegmentation:
     """
 
     metric = Metric("key_accuracy", "%", "points", higher_is_better=True)
-    other_metrics = (Metric("own_accuracy", "%", "points", higher_is_better=True),)
 
     def __init__(
         self,
@@ -202,6 +202,14 @@ class SceneSegmentation:
     ) -> None:
         self.rule = SceneRule(side, digits, noise)
         self.train, self.validation, self.test = train, validation, test
+
+    @property
+    def other_metrics(self) -> tuple[Metric, ...]:
+        """Of either question: of all digits, and of those in one place about the key."""
+        names = [f"{question}_accuracy{place}" for question in QUESTIONS for place in places(self.rule.side)]
+        return tuple(
+            dataclasses.replace(self.metric, name=name) for name in names if name != self.metric.name
+        )
 
     @property
     def spec(self) -> TaskSpec:
@@ -324,8 +332,9 @@ class SceneScorer:
         key, place = places_of(found["cells"], self._task.rule.side)
         down = place[..., 0] - key[..., 0]
         distance = (place - key).abs().amax(-1)  # (N, K)
-        where = {f"_d{step}": distance == step for step in range(1, self._task.rule.side)}
-        where |= {"_above": down < 0, "_beside": down == 0, "_below": down > 0, "": distance > 0}
+        steps = [distance == step for step in range(1, self._task.rule.side)]
+        chosen_by = (distance > 0, down < 0, down == 0, down > 0, *steps)
+        where = dict(zip(places(self._task.rule.side), chosen_by, strict=True))
         measured = {"loss": self._loss_sum / self._scored}
         for question in QUESTIONS:
             asked = found[question] != IGNORE  # (N, K, 256)
@@ -346,6 +355,12 @@ class SceneScorer:
 
     def _columns(self) -> dict[str, Tensor]:
         return {name: torch.cat([batch[name] for batch in self._batches]) for name in self._batches[0]}
+
+
+def places(side: int) -> tuple[str, ...]:
+    """What the numbers of all digits, of those above, beside and below the key, and of those so many cells
+    away end with."""
+    return ("", "_above", "_beside", "_below", *(f"_d{step}" for step in range(1, side)))
 
 
 def places_of(cells: Tensor, side: int) -> tuple[Tensor, Tensor]:

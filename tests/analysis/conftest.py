@@ -76,6 +76,7 @@ def write_records_in() -> Callable[..., Records]:
                     "mixer": f"{arm}(width=1)",
                     "switches": switches,
                     "matching": matching,
+                    "budget": "20 epochs of 1,077 images, batch 64",
                     "trials": trials,
                 }
             )
@@ -99,7 +100,6 @@ def write_records_in() -> Callable[..., Records]:
             "margin": 1.0,
             "alpha": 0.05,
             "match": "params",
-            "budget": "20 epochs of 1,077 images, batch 64",
             "task": "digits",
             "skeleton": "mambaout-nano",
             "command": "run_ablation.py --study demo_study",

@@ -30,7 +30,7 @@ def verdicts(effect: float, margin: float, rng: np.random.Generator) -> Counter[
         arms[name] = _arm(name, rng.normal(effect, 1, SEEDS[number % len(SEEDS)]))
     pairs = [(name, "baseline") for name in arms if name != "baseline"]
     study = Study(
-        "simulated", {}, Metric("score", "%", "points", True), margin, 0.05, "none", "", "task", "skeleton",
+        "simulated", {}, Metric("score", "%", "points", True), margin, 0.05, "none", "task", "skeleton",
         "", pairs, [[index] for index in range(STUDIES)], arms,
     )  # fmt: skip
     (summary,) = summarise(
@@ -66,6 +66,17 @@ def test_at_the_margin_10_000_verdicts_say_equivalent_at_most_5_times_in_100() -
     found = verdicts(1.0, 1.0, np.random.default_rng(2))
     assert found[EQUIVALENT] / STUDIES <= 0.05
     assert found[HELPS] > 0.5 * STUDIES  # which is what they should say
+
+
+def test_seeds_that_are_added_until_there_is_a_decision_err_more_often() -> None:
+    """What a sentence about earlier looks warns of."""
+    rng, wrong = np.random.default_rng(3), 0
+    for differences in rng.normal(0, 1, (1_000, 12)):
+        looks = [differences[:n] for n in (3, 6, 9, 12)]
+        decided = (d for d in looks if min(st.t_test(d), st.equivalence_test(d, 1.0)) <= 0.05)
+        first = next(decided, None)
+        wrong += first is not None and st.t_test(first) <= 0.05
+    assert wrong / 1_000 > 0.05 + 3 * (0.05 * 0.95 / 1_000) ** 0.5
 
 
 def simulated(n: int, mean: float, sd: float = 1.0) -> np.ndarray:

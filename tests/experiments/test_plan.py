@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from experiments import plan
-from experiments.study import Arm, Published, Study
+from experiments.history import History, trace
+from experiments.study import Arm, Case, Published, Study
+from mixers.registry import InputError
 
 STUDY = Study(
     question="?", varied="", fixed="", cost="", answer="", task="digits", skeleton="isotropic-nano",
@@ -68,3 +70,96 @@ def test_another_model_or_recipe_is_planned_anew(
     monkeypatch.setattr(plan, "_resolve", resolve)
     with pytest.raises(Resolved):
         plan.make("words", replace(STUDY, **changes), stored)
+
+
+INDUCTION = replace(
+    STUDY,
+    task="induction(length=16, vocabulary=8, test_lengths=8..32, train=64, validation=8, test=8)",
+    skeleton="causal-lm(dim=16, depth=1)",
+    baseline="identity",
+    mixers=("identity", "ssm"),
+)
+
+
+def planned(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    return plan.make("p", replace(INDUCTION, **changes), tmp_path / "none").to_dict(ORIGIN)
+
+
+def test_a_case_may_compare_a_further_test_set(tmp_path: Path) -> None:
+    content = planned(tmp_path, cases=(Case("32", metric="accuracy_32"),))
+    assert {arm["metric"] for arm in content["arms"]} == {"accuracy_32"}
+    assert [row["case"] for row in content["baselines"]] == ["32"], "a guess is a guess at any length"
+
+
+@pytest.mark.parametrize("metric", ["acuracy_32", "loss_32", "accuracy_64"])
+def test_a_number_that_is_not_measured_is_refused_before_the_run(tmp_path: Path, metric: str) -> None:
+    with pytest.raises(InputError, match=f"case 32: metric '{metric}' is not measured.*known: accuracy,"):
+        planned(tmp_path, cases=(Case("32", metric=metric),))
+
+
+def test_a_case_compares_in_the_unit_and_direction_of_the_study(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"task": "bytes(length=32, train=64, validation=8, test=8)"}
+    changes |= {"cases": (Case("c", metric="accuracy"),)}
+    with pytest.raises(InputError, match="in %, higher is better, and not in bits, lower is better"):
+        planned(tmp_path, **changes)
+
+
+def test_cases_that_report_different_numbers_need_a_metric(tmp_path: Path) -> None:
+    cases = (Case("a"), Case("b", task="bytes(length=32, train=64, validation=8, test=8)"))
+    with pytest.raises(InputError, match="accuracy in a, bits_per_byte in b; metric must name one"):
+        planned(tmp_path, cases=cases)
+    content = planned(tmp_path, cases=cases, metric="accuracy")
+    assert {row["case"] for row in content["baselines"]} == {"a"}, "those of bytes are in bits"
+
+
+def test_a_plan_says_each_case_and_each_budget(tmp_path: Path) -> None:
+    cases = (Case("short"), Case("deep", skeleton={"depth": 2}))
+    arms = (Arm("longer", "identity", train={"epochs": 7}),)
+    content = planned(tmp_path, cases=cases, arms=arms)
+    assert [entry["skeleton"] for entry in content["cases"]["entries"]] == [
+        "causal-lm(dim=16, depth=1)",
+        "causal-lm(dim=16, depth=2)",
+    ]
+    budgets = {arm["arm"]: arm["budget"] for arm in content["arms"]}
+    assert budgets["longer"].startswith("7 epochs of 64 examples")
+    assert not budgets["ssm"].startswith("7")
+
+
+# ---- history
+
+
+def traced(study: Study, own: dict | None, whole: dict | None = None, finished: bool = True) -> History:
+    made = plan.make("words", study, Path("none"))
+    return trace(made, own, whole, lambda ids: len(ids) if finished else 0, margin_is_fixed=False)
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, Any]:
+    """The stored plan of a study of two comparisons and three seeds."""
+    return plan.make("words", STUDY, Path("none")).to_dict(ORIGIN)
+
+
+def test_comparisons_chosen_among_more_with_results_are_remembered(whole: dict[str, Any]) -> None:
+    fewer = replace(STUDY, comparisons=(("pooling", "conv"),))
+    assert traced(fewer, whole).comparisons_before == 2
+    assert traced(fewer, None, whole).comparisons_before == 2, "also as a study of its own"
+    assert traced(fewer, whole, finished=False).comparisons_before == 0
+    stored = plan.make("words", fewer, Path("none")).to_dict(
+        plan.Origin("command", history=History(comparisons_before=2))
+    )
+    assert traced(fewer, stored).comparisons_before == 2, "for ever"
+    first = plan.make("words", fewer, Path("none")).to_dict(ORIGIN)
+    assert traced(fewer, first, whole).comparisons_before == 0, "what was asked first was not chosen"
+    assert traced(STUDY, first).comparisons_before == 0, "more are adjusted for"
+
+
+def test_seeds_added_after_a_look_are_remembered(whole: dict[str, Any]) -> None:
+    more = replace(STUDY, seeds=5)
+    assert traced(more, whole).looks == (3,)
+    assert traced(more, whole, finished=False).looks == ()
+    assert traced(STUDY, whole).looks == ()
+    stored = plan.make("words", more, Path("none")).to_dict(
+        plan.Origin("command", history=History(looks=(3,)))
+    )
+    assert traced(replace(STUDY, seeds=8), stored).looks == (3, 5)
+    assert traced(more, stored, finished=False).looks == (3,)

@@ -31,7 +31,7 @@ CONTENT = {
 def make_plan(tiny_trial: MakeTrial) -> Callable[..., Plan]:
     def make(higher_is_better: bool = True, **changes: object) -> Plan:
         study = studies.validate(CONTENT | changes, "test")
-        arms = tuple(PlannedArm(arm.name, "", tiny_trial(arm.mixer), None) for arm in study.all_arms())
+        arms = tuple(PlannedArm(arm.name, "", tiny_trial(arm.mixer), None, "") for arm in study.all_arms())
         return Plan("test", study, arms, {"metric": {"name": "score", "higher_is_better": higher_is_better}})
 
     return make

@@ -11,6 +11,8 @@ MIXERS = Registry(
         "causal-conv": "mixers.conv:CausalConv",
         "ssm": "mixers.ssm:SelectiveSSM",
         "ssd": "mixers.ssd:SSD",
+        "mamba": "mixers.mamba:Mamba",
+        "mamba2": "mixers.mamba2:Mamba2",
         "mambavision": "mixers.mambavision:MambaVision",
         "s4d": "mixers.s4d:S4D",
         "gru": "mixers.gru:GRU",

@@ -36,7 +36,8 @@ class SelectiveScan(ScanCore):
         dim: channels.
         d_state: N.
         selective: which of Delta, B and C depend on the input.
-        dt_rank: R; None for Mamba's, `dim / 16` rounded up.
+        dt_rank: R; None for `dim / 16` rounded up. Mamba's R is the width of its model over 16: where a block
+            expands by 2 and hands all of it to the mixer, None is twice Mamba's. `mamba` has Mamba's.
     """
 
     operation = "scan"

@@ -16,6 +16,54 @@ from mixers.scan_orders import scan_pattern
 from mixers.ssd_scan import ssd_scan
 
 
+def scan_in_heads(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    *,
+    head_dim: int,
+    chunk_size: int,
+    backend: str,
+) -> Tensor:
+    """Mamba-2's scan of channels, cut into heads; the last head has what remains.
+
+    Args:
+        u: (B, L, C).
+        delta: (B, L, H), positive.
+        A: (H,), negative.
+        B, C: (B, L, N).
+        D: (H,).
+        head_dim: P, with H = C / P rounded up.
+        chunk_size: Q.
+        backend: as in `mixers.ssd_scan.ssd_scan`.
+
+    Returns:
+        (B, L, C).
+    """
+    channels, heads = u.shape[2], len(A)
+    x = F.pad(u, (0, heads * head_dim - channels)).unflatten(2, (heads, head_dim))
+    y, _ = ssd_scan(x, delta, A, B, C, D, chunk_size=chunk_size, backend=backend)
+    return y.flatten(2)[..., :channels].to(u.dtype)
+
+
+def step_in_heads(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, hidden: Tensor, *, head_dim: int
+) -> tuple[Tensor, Tensor]:
+    """One token of `scan_in_heads`: without L, and with the state (B, C, N) -> (B, C) and the next state."""
+
+    def per_channel(per_head: Tensor) -> Tensor:
+        """(..., H) -> (..., C)."""
+        return per_head.repeat_interleave(head_dim, dim=-1)[..., : u.shape[1]]
+
+    decay = per_channel(torch.exp(delta * A))  # (B, C)
+    hidden = decay[..., None] * hidden + (per_channel(delta) * u)[..., None] * B[:, None]
+    y = (hidden * C[:, None]).sum(-1) + per_channel(D) * u
+    return y.to(u.dtype), hidden
+
+
 class SSDCore(ScanCore):
     """One pass: u -> (B, C, Delta) -> scan with one decay per head -> + D u.
 
@@ -55,24 +103,17 @@ class SSDCore(ScanCore):
         if reverse:
             u = u.flip(1)
         delta, B, C = self._select(u)
-        missing = self.heads * self.head_dim - self.dim
-        x = F.pad(u, (0, missing)).unflatten(2, (self.heads, self.head_dim))
         A, D = -self.A_log.exp(), self.D
-        y, _ = ssd_scan(x, delta, A, B, C, D, chunk_size=self.chunk_size, backend=self.backend)
-        y = y.flatten(2)[..., : self.dim].to(u.dtype)
+        y = scan_in_heads(
+            u, delta, A, B, C, D, head_dim=self.head_dim, chunk_size=self.chunk_size, backend=self.backend
+        )
         return y.flip(1) if reverse else y
 
     def step(self, u: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """One token: (B, C) and (B, C, N) -> (B, C) and the next state."""
         delta, B, C = self._select(u)
-        decay = self._per_channel(torch.exp(-delta * self.A_log.exp()))  # (B, C)
-        hidden = decay[..., None] * hidden + (self._per_channel(delta) * u)[..., None] * B[:, None]
-        y = (hidden * C[:, None]).sum(-1) + self._per_channel(self.D) * u
-        return y.to(u.dtype), hidden
-
-    def _per_channel(self, per_head: Tensor) -> Tensor:
-        """(..., H) -> (..., C)."""
-        return per_head.repeat_interleave(self.head_dim, dim=-1)[..., : self.dim]
+        A = -self.A_log.exp()
+        return step_in_heads(u, delta, A, B, C, self.D, hidden, head_dim=self.head_dim)
 
     def macs(self, length: int) -> int:
         """Projections, and 3 MACs per (token, channel, state): what chunks add buys speed, not a result."""
@@ -86,7 +127,7 @@ class SSD(ScanMixer):
     """conv -> SiLU -> SSD: what `ssm` is, with the SSM of Mamba-2.
 
     B, C and Delta come from the convolved input as in `ssm`, so that the two differ in the SSM alone;
-    Mamba-2's block projects them beside it and convolves B and C too.
+    Mamba-2's block projects them beside it and convolves B and C too, as `mamba2` does.
 
     Args:
         dim: channels.

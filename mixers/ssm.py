@@ -4,6 +4,11 @@ In MambaOut's words (arXiv 2405.07992, eq. 10) the mixer of a Mamba block is SSM
 the mixer of a Gated CNN block is Conv(Z). `SelectiveSSM` is built from the very convolution of the
 `conv` mixer, on the same channels, so that `ssm` minus `conv` is act and SSM and nothing more. Gate,
 projections in and out, and the norm belong to the block.
+
+In a block that expands by 2 it differs from Mamba in two ways, and the mixer `mamba` in none. The rank of the
+Delta projection follows from the mixer's own channels, so it is twice Mamba's, which follows from the model's
+width. And the convolution starts as MambaOut's (std 0.02), 14 times smaller than Mamba's, so the scan starts
+small.
 """
 
 from __future__ import annotations

@@ -7,12 +7,14 @@ from zlib import crc32
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.interface import TaskSpec
 from experiments.skeletons import SKELETONS, option_defaults
 from experiments.skeletons.blocks import PRESETS
 from experiments.skeletons.causal_lm import CausalLM, sinusoidal
+from experiments.skeletons.moe import MixtureOfExperts
 from mixers import MIXERS, InputError
 from mixers.base import TokenMixer
 
@@ -96,6 +98,30 @@ def test_patterns_and_experts() -> None:
     kinds = [type(block.mixer).__name__ for block in model.blocks]
     assert kinds == ["SelectiveSSM", "SelectiveSSM", "SelectiveSSM", "CausalAttention"] * 2
     torch.testing.assert_close(decoded(model, ids()), model(ids()), atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("mixers", "options"),
+    [
+        ("mamba*3,causal-attention(head_dim=4),mamba*4", {"experts_per_token": 2, "moe_every": 2}),
+        ("mamba", {}),
+    ],
+    ids=["jamba", "moe-mamba"],
+)
+def test_hybrids_of_mamba(mixers: str, options: dict[str, int]) -> None:
+    """Jamba's 7 Mamba layers to 1 of attention, experts in every other; MoE-Mamba, with experts in all."""
+    model = build(mixers, depth=8, block="metaformer", experts=4, **options).train()
+    kinds = [type(block.mixer).__name__ for block in model.blocks]
+    assert kinds.count("Mamba") == (7 if "attention" in mixers else 8)
+    has_experts = [isinstance(block.mlp, MixtureOfExperts) for block in model.blocks]
+    assert has_experts == ([False, True] * 4 if options else [True] * 8)
+    logits = model(ids())
+    loss = F.cross_entropy(logits.flatten(0, 1), ids().roll(-1, 1).flatten()) + model.auxiliary_loss()
+    loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert all(block.mixer.in_proj.weight.grad.any() for block in model.blocks if hasattr(block.mixer, "ssm"))
+    with torch.inference_mode():
+        torch.testing.assert_close(decoded(model.eval(), ids()), model(ids()), atol=2e-5, rtol=2e-4)
 
 
 @torch.inference_mode()

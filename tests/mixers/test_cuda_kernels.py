@@ -89,7 +89,10 @@ RUNS = {
     f"ssm({LM})": {"conv: causal_conv1d": 1, "mamba_ssm": 1},
     "ssm(scan=bidirectional, conv=none)": {"mamba_ssm": 2},
     "ssm(scan=bidirectional, conv=per-pass, kernel_size=4)": {"conv: causal_conv1d": 2, "mamba_ssm": 2},
+    "mamba": {"conv: causal_conv1d": 1, "mamba_ssm": 1},
+    "mamba(scan=bidirectional)": {"conv: causal_conv1d": 2, "mamba_ssm": 2},
     f"ssd({LM})": {"conv: causal_conv1d": 1, "ssd: mamba_ssm": 1},
+    "mamba2": {"conv: causal_conv1d": 1, "ssd: mamba_ssm": 1},
     f"mingru({LM})": {"conv: causal_conv1d": 1, "mamba_ssm": 1},
 }
 """Mixers, and how often each kernel is called in a pass."""

@@ -35,6 +35,12 @@ VARIANTS = {
     "s4d": ["s4d(d_state=4, A_init=inv)", "s4d(scan=forward, conv=causal, kernel_size=3)"],
     "gru": ["gru(scan=forward, conv=none)", "gru(scan=forward, conv=causal, kernel_size=3)"],
     "mingru": ["mingru(candidate=positive)", "mingru(scan=forward, conv=none)"],
+    "mamba": [
+        "mamba(d_state=3, expand=1, kernel_size=3)",
+        "mamba(scan=bidirectional)",
+        "mamba(kernel_size=1)",
+    ],
+    "mamba2": ["mamba2(d_state=3, expand=3, head_dim=5, kernel_size=3, chunk_size=5)"],
     "mambavision": ["mambavision(d_state=3, kernel_size=5, zero_dt_bias=true)"],
     "conv": ["conv(kernel_size=3)"],
     "causal-conv": ["causal-conv(kernel_size=3)"],
@@ -83,7 +89,13 @@ IMAGE_VARIANTS = [  # whose scan is refused on a sequence
     "mingru(scan=cross, conv=per-pass, kernel_size=3)",
 ]
 # They compute more than their definition needs, in tiles and chunks; their own tests count the definition.
-COUNTED_BY_DEFINITION = {"window-attention", "causal-linear-attention", "gated-linear-attention", "ssd"}
+COUNTED_BY_DEFINITION = {
+    "window-attention",
+    "causal-linear-attention",
+    "gated-linear-attention",
+    "ssd",
+    "mamba2",
+}
 TEXTS = [text for name in MIXERS for text in (name, *VARIANTS.get(name, []))]
 
 

@@ -22,7 +22,8 @@ def scan(passes: int, each: int, taps: int = 49) -> int:
 
 
 # On images of 64 channels, by the papers' definitions with the defaults here: 2 passes, 16 states (64 in
-# `ssd`), R = 4, 1 head of 64 channels (`ssd`), heads of 32 channels with 16 keys each (GLA).
+# `ssd`, 128 in `mamba2`), R = 4, heads of 64 channels (1 in `ssd`, 2 in `mamba2`), heads of 32 channels with
+# 16 keys each (GLA).
 PARAMETERS: dict[str, int] = {
     "identity": 0,
     "pooling": 0,
@@ -30,6 +31,8 @@ PARAMETERS: dict[str, int] = {
     "causal-conv": C * (7 * 6 + 4 + 1),
     "ssm": scan(2, C * (4 + 2 * 16) + 4 * C + C + C * 16 + C),
     "ssd": scan(2, C * (2 * 64 + 1) + 3),
+    "mamba": 6 * C**2 + 2 * C * (4 + 1 + (4 + 2 * 16) + 4 + 1 + 16 + 1),
+    "mamba2": C * (4 * C + 2 * 128 + 2) + (4 + 1) * (2 * C + 2 * 128) + 3 * 2 + 2 * C + 2 * C**2,
     "mambavision": 2 * C**2 + 3 * C + 32 * (4 + 2 * 8) + 4 * 32 + 32 + 32 * 8 + 32,
     "s4d": scan(2, C * (1 + 8 + 8 + 16 + 1)),
     "gru": scan(2, 6 * C**2 + 6 * C),

@@ -1,4 +1,4 @@
-"""`ssm`, `ssd`, `s4d`, `gru` and `mingru`: each is what its name says."""
+"""`ssm`, `mamba`, `ssd`, `mamba2`, `s4d`, `gru` and `mingru`: each is what its name says."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.skeletons.blocks import PRESETS, GatedBlock
 from mixers import MIXERS
+from mixers.conv import CausalConv
 from mixers.gru import GRUCore
 from mixers.long_conv import DIRECT_LENGTH, fft_conv, long_conv, long_conv_macs, toeplitz_conv
+from mixers.mamba import Mamba
+from mixers.mamba2 import Mamba2
 from mixers.mingru import MinGRUCore
 from mixers.s4d import S4DCore
 from mixers.s6 import SelectiveScan
@@ -166,6 +169,84 @@ def test_every_option_reads_back() -> None:
         assert added.split(", ")[-1] in str(resolved)
 
 
+# ---- mamba -------------------------------------------------------------------------------------------------
+
+
+def weights_of_one_way(mixer: Mamba, conv: nn.Module, core: nn.Module) -> dict[str, Tensor]:
+    """As `mamba` names them; there the gate comes first, in Mamba's code second."""
+    value, gate = mixer.in_proj.weight.chunk(2)
+    return {
+        "in_proj": torch.cat((gate, value)),
+        "conv": conv.weight,
+        "conv_bias": conv.bias,
+        "x_proj": core.x_proj.weight,
+        "dt_proj": core.dt_proj.weight,
+        "dt_bias": core.dt_proj.bias,
+        "A_log": core.A_log,
+        "D": core.D,
+        "out_proj": mixer.out_proj.weight,
+    }
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("grid", [(37,), (4, 5)])
+def test_mamba_is_mamba(dtype: torch.dtype, tolerance: float, grid: tuple[int, ...]) -> None:
+    """Values and all gradients; an image is the sequence of its pixels."""
+    torch.manual_seed(0)
+    mixer = Mamba(36, len(grid), d_state=5).to(dtype)
+    x = noise(2, *grid, 36, dtype=dtype).requires_grad_()
+    weights = weights_of_one_way(mixer, mixer.ssm.conv, mixer.ssm.scans[0])
+    expected = mamba(x.flatten(1, -2), weights).view_as(x)
+    same_gradients(mixer(x), expected, [x, *mixer.parameters()], tolerance)
+
+
+def test_mamba_both_ways_is_vision_mamba() -> None:
+    torch.manual_seed(0)
+    mixer = Mamba(12, 1, d_state=5, scan="bidirectional").double()
+    there, back = (weights_of_one_way(mixer, each.conv, each.core) for each in mixer.ssm.scans)
+    x = noise(2, 21, 12).requires_grad_()
+    expected = (mamba(x, there) + mamba(x.flip(1), back).flip(1)) / 2
+    same_gradients(mixer(x), expected, [x, *mixer.parameters()])
+
+
+@pytest.mark.parametrize(("dim", "published"), [(192, 251_520), (384, 963_840), (768, 3_770_880)])
+def test_mamba_has_the_parameters_of_the_released_code(dim: int, published: int) -> None:
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in Mamba(dim, 1).parameters()) == published
+
+
+@pytest.mark.parametrize("scan", ["forward", "bidirectional"])
+def test_mamba_starts_as_in_its_code(scan: str) -> None:
+    """Linear maps and convolutions in the range of torch's own draws; R from the width of the model."""
+    torch.manual_seed(0)
+    mixer = MIXERS.create(MIXERS.parse(f"mamba(scan={scan})"), 100, 1)
+    in_proj, out_proj = mixer.in_proj.weight, mixer.out_proj.weight
+    convs = [module for module in mixer.modules() if isinstance(module, CausalConv)]
+    cores = [module for module in mixer.modules() if isinstance(module, SelectiveScan)]
+    assert len(convs) == len(cores) == (1 if scan == "forward" else 2)
+    draws = [(in_proj, 100), (out_proj, 200), *((p, 4) for conv in convs for p in (conv.weight, conv.bias))]
+    for parameter, fan_in in draws:
+        assert 0.9 * fan_in**-0.5 < parameter.abs().max() <= fan_in**-0.5
+    for core in cores:
+        assert core.dt_proj.weight.shape == (200, 7)  # 100 / 16 rounded up
+        assert 0.9 * 7**-0.5 < core.dt_proj.weight.abs().max() <= 7**-0.5
+        delta = F.softplus(core.dt_proj.bias)
+        assert 1e-3 <= delta.min() < 2e-3 < 5e-2 < delta.max() <= 1e-1
+        torch.testing.assert_close(core.A_log.exp(), torch.arange(1.0, 17.0).expand(200, 16))
+        assert torch.equal(core.D, torch.ones(200))
+
+
+def test_ssm_starts_with_another_rank_and_a_smaller_convolution() -> None:
+    """In the Mamba block it differs from `mamba` in these two alone."""
+    torch.manual_seed(0)
+    options = MIXERS.parse("ssm(scan=forward, conv=causal, kernel_size=4)")
+    block = GatedBlock(96, lambda dim: MIXERS.create(options, dim, 1), **PRESETS["mamba"])
+    whole = Mamba(96, 1)
+    assert block.mixer.scans[0].dt_proj.in_features == 2 * whole.ssm.scans[0].dt_proj.in_features == 12
+    assert 10 < whole.ssm.conv.weight.std() / block.mixer.conv.weight.std() < 20
+    assert not block.mixer.conv.bias.any()
+
+
 # ---- ssd ---------------------------------------------------------------------------------------------------
 
 
@@ -263,6 +344,71 @@ def test_ssd_starts_as_in_mamba_2() -> None:
     delta, A = F.softplus(core.dt_bias), core.A_log.exp()
     assert 1e-3 <= delta.min() < delta.max() <= 1e-1
     assert 1 <= A.min() < 3 < 14 < A.max() <= 16
+
+
+# ---- mamba2 ------------------------------------------------------------------------------------------------
+
+
+def mamba2(x: Tensor, mixer: Mamba2) -> Tensor:
+    """The Mamba-2 mixer of arXiv 2405.21060, figure 6, one line per operation and token by token."""
+    inner, d_state = mixer.hidden_shape
+    heads, width = len(mixer.A_log), mixer.conv.weight.shape[1]
+    z, v, dt = (x @ mixer.in_proj.weight.T).split((inner, inner + 2 * d_state, heads), dim=-1)
+    v = F.conv1d(F.pad(v.mT, (width - 1, 0)), mixer.conv.weight[:, None], mixer.conv.bias, groups=v.shape[2])
+    u, B, C = F.silu(v).mT.split((inner, d_state, d_state), dim=-1)
+    u = u.unflatten(2, (heads, -1))  # (B, L, H, P)
+    delta = F.softplus(dt + mixer.dt_bias)
+    h = torch.zeros(x.shape[0], *u.shape[2:], d_state, dtype=x.dtype)
+    ys = []
+    for t in range(x.shape[1]):
+        decay = torch.exp(-delta[:, t] * torch.exp(mixer.A_log))
+        written = torch.einsum("bh,bhp,bn->bhpn", delta[:, t], u[:, t], B[:, t])
+        h = decay[..., None, None] * h + written
+        ys.append(torch.einsum("bhpn,bn->bhp", h, C[:, t]) + mixer.D[:, None] * u[:, t])
+    gated = torch.stack(ys, dim=1).flatten(2) * F.silu(z)
+    normed = gated / (gated.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.norm.weight
+    return normed @ mixer.out_proj.weight.T
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("grid", [(37,), (4, 5)])
+def test_mamba2_is_mamba_2(dtype: torch.dtype, tolerance: float, grid: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    mixer = Mamba2(12, len(grid), d_state=5, head_dim=8, chunk_size=16).to(dtype)
+    with torch.no_grad():
+        for parameter in (mixer.norm.weight, mixer.D):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x = noise(2, *grid, 12, dtype=dtype).requires_grad_()
+    expected = mamba2(x.flatten(1, -2), mixer).view_as(x)
+    same_gradients(mixer(x), expected, [x, *mixer.parameters()], tolerance)
+
+
+def test_mamba2_has_the_parameters_of_the_released_code() -> None:
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in Mamba2(768, 1).parameters()) == 3_764_552
+
+
+def test_mamba2_starts_as_in_its_code() -> None:
+    torch.manual_seed(0)
+    mixer = Mamba2(64, 1, head_dim=1)
+    draws = [(mixer.in_proj.weight, 64), (mixer.out_proj.weight, 128)]
+    for parameter, fan_in in [*draws, (mixer.conv.weight, 4), (mixer.conv.bias, 4)]:
+        assert 0.9 * fan_in**-0.5 < parameter.abs().max() <= fan_in**-0.5
+    delta, A = F.softplus(mixer.dt_bias), mixer.A_log.exp()
+    assert 1e-3 <= delta.min() < delta.max() <= 1e-1
+    assert 1 <= A.min() < 3 < 14 < A.max() <= 16
+    assert torch.equal(mixer.D, torch.ones(128))
+    assert torch.equal(mixer.norm.weight, torch.ones(128))
+
+
+@pytest.mark.parametrize("chunk_size", [4, 64])
+def test_macs_of_mamba2_are_those_of_its_recurrence(chunk_size: int) -> None:
+    """Per channel and state a token decays the state, adds to it and reads it; linear maps are counted."""
+    mixer = Mamba2(12, 1, d_state=5, head_dim=8, chunk_size=chunk_size)
+    with FlopCounterMode(display=False) as counter:
+        mixer.step(torch.zeros(1, 12), mixer.init_state(1))
+    convolution, recurrence = 4 * (24 + 2 * 5), 3 * 24 * 5
+    assert mixer.macs((10,)) == 10 * (counter.get_total_flops() // 2 + convolution + recurrence)
 
 
 # ---- s4d ---------------------------------------------------------------------------------------------------
@@ -409,6 +555,8 @@ def test_states_have_the_declared_sizes() -> None:
         defaults = MIXERS.load(name).place_defaults(1, True)
         mixer = MIXERS.create(MIXERS.resolve(MIXERS.parse(name), defaults), 8, 1)
         assert mixer.state_size(1000) == size + 3 * 8
+    assert Mamba(8, 1).state_size(1000) == 16 * 16 + 3 * 16
+    assert Mamba2(8, 1).state_size(1000) == 16 * 128 + 3 * (16 + 2 * 128)
 
 
 def test_which_cores_have_a_choice_of_kernels() -> None:

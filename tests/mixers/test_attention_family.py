@@ -419,35 +419,6 @@ def test_numbers_carried_between_tokens(mixer: TokenMixer, length: int, expected
     assert mixer.state_size(length) == expected
 
 
-# ---- order
-
-
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize(
-    ("text", "ignores"),
-    [
-        ("attention", True),
-        ("linear-attention", True),
-        ("attention(rope=true)", False),
-        ("linear-attention(rope=true)", False),
-        ("causal-attention", False),
-        ("window-attention(window=2)", False),
-        ("gated-linear-attention", False),
-    ],
-)
-def test_who_ignores_the_order_of_tokens(text: str, ignores: bool, grid: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    mixer = MIXERS.create(MIXERS.parse(text), 8, len(grid)).double()
-    x = normal(2, *grid, 8)
-    order = torch.randperm(math.prod(grid), generator=torch.Generator().manual_seed(2))
-
-    def permuted(each: Tensor) -> Tensor:
-        return as_sequence(each)[:, order].view_as(each)
-
-    difference = (mixer(permuted(x)) - permuted(mixer(x))).abs().max().item()
-    assert difference < 1e-12 if ignores else difference > 1e-4
-
-
 # ---- MILA
 
 

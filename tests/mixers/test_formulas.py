@@ -62,6 +62,31 @@ def test_parameters_by_formula(name: str) -> None:
         assert sum(parameter.numel() for parameter in build(name).parameters()) == PARAMETERS[name]
 
 
+S6 = {"A_log", "D", "dt_proj.bias"}  # Mamba's, and after it everybody's
+EXEMPT: dict[str, set[str]] = {
+    "ssm": {f"scans.{i}.{name}" for i in (0, 1) for name in S6},
+    "ssm(selective=none, scan=forward)": {f"scans.0.{name}" for name in ("A_log", "D", "dt_bias", "B", "C")},
+    "ssm(selective=B, scan=forward)": {f"scans.0.{name}" for name in ("A_log", "D", "dt_bias", "C")},
+    "ssm(scan=continuous)": {f"scans.0.{name}" for name in (*S6, "move_B")},
+    "ssm(conv=per-pass, kernel_size=4)": {f"scans.{i}.core.{name}" for i in (0, 1) for name in S6},
+    "mamba": {f"ssm.scans.0.{name}" for name in S6},
+    "mamba(scan=bidirectional)": {f"ssm.scans.{i}.core.{name}" for i in (0, 1) for name in S6},
+    "ssd": {f"scans.{i}.{name}" for i in (0, 1) for name in ("A_log", "D", "dt_bias")},
+    "mamba2": {"A_log", "D", "dt_bias"},
+    "mambavision": {f"scan.{name}" for name in S6},
+    "s4d": {f"scans.{i}.{name}" for i in (0, 1) for name in ("log_dt", "log_A_real", "A_imag", "D")},
+    "gated-linear-attention": {"gates.0.up.bias", "gates.1.up.bias"},
+    "sepconv": {"act.scale", "act.bias"},
+}
+"""Parameters without weight decay; no other mixer has any."""
+
+
+@pytest.mark.parametrize("text", list(dict.fromkeys([*MIXERS, *EXEMPT])))
+def test_what_weight_decay_leaves_alone(text: str) -> None:
+    with torch.device("meta"):
+        assert build(text).no_weight_decay() == EXEMPT.get(text, set())
+
+
 LINEAR = ["identity", "pooling", "random", "conv", "causal-conv"]
 
 

@@ -215,6 +215,38 @@ def test_mamba_has_the_parameters_of_the_released_code(dim: int, published: int)
         assert sum(parameter.numel() for parameter in Mamba(dim, 1).parameters()) == published
 
 
+VISION_MAMBA_DEPTH, VISION_MAMBA_TOKENS = 24, 197  # 14 x 14 patches of 16 x 16 pixels and a class token
+PATCH, CLASSES = 3 * 16 * 16, 1000
+
+
+@pytest.mark.parametrize(("dim", "published"), [(192, 7_148_008), (384, 25_796_584), (768, 97_598_440)])
+def test_vision_mamba_has_the_parameters_of_the_released_models(dim: int, published: int) -> None:
+    """Tiny, small and base: a norm per layer and a last one, patches, positions, class token, head."""
+    with torch.device("meta"):
+        mixer = sum(parameter.numel() for parameter in Mamba(dim, 1, scan="bidirectional").parameters())
+    layers = VISION_MAMBA_DEPTH * (mixer + dim) + dim
+    around = (PATCH + 1) * dim + VISION_MAMBA_TOKENS * dim + dim + (dim + 1) * CLASSES
+    assert layers + around == published
+
+
+@pytest.mark.parametrize(("dim", "published"), [(192, 1.5), (384, 5.1)])
+def test_macs_of_vision_mamba_as_published(dim: int, published: float) -> None:
+    """In GMACs, for tiny and small, by LocalMamba (arXiv 2403.09338), whose count is not ours.
+
+    A scan is the 5 multiplications per (token, channel, state) of a reference implementation, and skip and
+    gate beside them, where ours is 3. Convolution and projections are counted for one of the two ways.
+    """
+    L, N = VISION_MAMBA_TOKENS, 16
+    with torch.device("meta"):
+        mixer = Mamba(dim, 1, scan="bidirectional")
+    ours = 3 * L * 2 * dim * N
+    theirs = 5 * L * 2 * dim * N + 2 * L * 2 * dim
+    left_out = mixer.ssm.scans[1].macs(L) - ours
+    layer = mixer.macs((L,)) - 2 * ours + 2 * theirs - left_out
+    around = (L - 1) * PATCH * dim + CLASSES * dim
+    assert round((VISION_MAMBA_DEPTH * layer + around) / 1e9, 1) == published
+
+
 @pytest.mark.parametrize("scan", ["forward", "bidirectional"])
 def test_mamba_starts_as_in_its_code(scan: str) -> None:
     """Linear maps and convolutions in the range of torch's own draws; R from the width of the model."""

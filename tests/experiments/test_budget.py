@@ -31,20 +31,22 @@ def test_macs_of_the_released_models(
     assert costs.macs / 1e9 == pytest.approx(published, abs=6e-4)
 
 
-@pytest.mark.parametrize("what", ["params", "macs"])
-@pytest.mark.parametrize("skeleton", ["isotropic-nano", "mambaout-nano"])
+@pytest.mark.parametrize(
+    ("skeleton", "what"),
+    [("isotropic-nano", "params"), ("isotropic-nano", "macs"), ("mambaout-nano", "params")],
+)
 @pytest.mark.parametrize("mixer", [name for name in MIXERS if name not in ("mila-attention",)])
 def test_every_mixer_can_be_matched(tiny_trial: MakeTrial, mixer: str, skeleton: str, what: str) -> None:
-    target = getattr(count_costs(tiny_trial(skeleton=skeleton)), what)
+    target = budget.measure(tiny_trial(skeleton=skeleton), what)
     trial = tiny_trial(mixer, skeleton=skeleton)
     narrowest = dataclasses.replace(trial, skeleton=with_options(trial.skeleton, {"expansion_ratio": 1.0}))
-    if getattr(count_costs(narrowest), what) > target * (1 + budget.TOLERANCE):
+    if budget.measure(narrowest, what) > target * (1 + budget.TOLERANCE):
         with pytest.raises(InputError, match="cannot be matched"):
             budget.match(trial, what, target)
         return
     matched, matching = budget.match(trial, what, target)
     assert abs(matching.mismatch) <= budget.TOLERANCE
-    assert getattr(count_costs(matched), what) == budget.measure(matched, what) == matching.achieved
+    assert getattr(count_costs(matched), what) == matching.achieved
     only_the_width = with_options(matched.skeleton, {"expansion_ratio": 1.0})
     assert only_the_width == with_options(tiny_trial(skeleton=skeleton).skeleton, {"expansion_ratio": 1.0})
 

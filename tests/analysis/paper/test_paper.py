@@ -16,7 +16,7 @@ import pytest
 
 import run_ablation
 from analysis import published
-from analysis.paper import figures, ours, write_paper
+from analysis.paper import PaperReport, figures, ours, write_paper
 from analysis.paper.tables import all_tables, margins
 
 Write = Callable[..., Any]
@@ -28,18 +28,42 @@ def nothing_checked_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("analysis.paper.CHECKED_IN", tmp_path / "none")
 
 
+ARMS = {
+    "conv": [97.0, 97.5, 97.2],
+    "identity": [70.1, 69.5, 70.6],
+    "causal conv": [96.8, 97.3, 97.4],
+    "ssm": [97.1, 97.9, 97.0],
+}
+"""Of one study; two of them differ in causality."""
+
+
 @pytest.fixture
 def runs(write_records: Write) -> Path:
-    """A runs folder with one study of four arms, two of which differ in causality."""
-    records = write_records(
-        {
-            "conv": [97.0, 97.5, 97.2],
-            "identity": [70.1, 69.5, 70.6],
-            "causal conv": [96.8, 97.3, 97.4],
-            "ssm": [97.1, 97.9, 97.0],
-        }
-    )
-    return Path(records.study).parents[1]
+    """A runs folder with one study."""
+    return Path(write_records(ARMS).study).parents[1]
+
+
+@pytest.fixture(scope="module")
+def recorded(write_records_in: Write, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, to look at, and with the times of decoding."""
+    runs = Path(write_records_in(tmp_path_factory.mktemp("recorded"), ARMS).study).parents[1]
+    rows = [
+        f"{name},{context},{time},{size},a machine"
+        for name, time, size in (("ssm", 80, 4864), ("causal-attention", 40, 32768), ("identity", 1, 0))
+        for context in (64, 128)
+    ]
+    columns = "mixer,context,microseconds_per_token,state_bytes,machine"
+    (runs / "decoding.csv").write_text("\n".join([columns, *rows]) + "\n")
+    return runs
+
+
+@pytest.fixture(scope="module")
+def paper(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> PaperReport:
+    """All of it, written once."""
+    folder = tmp_path_factory.mktemp("paper")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("analysis.paper.CHECKED_IN", folder / "none")
+        return write_paper(folder / "paper", recorded)
 
 
 def seconds_of(code: str) -> tuple[float, str]:
@@ -51,57 +75,44 @@ def seconds_of(code: str) -> tuple[float, str]:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
 
-@pytest.fixture
-def decoding(runs: Path) -> Path:
-    path = runs / "decoding.csv"
-    rows = [
-        f"{name},{context},{time},{size},a machine"
-        for name, time, size in (("ssm", 80, 4864), ("causal-attention", 40, 32768), ("identity", 1, 0))
-        for context in (64, 128)
-    ]
-    path.write_text("\n".join(["mixer,context,microseconds_per_token,state_bytes,machine", *rows]) + "\n")
-    return path
-
-
-def test_every_figure_and_table_is_written(runs: Path, decoding: Path, tmp_path: Path) -> None:
-    report = write_paper(tmp_path / "paper", runs)
-    drawn = {path.stem for path in (tmp_path / "paper" / "figures").iterdir()}
+def test_every_figure_and_table_is_written(paper: PaperReport) -> None:
+    root = paper.index.parent
+    drawn = {path.stem for path in (root / "figures").iterdir()}
     wanted = {"figure_1a", "figure_1b", "figure_2", "figure_3b", "figure_4", "long_sequences", "margins"}
     assert drawn == wanted | {"ingredients"}
-    assert report.figures == len(drawn)
+    assert paper.figures == len(drawn)
     for name in drawn:
         for suffix in ("png", "svg", "pdf", "csv"):
-            assert (tmp_path / "paper" / "figures" / f"{name}.{suffix}").stat().st_size > 0
-    tables = {path.stem for path in (tmp_path / "paper" / "tables").iterdir()}
+            assert (root / "figures" / f"{name}.{suffix}").stat().st_size > 0
+    tables = {path.stem for path in (root / "tables").iterdir()}
     assert {"table_1", "table_2", "table_3", "margins", "effects", "discrepancies"} <= tables
-    page = report.index.read_text()
+    page = paper.index.read_text()
     for path in re.findall(r'href="((?:figures|tables|published)/[^"]+)"', page):
-        assert (report.index.parent / path).is_file(), path
-    assert report.studies == ("demo_study",)
-    assert report.notes == ()
+        assert (root / path).is_file(), path
+    assert paper.studies == ("demo_study",)
+    assert paper.notes == ()
 
 
-def test_the_same_records_give_the_same_bytes(runs: Path, decoding: Path, tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        write_paper(tmp_path / name, runs)
+def test_the_same_records_give_the_same_bytes(recorded: Path, paper: PaperReport, tmp_path: Path) -> None:
+    write_paper(tmp_path / "again", recorded)
     first, second = (
         {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-        for root in (tmp_path / "first", tmp_path / "second")
+        for root in (paper.index.parent, tmp_path / "again")
     )
     assert first == second
 
 
-def test_every_published_number_names_its_row(runs: Path, tmp_path: Path) -> None:
-    write_paper(tmp_path / "paper", runs)
+def test_every_published_number_names_its_row(paper: PaperReport) -> None:
+    root = paper.index.parent
     origins = 0
     for name in ("figure_1b", "figure_3b", "margins", "ingredients"):
-        with open(tmp_path / "paper" / "figures" / f"{name}.csv", newline="") as file:
+        with open(root / "figures" / f"{name}.csv", newline="") as file:
             for row in csv.DictReader(file):
                 path, _, lines = row["origin"].partition(":")
                 if path.startswith("studies/"):
-                    assert (tmp_path / "paper" / path).is_file()
+                    assert (root / path).is_file()
                     continue
-                text = (tmp_path / "paper" / "published" / path).read_text().splitlines()
+                text = (root / "published" / path).read_text().splitlines()
                 assert all(0 < int(line) - 1 < len(text) for line in re.findall(r"\d+", lines))
                 origins += 1
     assert origins > 100
@@ -199,9 +210,9 @@ def test_a_flag_that_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--seeds" in capsys.readouterr().err
 
 
-def test_the_page_in_a_real_browser(runs: Path, decoding: Path, tmp_path: Path, browser: Any) -> None:
+def test_the_page_in_a_real_browser(paper: PaperReport, browser: Any) -> None:
     """From the disk: nothing is fetched, a folded table opens and is sorted, nothing overflows."""
-    address = write_paper(tmp_path / "paper", runs).index.as_uri()
+    address = paper.index.as_uri()
     page = browser.new_page(viewport={"width": 1300, "height": 900})
     asked: list[str] = []
     wrong: list[str] = []
@@ -228,9 +239,9 @@ def test_the_page_in_a_real_browser(runs: Path, decoding: Path, tmp_path: Path, 
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
-def test_the_latex_compiles(runs: Path, tmp_path: Path) -> None:
-    write_paper(tmp_path / "paper", runs)
-    inputs = "\n".join(rf"\input{{{path}}}" for path in sorted((tmp_path / "paper" / "tables").glob("*.tex")))
+def test_the_latex_compiles(paper: PaperReport, tmp_path: Path) -> None:
+    tables = sorted((paper.index.parent / "tables").glob("*.tex"))
+    inputs = "\n".join(rf"\input{{{path}}}" for path in tables)
     packages = "".join(rf"\usepackage{{{name}}}" for name in ("booktabs", "graphicx", "longtable"))
     document = rf"\documentclass{{article}}{packages}\begin{{document}}{inputs}\end{{document}}"
     (tmp_path / "all.tex").write_text(document)
@@ -241,8 +252,7 @@ def test_the_latex_compiles(runs: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
 
 
-def test_the_copied_tables_are_those_of_the_registry(runs: Path, tmp_path: Path) -> None:
-    write_paper(tmp_path / "paper", runs)
+def test_the_copied_tables_are_those_of_the_registry(paper: PaperReport) -> None:
     for name in published.names():
         original = (published.FOLDER / f"{name}.csv").read_bytes()
-        assert (tmp_path / "paper" / "published" / f"{name}.csv").read_bytes() == original
+        assert (paper.index.parent / "published" / f"{name}.csv").read_bytes() == original

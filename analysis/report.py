@@ -108,7 +108,7 @@ def verdict_lines(study: Study, comparisons: list[Comparison]) -> list[str]:
         return [comparison.sentence for comparison in comparisons]
     by_case = verdicts_by_case(study, comparisons).items()
     lines = [f"{arm} against {baseline}: {words}." for (arm, baseline), words in by_case]
-    return [*lines, "Each with its interval, and what would decide the undecided: report.html and table.md."]
+    return [*lines, "Each with its interval, and what would decide the undecided: report.html."]
 
 
 def verdicts_by_case(study: Study, comparisons: list[Comparison]) -> dict[tuple[str, str], str]:

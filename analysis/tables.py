@@ -352,8 +352,8 @@ def _caption(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compar
 def _places(study: Study) -> str:
     """Tasks, skeletons and budgets, and what is compared where that is not the same everywhere."""
     places = ", ".join(q.listing(_first_of(values)) for values in study.settings.values() if values)
-    own = dict.fromkeys(f"{arm.case}: {arm.metric}" for arm in study.arms.values() if arm.metric)
-    return places + (f". Compared at {'; at '.join(own)}" if own else "")
+    own = dict.fromkeys(f"{arm.metric} ({arm.case})" for arm in study.arms.values() if arm.metric)
+    return places + (f". Compared: {'; '.join(own)}" if own else "")
 
 
 def _first_of(texts: list[str]) -> list[str]:

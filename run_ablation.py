@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     from experiments import commands  # half a second, in which Ctrl-C is heard already
+    from experiments.ranks import RanksLost
     from experiments.store import DiskFull
     from mixers.registry import InputError
 
@@ -62,6 +63,13 @@ def _run(arguments: list[str]) -> int:
     except DiskFull as error:
         print(
             f"run_ablation.py: {error}; make room, then the same command continues from what was kept",
+            file=sys.stderr,
+        )
+        return 1
+    except RanksLost as error:
+        print(
+            f"run_ablation.py: the processes that torchrun started lost one another ({error}); that is no "
+            "result of the trial, the same command continues from its last checkpoint",
             file=sys.stderr,
         )
         return 1

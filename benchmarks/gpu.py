@@ -4,9 +4,10 @@
 
 It runs `doctor`, the parity tests marked `gpu`, the scan by backend (`scan_gpu.py`), the mixers beside
 mamba-ssm's kernels called directly (`step_gpu.py`), training steps of whole models beside timm's
-(`backbones_gpu.py`), and time and memory of every mixer against the length
-(`run_ablation.py bench`), in float32 and bfloat16. What they print goes to experiments/results/gpu/ with the
-GPU's name, under a heading with hardware and versions. `--tiny --device cpu` tries it out without a GPU.
+(`backbones_gpu.py`) and of detectors and segmenters (`dense_gpu.py`), and time and memory of every mixer
+against the length (`run_ablation.py bench`), in float32 and bfloat16. What they print goes to
+experiments/results/gpu/ with the GPU's name, under a heading with hardware and versions.
+`--tiny --device cpu` tries it out without a GPU.
 """
 
 import argparse
@@ -41,6 +42,8 @@ def commands(tiny: bool, device: str, out: Path) -> dict[str, list[str]]:
     }
     tried = ["--tiny", "--no-compile"] if tiny else []
     runs["backbones"] = ["benchmarks/backbones_gpu.py", "--device", device, *tried]
+    dense = ["benchmarks/dense_gpu.py", *(["--small"] if tiny else [])]
+    runs |= {"dense-float32": dense, "dense-bfloat16": [*dense, "--bfloat16"]}
     for dtype in ("float32", "bfloat16"):
         width, seconds = ("16", "0.01") if tiny else ("512", "0.5")
         runs[f"mixers-{dtype}"] = [

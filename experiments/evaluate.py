@@ -53,7 +53,7 @@ class Evaluator:
         precision: of its matrix products.
         ranks: this process among those that evaluate together.
         say: is told when fewer examples are answered at once.
-        watch: is called after every batch.
+        watch: is called after every batch, on every rank as often; may raise.
         at_most: examples that are answered at once; learned where memory runs out.
     """
 
@@ -105,6 +105,7 @@ class Evaluator:
         answered = self._answered(model, split, at_once)
         for outputs, targets, examples in answered if self.ranks.count == 1 else self._gathered(answered):
             scorer.add(outputs, targets, examples)
+            self.watch()
         return scorer.metrics(), scorer.answers()
 
     def _answered(self, model: nn.Module, split: str, at_once: int) -> Iterator[_Answered]:
@@ -116,7 +117,6 @@ class Evaluator:
             inputs, targets = to_device((batch.inputs, batch.targets), self.device)
             with autocast(self.device, self.precision):
                 outputs = _answer(model, self.task.spec, inputs)
-            self.watch()
             yield _in_float32(outputs), targets, batch.examples
 
     def _gathered(self, answered: Iterator[_Answered]) -> Iterator[_Answered]:

@@ -18,6 +18,8 @@ from experiments.tasks.images import Images
 from experiments.trial import Recipe
 from mixers import MIXERS, InputError
 
+CLASSIFIER = "head.fc.bias"
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -49,7 +51,10 @@ def evaluate_weights(asked: EvaluateRequest) -> Evaluated:
     component = with_options(TASKS.parse(asked.task), asked.options.get("task", {}))
     if component.name != "images":
         raise InputError(f"evaluate reads the task images, not {component.name}")
-    classes = len(pretrained.read(asked.weights, skeleton.name)["head.fc.bias"])
+    weights = pretrained.read(asked.weights, skeleton.name)
+    if CLASSIFIER not in weights:
+        raise InputError(f"weights {asked.weights} have no classifier of images ({CLASSIFIER})")
+    classes = len(weights[CLASSIFIER])
     trial = resolve(
         MIXERS.parse_pattern(asked.mixer),
         with_options(skeleton, asked.options.get("skeleton", {})),

@@ -20,9 +20,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from experiments.ranks import count_launched
+from experiments.ranks import RanksLost, count_launched
 from experiments.runtime import Runtime
 from experiments.store import DiskFull, Store, TrialFolder
+from experiments.tasks import FROM_FILES
 from experiments.trial import SCHEMA_VERSION, Trial
 from mixers.registry import InputError
 
@@ -80,6 +81,11 @@ def missing(trials: Sequence[Trial], store: Store) -> list[Trial]:
     return [trial for trial in trials if not finished(store.folder(trial.id))]
 
 
+def processors(trials: Sequence[Trial], runtime: Runtime) -> int:
+    """That a trial keeps busy: one per thread and, where examples lie in files, per process that reads."""
+    return runtime.threads + (runtime.loaders if any(t.task.name in FROM_FILES for t in trials) else 0)
+
+
 def set_unusable_aside(trials: Sequence[Trial], store: Store) -> list[str]:
     """Move results that cannot be used out of the way; one sentence for each."""
     notes = []
@@ -114,6 +120,7 @@ def work(
 
     Raises:
         DiskFull: a file could not be written; what was kept is in the message.
+        RanksLost: under torchrun, one of the processes failed where the others waited for it.
     """
     open_trials = list(trials)
     while open_trials:
@@ -174,6 +181,9 @@ def _run(
             return
         except DiskFull:
             raise DiskFull(_disk_full(folder)) from None
+        except RanksLost:
+            folder.rest()
+            raise
         except Exception as error:
             folder.note(traceback.format_exc())
             if stop_requested():  # the signal ends helpers of the trial, too: no fault of its own

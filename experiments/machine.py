@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import platform
+import re
 from typing import Any
 
 import numpy as np
@@ -52,10 +53,20 @@ def provenance(
     }
 
 
+OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator.*memory|CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"
+    r"|Triton Error \[CUDA\]: out of memory",
+    re.DOTALL,
+)
+"""What errors say that have no type of their own: torch's on a CPU, and those of libraries on a GPU."""
+
+
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a smaller batch might help; torch's CPU allocator says so in words only."""
-    on_cpu = "DefaultCPUAllocator" in str(error) and "memory" in str(error)
-    return on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    """Whether a smaller batch might help."""
+    said = OUT_OF_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        said and isinstance(error, RuntimeError)
+    )
 
 
 def release_memory() -> None:

@@ -82,6 +82,10 @@ class Ranks:
 ALONE = Ranks()
 
 
+class RanksLost(Exception):
+    """A process cannot reach the others any more: nothing can be run together until all start anew."""
+
+
 def join(device: str) -> Ranks:
     """Meet the others; on GPUs each takes the one of its local rank.
 

@@ -95,8 +95,11 @@ class Request:
             InputError: a number of GPUs or an option of sbatch that makes no sense.
         """
         gpus = self.gpus_per_trial
-        if gpus is not None and not (0 < gpus < 1 or (gpus >= 1 and gpus == int(gpus))):
-            raise InputError(f"--gpus-per-trial must be a whole number or a share below 1, got {gpus:g}")
+        if gpus is not None and not 0 < gpus <= 1:
+            raise InputError(
+                f"--gpus-per-trial must be 1 or a share of one, got {gpus:g}; one trial on several is "
+                "torchrun's: torchrun --nproc-per-node N run_ablation.py ..."
+            )
         if self.slurm and self.executor != "slurm":
             raise InputError("--slurm has no effect without --executor slurm")
         options = {}

@@ -50,7 +50,7 @@ class Placement:
     Attributes:
         executor: who starts them.
         workers: trials at once; None for as many as there is room for.
-        gpus_per_trial: how many, or a share of one; None for one where there are GPUs.
+        gpus_per_trial: 1 or a share of one; None for one where there are GPUs.
         slurm: options of sbatch by their long names.
     """
 

@@ -55,7 +55,8 @@ class Progress:
     loss_sum: float = 0.0  # of the epoch's steps so far
     curve: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0  # of all sessions before this one
-    waiting: float = 0.0  # of these, in which the next batch was not there yet
+    training: float = 0.0  # in steps of training, of all sessions
+    waiting: float = 0.0  # of these before this session, in which the next batch was not there yet
     best_epoch: int = 0
     peak_memory: int = 0  # bytes that training took on a GPU
 
@@ -75,7 +76,7 @@ def run_trial(
         trial: what to run.
         folder: where, locked by the caller.
         runtime: how.
-        stop_requested: asked after every step; on True the trial saves and raises.
+        stop_requested: asked after every step and every batch of a test; on True the trial saves and raises.
         ranks: this process among those that run the trial together; only the first writes to the folder.
 
     Raises:
@@ -86,12 +87,12 @@ def run_trial(
     if ranks.rank == 0:
         folder.begin(trial)
         folder.report_progress(epoch=0, epochs=trial.train.all_epochs, fraction=0.0, seconds=0.0)
-    run = _Run(trial, folder, runtime, ranks)
+    run = _Run(trial, folder, runtime, ranks, stop_requested)
     try:
         run.restore()
         if ranks.rank == 0:
             run.metrics.start(run.steps_done)
-        run.finish(run.train(stop_requested))
+        run.finish(run.train())
     finally:
         run.close()
 
@@ -99,15 +100,24 @@ def run_trial(
 class _Run:
     """The state of one trial while it runs."""
 
-    def __init__(self, trial: Trial, folder: TrialFolder, runtime: Runtime, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        trial: Trial,
+        folder: TrialFolder,
+        runtime: Runtime,
+        ranks: Ranks,
+        stop_requested: Callable[[], bool],
+    ) -> None:
         self.trial, self.folder, self.runtime, self.ranks = trial, folder, runtime, ranks
+        self.stop_requested = stop_requested
         self.recipe = trial.train
         check_share(self.recipe, ranks)
         self.device = torch_device(runtime.device)
         self.task: Task = create_task(trial.task)
         self.data: TaskData = self.task.load(trial.seed)
         if isinstance(self.data, FileData):
-            self.data.read_with(Reading(runtime.loaders, ranks.rank, ranks.count))
+            pin = self.device.type == "cuda"
+            self.data.read_with(Reading(runtime.loaders, ranks.rank, ranks.count, pin))
         self.steps_per_epoch = self.data.sizes["train"] // self.recipe.batch_size
         self.learner = Learner(trial, self.task, runtime, ranks, self.device, self.steps_per_epoch)
         self.progress = Progress()
@@ -115,7 +125,7 @@ class _Run:
             folder, runtime.log_every, self.recipe.batch_size, tensorboard=runtime.tensorboard
         )
         self.evaluator = Evaluator(
-            self.task, self.data, self.device, self.recipe.precision, ranks, folder.note, self._report
+            self.task, self.data, self.device, self.recipe.precision, ranks, folder.note, self._watch
         )
         self.best_weights: dict[str, Tensor] | None = None
         self.cause = ""  # of divergence
@@ -124,13 +134,15 @@ class _Run:
 
     # ---------------------------------------------------------------- training
 
-    def train(self, stop_requested: Callable[[], bool]) -> str:
+    def train(self) -> str:
         """All remaining epochs; "ok" or "diverged"."""
         while self.progress.epoch < self.recipe.all_epochs:
             with self._watching_memory():
-                finite = self._train_epoch(stop_requested)
+                finite = self._train_epoch()
             if not finite or not self._end_epoch():
                 return "diverged"
+        if self.progress.seconds + time.monotonic() - self.started > self.runtime.checkpoint_every:
+            self.save()  # tests may take long, too
         return "ok"
 
     @contextmanager
@@ -144,11 +156,12 @@ class _Run:
         peak = torch.cuda.max_memory_allocated(self.device)
         self.progress.peak_memory = max(self.progress.peak_memory, peak)
 
-    def _train_epoch(self, stop_requested: Callable[[], bool]) -> bool:
+    def _train_epoch(self) -> bool:
         """The rest of the current epoch; False once the loss is not finite."""
         self.learner.model.train()
         at = self.progress
         batches = self.data.train_batches(at.epoch, self.recipe.batch_size, start=at.step)
+        since = time.monotonic()
         for batch in self.metrics.timed(batches):
             self._seed_noise()
             inputs, targets, count = self._on_device(batch)
@@ -160,13 +173,23 @@ class _Run:
                 self.cause = f"loss not finite, {where}, in epoch {at.epoch + 1}, step {at.step}"
                 return False
             self._log(loss)
-            self._report()
-            if self.ranks.sum(stop_requested()):
-                self.save()
-                raise Interrupted
-            if time.monotonic() - self.saved > self.runtime.checkpoint_every:
+            now = time.monotonic()
+            at.training, since = at.training + now - since, now
+            self._watch()
+            if now - self.saved > self.runtime.checkpoint_every:
                 self.save()
         return True
+
+    def _watch(self) -> None:
+        """Say how far the run is, and end it here if that is asked for.
+
+        Raises:
+            Interrupted: it was; the checkpoint is saved.
+        """
+        self._report()
+        if self.ranks.sum(self.stop_requested()):
+            self.save()
+            raise Interrupted
 
     def _seed_noise(self) -> None:
         """Mixup is the same on all ranks, what happens inside the model is not."""
@@ -322,15 +345,17 @@ class _Run:
         )
 
     def close(self) -> None:
-        """Let go of files and processes."""
+        """Let go of files, processes and memory."""
         self.metrics.close()
         if isinstance(self.data, FileData):
             self.data.close()
+        del self.evaluator  # which holds this run: a circle, and with it the model, lives until Python looks
 
     def finish(self, status: str) -> None:
         """Evaluate, if there is something to evaluate, and write the result."""
         seconds = self.progress.seconds + time.monotonic() - self.started
-        waiting = (self.progress.waiting + self.metrics.session_waited) / seconds
+        training = self.progress.training
+        waiting = (self.progress.waiting + self.metrics.session_waited) / training if training else 0.0
         metrics: dict[str, dict[str, float]] = {}
         skipped: dict[str, str] = {}
         answers: Answers = {}
@@ -346,6 +371,7 @@ class _Run:
         if status == "ok":
             further, skipped = self.evaluator.answer_extra_tests(self.learner.tested)
             metrics["test"] |= further
+        unreadable = self._unreadable()
         if self.ranks.rank > 0:
             return
         if status == "ok":
@@ -370,17 +396,22 @@ class _Run:
             "started": self.started_at,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "train_seconds": seconds,
-            "examples_per_second": trained / seconds,
+            "examples_per_second": trained / training if training else 0.0,
             "waiting_for_data": waiting,
             "peak_memory_bytes": self._training_memory(),
             "host": socket.gethostname(),
         }
         if isinstance(self.data, FileData):
-            timing["unreadable"] = self.data.unreadable
-            self.folder.note(f"{waiting:.1%} of {seconds:.0f} s waiting for data")
-            for name, problem in sorted(self.data.unreadable.items()):
+            timing["unreadable"] = unreadable
+            self.folder.note(f"{waiting:.1%} of {training:.0f} s of training waiting for data")
+            for name, problem in sorted(unreadable.items()):
                 self.folder.note(f"passed over {name}: {problem}")
         self.folder.finish(result, timing)
+
+    def _unreadable(self) -> dict[str, str]:
+        """What any rank passed over."""
+        own = self.data.unreadable if isinstance(self.data, FileData) else {}
+        return {name: problem for each in self.ranks.gather(own) for name, problem in each.items()}
 
     def _store_weights(self) -> None:
         # tied weights are stored twice: the format knows no shared memory

@@ -114,7 +114,10 @@ def metrics(runs: Path) -> bytes:
         (["report"], "study digits-ladder has no plan in"),
         (["status"], "study digits-ladder has no plan in"),
         (["--shard", "3/2"], "--shard must be i/n with i from 1 to n, such as 2/8, got '3/2'"),
-        (["--gpus-per-trial", "1.5"], "--gpus-per-trial must be a whole number or a share below 1"),
+        (
+            ["--gpus-per-trial", "1.5"],
+            "--gpus-per-trial must be 1 or a share of one, got 1.5; one trial on several is torchrun's",
+        ),
         (["--gpus-per-trial", "1", "--device", "cpu"], "trials run on the CPU here"),
         (["--slurm", "partition=gpu"], "--slurm has no effect without --executor slurm"),
         (["--executor", "slurm", "--slurm", "gpu"], "--slurm takes OPTION=VALUE"),

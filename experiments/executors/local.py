@@ -51,17 +51,9 @@ def divide_gpus(gpus: Sequence[str], per_trial: float) -> list[str]:
 
     Args:
         gpus: their names.
-        per_trial: how many one trial gets, or, below 1, its share of one.
-
-    Raises:
-        InputError: more than there are.
+        per_trial: 1, or the share of one that a trial gets.
     """
-    if per_trial < 1:
-        return [gpu for _ in range(int(1 / per_trial)) for gpu in gpus]
-    size = int(per_trial)
-    if size > len(gpus):
-        raise InputError(f"--gpus-per-trial is {size}, but this machine shows {len(gpus)} GPUs")
-    return [",".join(gpus[start : start + size]) for start in range(0, len(gpus) - size + 1, size)]
+    return [gpu for _ in range(int(1 / per_trial)) for gpu in gpus]
 
 
 def check(runtime: Runtime, placement: Placement) -> None:

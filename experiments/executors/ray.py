@@ -16,7 +16,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from experiments.launch import POLL, RETRIES, finished, missing, record_death, record_failure, settled, work
+from experiments.launch import (
+    POLL,
+    RETRIES,
+    finished,
+    missing,
+    processors,
+    record_death,
+    record_failure,
+    settled,
+    work,
+)
 from experiments.runtime import Placement, Runtime
 from experiments.store import DiskFull, Store
 from experiments.trial import Trial
@@ -59,14 +69,19 @@ def run(
     ray = _connect()
     session = f"{os.getpid()}-{time.time_ns()}"
     gpus = _gpus_per_trial(ray, runtime, placement)
-    task = ray.remote(_task).options(num_cpus=runtime.threads, num_gpus=gpus, max_retries=RETRIES)
+    cpus = processors(to_do, runtime)
+    _check_room(ray, cpus, gpus)
+    task = ray.remote(_task).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
     waiting = list(reversed(to_do))
     running: dict[Any, Trial] = {}
     try:
         while waiting or running:
             while waiting and len(running) < (placement.workers or len(to_do)):
                 trial = waiting.pop()
-                running[task.remote(trial.to_dict(), str(store.root.resolve()), runtime, session)] = trial
+                reference = task.remote(
+                    trial.to_dict(), str(store.root.resolve()), str(Path.cwd()), runtime, session
+                )
+                running[reference] = trial
             done, _ = ray.wait(list(running), timeout=POLL, num_returns=len(running))
             for reference in done:
                 _settle(ray, reference, running.pop(reference), store, session)
@@ -96,17 +111,35 @@ def _connect() -> Any:
 
 
 def _gpus_per_trial(ray: Any, runtime: Runtime, placement: Placement) -> float:
+    if placement.gpus_per_trial is not None:
+        return placement.gpus_per_trial
     there = ray.cluster_resources().get("GPU", 0)
-    wanted = placement.gpus_per_trial
-    if wanted is None:
-        return 1 if runtime.device == "cuda" or (runtime.device == "auto" and there) else 0
-    if wanted > there:
-        raise InputError(f"--gpus-per-trial is {wanted:g}, but the Ray cluster has {there:g} GPUs")
-    return wanted
+    return 1 if runtime.device == "cuda" or (runtime.device == "auto" and there) else 0
 
 
-def _task(trial: dict[str, Any], root: str, runtime: Runtime, session: str) -> str:
-    """Body of a task; cancelling it lets the trial save. The machine's name."""
+def _check_room(ray: Any, cpus: int, gpus: float) -> None:
+    """Refuse tasks that no node has room for: Ray would wait for one that has, and say nothing.
+
+    Raises:
+        InputError: there is no such node.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        largest = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise InputError(
+            f"a trial takes {cpus} CPUs (--threads and, for files, --loaders) and {gpus:g} GPUs, which no "
+            f"node of the Ray cluster has ({largest})"
+        )
+
+
+def _task(trial: dict[str, Any], root: str, folder: str, runtime: Runtime, session: str) -> str:
+    """Body of a task, in the folder that relative paths are meant from; cancelling it lets the trial save.
+
+    Returns:
+        The machine's name.
+    """
+    if Path(folder).is_dir():
+        os.chdir(folder)
     asked = False
 
     def ask(signum: int, frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.executors import local
-from experiments.launch import missing
+from experiments.launch import missing, processors
 from experiments.runtime import Placement, Runtime
 from experiments.store import Store
 from experiments.trial import Trial
@@ -29,7 +29,7 @@ MOST_TIME_LIMITS = 1_000
 """How often a job that reaches its time limit is queued again."""
 GOVERNED = {
     "array": "--workers",
-    "cpus-per-task": "--threads",
+    "cpus-per-task": "--threads and --loaders",
     "gpus-per-node": "--gpus-per-trial",
     "nodes": "a job being one process",
     "ntasks-per-node": "a job being one process",
@@ -66,7 +66,7 @@ def check(runtime: Runtime, placement: Placement) -> None:
     Raises:
         InputError: no SLURM here, or an option that follows from another flag.
     """
-    make_executor(Path("slurm"), runtime, placement)
+    make_executor(Path("slurm"), runtime, placement, runtime.threads)
 
 
 def run(
@@ -93,7 +93,7 @@ def run(
     if not to_do:
         return
     root = store.root.resolve()
-    executor = make_executor(root / "slurm", runtime, placement)
+    executor = make_executor(root / "slurm", runtime, placement, processors(to_do, runtime))
     count = min(len(to_do), placement.workers or MOST_JOBS)
     gpus = placement.gpus_per_trial
     shares = [ShareOfTrials(to_do[start::count], root, runtime, gpus) for start in range(count)]
@@ -115,8 +115,8 @@ def run(
             print(f"note: SLURM job {job.job_id} ended badly, see {job.paths.stderr}", file=sys.stderr)
 
 
-def make_executor(folder: Path, runtime: Runtime, placement: Placement) -> Any:
-    """submitit's SLURM executor with the options that were asked for.
+def make_executor(folder: Path, runtime: Runtime, placement: Placement, processors: int) -> Any:
+    """submitit's SLURM executor with the options that were asked for and so many processors for each job.
 
     Raises:
         InputError: no SLURM here, or an option that follows from another flag.
@@ -130,8 +130,8 @@ def make_executor(folder: Path, runtime: Runtime, placement: Placement) -> Any:
     if not minutes.isdigit() or int(minutes) < 1:
         raise InputError(f"--slurm time must be whole minutes, got {minutes!r}")
     gpus = placement.gpus_per_trial or (1 if runtime.device == "cuda" else 0)
-    if gpus != int(gpus):
-        raise InputError(f"--gpus-per-trial must be a whole number with SLURM, got {gpus:g}")
+    if gpus not in (0, 1):
+        raise InputError(f"--gpus-per-trial must be 1 with SLURM, got {gpus:g}")
     try:
         executor = submitit.SlurmExecutor(folder, max_num_timeout=MOST_TIME_LIMITS)
     except RuntimeError:
@@ -139,7 +139,7 @@ def make_executor(folder: Path, runtime: Runtime, placement: Placement) -> Any:
     executor.update_parameters(
         job_name=options.pop("job-name", "ablation"),
         time=int(minutes),
-        cpus_per_task=runtime.threads,
+        cpus_per_task=processors,
         **({"gpus_per_node": int(gpus)} if gpus else {}),
         additional_parameters={"requeue": True, **options},
     )

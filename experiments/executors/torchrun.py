@@ -3,8 +3,9 @@
     torchrun --nproc-per-node 8 run_ablation.py --study NAME
 
 Rank 0 runs the command as usual; the others wait in `follow` for the trials that it comes to. A trial that
-fails on every process is a row in the table; one that fails on some of them only ends the command after
-`ranks.STEP_TIMEOUT`, and goes on from its checkpoint when the command is run again.
+fails on every process is a row in the table. One that fails on some of them only, while the others wait for
+them in a step, ends the command after `ranks.STEP_TIMEOUT`, as they cannot meet again; it goes on from its
+checkpoint when the command is run again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 from experiments import ranks
 from experiments.launch import POLL, work
-from experiments.ranks import Ranks
+from experiments.ranks import Ranks, RanksLost
 from experiments.runtime import Placement, Runtime
 from experiments.store import DiskFull, Store, TrialFolder
 from experiments.trial import Trial
@@ -47,7 +48,7 @@ def leading(device: str) -> Iterator[None]:
     _joined.append(together)
     try:
         yield
-    except DiskFull:
+    except (DiskFull, RanksLost):
         raise  # the others are in the middle of a step and cannot be told; torchrun ends them
     except BaseException:
         together.tell(None)
@@ -61,7 +62,7 @@ def leading(device: str) -> Iterator[None]:
 
 def follow(device: str) -> None:
     """Every other rank: run what rank 0 runs, until it is done."""
-    from experiments import train
+    from experiments import machine, train
 
     together = ranks.join(device)
     with _stop_asked() as asked:
@@ -70,10 +71,13 @@ def follow(device: str) -> None:
             trial = Trial.from_dict(message.trial)
             try:
                 _run_together(trial, folder, message.runtime, lambda: bool(asked()), together)
+            except RanksLost:
+                raise
             except train.Interrupted:
                 continue
             except Exception:  # rank 0 has heard of it and takes note
-                continue
+                pass
+            machine.release_memory()  # as rank 0 does before it tries again
     ranks.leave()
 
 
@@ -141,6 +145,7 @@ def _run_together(
     Raises:
         Interrupted: on every process.
         DiskFull: on rank 0, at once.
+        RanksLost: the processes cannot tell each other how it went.
         Exception: what it failed with here, or a RuntimeError that names another process.
     """
     from experiments import train
@@ -152,7 +157,11 @@ def _run_together(
         raise
     except Exception as error:
         failure = error
-    texts = together.gather(f"{type(failure).__name__}: {failure}" if failure else None)
+    here = f"{type(failure).__name__}: {failure}" if failure else None
+    try:
+        texts = together.gather(here)
+    except RuntimeError as error:
+        raise RanksLost(here or str(error)) from failure
     if failure is not None:
         raise failure
     for rank, text in enumerate(texts):

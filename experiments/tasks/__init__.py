@@ -26,3 +26,6 @@ TASKS = Registry(
         "mad-memorization": "experiments.tasks.mad:Memorization",
     },
 )
+
+FROM_FILES = ("images", "coco", "ade20k")
+"""Whose examples lie in files, and are read by processes of their own."""

@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import functional as colour
 
 from experiments.interface import TaskSpec
 from experiments.tasks.base import Batch, Metric, Scorer, TaskData, generator, share, shuffled
-from experiments.tasks.reading import FilesRead, all_read
+from experiments.tasks.reading import FilesRead, Unreadable, whole
 from experiments.tasks.segmentation import at_size, pixel_loss
 from experiments.trial import stream
 from mixers.registry import InputError
@@ -179,7 +179,7 @@ def _opened(path: Path) -> Image.Image:
     return image
 
 
-class ADE20KData(FilesRead[Key, list[Any]]):
+class ADE20KData(FilesRead[Key, tuple[Any, Tensor] | Unreadable]):
     """The splits, read while they are asked for."""
 
     def __init__(self, task: ADE20K, seed: int) -> None:
@@ -200,7 +200,7 @@ class ADE20KData(FilesRead[Key, list[Any]]):
             "test": listed["validation"],
         }
         self.extra_tests: tuple[str, ...] = ("multiscale",) if task.multi_scale else ()
-        super().__init__(_Pixels(task.classes, task.crop), list)
+        super().__init__(_Pixels(task.classes, task.crop), _together)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -233,8 +233,7 @@ class ADE20KData(FilesRead[Key, list[Any]]):
             for numbers in steps
         )
         for numbers, read_ones in zip(steps, self.read(keys), strict=True):
-            images, labels = (torch.stack(column) for column in zip(*all_read(read_ones), strict=True))
-            yield Batch(images, labels, numbers)
+            yield Batch(*whole(read_ones), numbers)
 
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         """One image at a time, whatever `batch_size`; of "test_multiscale", all of its views."""
@@ -245,13 +244,12 @@ class ADE20KData(FilesRead[Key, list[Any]]):
         own = list(enumerate(self._examples[split], start=first))[self.reading.rank :: self.reading.ranks]
         keys = ([(example, purpose)] for _, example in own)
         for (number, _), read_ones in zip(own, self.read(keys), strict=True):
-            [(seen, labels)] = all_read(read_ones)
-            yield Batch(seen, labels[None], torch.tensor([number]))
+            yield Batch(*whole(read_ones), torch.tensor([number]))
 
 
 @dataclass(frozen=True)
 class _Pixels:
-    """An image as the model sees it, and the labels of its pixels."""
+    """An image as the model sees it and the labels of its pixels, each a batch of one."""
 
     classes: int
     crop: int
@@ -260,10 +258,22 @@ class _Pixels:
         example, purpose = key
         image, labels = read(example, self.classes)
         if purpose == "views":
-            return views(image, self.crop), labels
+            return views(image, self.crop), labels[None]
         if purpose == "whole":
-            return normalised(resized(image, self.crop, 1.0))[None], labels
-        return augmented(image, labels, self.crop, generator(purpose))
+            return normalised(resized(image, self.crop, 1.0))[None], labels[None]
+        cut, labels = augmented(image, labels, self.crop, generator(purpose))
+        return cut[None], labels[None]
+
+
+def _together(examples: list[tuple[Any, Tensor] | Unreadable]) -> tuple[Any, Tensor] | Unreadable:
+    """A batch of batches of one, or the first that could not be read."""
+    for each in examples:
+        if isinstance(each, Unreadable):
+            return each
+    if len(examples) == 1:
+        return examples[0]  # of which the image may be in several views
+    images, labels = zip(*examples, strict=True)
+    return torch.cat(images), torch.cat(labels)
 
 
 def _digest(name: str) -> bytes:

@@ -84,11 +84,13 @@ class Reading:
         workers: processes that read and augment; 0 for none beside the one that trains.
         rank: of this process among those that train one model together.
         ranks: how many those are.
+        pin: whether batches come in pinned memory, from which a GPU copies while it computes.
     """
 
     workers: int = 0
     rank: int = 0
     ranks: int = 1
+    pin: bool = False
 
 
 @runtime_checkable
@@ -244,7 +246,8 @@ class ClassificationScorer:
 def to_device(value: Any, device: torch.device) -> Any:
     """Tensors, and those inside lists, tuples and dictionaries, on the device."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        # to a CPU nothing would wait for the end of the copy
+        return value.to(device, non_blocking=device.type != "cpu")
     if isinstance(value, dict):
         return {key: to_device(inner, device) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -23,7 +23,7 @@ from experiments.interface import TaskSpec
 from experiments.tasks.base import Batch, TaskData, fingerprint, generator, share, shuffled
 from experiments.tasks.coco_format import CocoFile, Degenerate, Picture, decode, read
 from experiments.tasks.instances import InstanceSegmentation, Target
-from experiments.tasks.reading import FilesRead, Unreadable, all_read
+from experiments.tasks.reading import FilesRead, Unreadable, whole
 from experiments.trial import stream
 from mixers.registry import InputError
 
@@ -173,7 +173,7 @@ class CocoData(FilesRead[Key, list[Example | Unreadable]]):
 
     def _batches(self, keys: Sequence[Sequence[Key]]) -> Iterator[Batch]:
         for batch, read_ones in zip(keys, self.read(keys), strict=True):
-            images, targets = zip(*all_read(read_ones), strict=True)
+            images, targets = zip(*map(whole, read_ones), strict=True)
             ids = torch.tensor([picture.id for _, picture, _ in batch])
             yield Batch(list(images), list(targets), ids)
 

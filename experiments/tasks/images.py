@@ -240,9 +240,11 @@ class ImagesData(FilesRead[Key, Stacked]):
         )
         for numbers, read in zip(steps, self.read(keys), strict=True):
             images, labels, errors = read
-            self._note("train", numbers, errors)
-            kept = _neighbours(len(numbers), errors)
-            yield Batch(images[kept], labels[kept], numbers[kept])
+            if errors:
+                self._note("train", numbers, errors)
+                kept = _neighbours(len(numbers), errors)
+                images, labels, numbers = images[kept], labels[kept], numbers[kept]
+            yield Batch(images, labels, numbers)
 
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         every = self._numbers[split].split(batch_size)
@@ -250,10 +252,11 @@ class ImagesData(FilesRead[Key, Stacked]):
         keys = ([(split, number, None) for number in numbers.tolist()] for numbers in steps)
         for numbers, read in zip(steps, self.read(keys), strict=True):
             images, labels, errors = read
-            self._note(split, numbers, errors)
-            kept = torch.tensor([place for place in range(len(numbers)) if place not in errors])
-            if len(kept):
-                yield Batch(images[kept], labels[kept], self._ids(split, numbers[kept]))
+            if errors:
+                self._note(split, numbers, errors)
+                kept = torch.tensor([place for place in range(len(numbers)) if place not in errors])
+                images, labels, numbers = images[kept], labels[kept], numbers[kept]
+            yield Batch(images, labels, self._ids(split, numbers))
 
     def _ids(self, split: str, numbers: Tensor) -> Tensor:
         """Of a split's images among those of all splits; the training split's are their numbers."""

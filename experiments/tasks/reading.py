@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any, Generic, TypeVar
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -75,9 +77,9 @@ class FilesRead(Generic[Key, Read]):
             batch_sampler=self._plan,
             num_workers=workers,
             collate_fn=self._collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.reading.pin,
             multiprocessing_context=_fork_server(self._read_one.__module__) if workers else None,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_live_and_end_with_the_trainer,
             persistent_workers=workers > 0,
             generator=generator(0),  # unused, but the global one is left alone
         )
@@ -108,26 +110,43 @@ class _Plan:
 def _fork_server(module: str) -> BaseContext:
     """A fresh process imports the module that reads, once; the readers are its forks.
 
-    They are not forks of this one: numba's threads do not survive that.
+    They are not forks of this one: numba's threads do not survive that. SIGTERM, which torchrun and SLURM
+    send to all processes, does not reach the server: a trainer without readers could not go on to save.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
+    resource_tracker.ensure_running()  # which unblocks SIGTERM when it starts, so that it comes first
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and pre-emption reach every process; this one ends when its parent has saved and ended."""
+def _live_and_end_with_the_trainer(worker: int) -> None:
+    """Ctrl-C and pre-emption reach every process; a reader ends when the trainer has saved, or died.
+
+    Its parent is the fork server, which does not end as long as there are readers.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+
+    def watch() -> None:
+        connection.wait([trainer.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
-def all_read(examples: Sequence[Any | Unreadable]) -> list[Any]:
-    """The examples themselves.
+def whole(read: Read | Unreadable) -> Read:
+    """What was read.
 
     Raises:
-        InputError: one of them could not be read.
+        InputError: it could not be.
     """
-    for each in examples:
-        if isinstance(each, Unreadable):
-            raise InputError(each.problem)
-    return list(examples)
+    if isinstance(read, Unreadable):
+        raise InputError(read.problem)
+    return read

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from experiments import executors, train
+from experiments import executors, launch, train
 from experiments.runtime import Placement, Runtime
 from experiments.store import Store
+from experiments.tasks import FROM_FILES, TASKS
 from experiments.trial import Trial
-from mixers.registry import InputError
+from mixers.registry import Component, InputError
 
 MakeTrial = Callable[..., Trial]
 
@@ -144,11 +147,46 @@ def test_slurm_runs_an_array_of_shares(tiny_trial: MakeTrial, store: Store, slur
 
 def test_a_gpu_job_asks_for_its_gpus(slurm: Path) -> None:
     executor = executors.find("slurm").make_executor(
-        slurm, Runtime(device="cuda", threads=4), Placement(gpus_per_trial=2)
+        slurm, Runtime(device="cuda"), Placement(gpus_per_trial=1), processors=6
     )
     script = executor._make_submission_file_text("true", "uid")
-    assert "#SBATCH --gpus-per-node=2" in script
-    assert "#SBATCH --cpus-per-task=4" in script
+    assert "#SBATCH --gpus-per-node=1" in script
+    assert "#SBATCH --cpus-per-task=6" in script
+
+
+def test_ray_is_not_asked_for_more_than_a_node_has() -> None:
+    class Cluster:
+        @staticmethod
+        def nodes() -> list[dict[str, Any]]:
+            gpus = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}
+            return [
+                gpus,
+                {"Alive": True, "Resources": {"CPU": 16.0}},
+                {"Alive": False, "Resources": {"CPU": 99.0}},
+            ]
+
+    check = executors.find("ray")._check_room  # type: ignore[attr-defined]
+    check(Cluster, 8, 1)
+    check(Cluster, 16, 0)
+    for cpus, gpus in ((9, 1), (17, 0), (1, 2)):
+        with pytest.raises(
+            InputError, match=rf"takes {cpus} CPUs .* and {gpus} GPUs, which no node .* has \(8 CPUs"
+        ):
+            check(Cluster, cpus, gpus)
+
+
+def test_processes_that_read_count_where_there_are_files(tiny_trial: MakeTrial) -> None:
+    runtime = Runtime(threads=4, loaders=2)
+    trial = tiny_trial()
+    files = dataclasses.replace(trial, task=Component("images", {}))
+    assert launch.processors([trial], runtime) == 4
+    assert launch.processors([trial, files], runtime) == 6
+
+
+def test_every_task_of_files_is_known_to_be_one() -> None:
+    modules = {TASKS.load(name).__module__ for name in TASKS}
+    readers = {module for module in modules if hasattr(sys.modules[module], "FilesRead")}
+    assert {TASKS.load(name).__module__ for name in FROM_FILES} == readers
 
 
 @pytest.mark.parametrize(
@@ -156,7 +194,7 @@ def test_a_gpu_job_asks_for_its_gpus(slurm: Path) -> None:
     [
         (Placement(slurm={"array": "0-9"}), "--slurm array=... cannot be given: it follows from --workers"),
         (Placement(slurm={"time": "1:00:00"}), "--slurm time must be whole minutes, got '1:00:00'"),
-        (Placement(gpus_per_trial=0.5), "--gpus-per-trial must be a whole number with SLURM, got 0.5"),
+        (Placement(gpus_per_trial=0.5), "--gpus-per-trial must be 1 with SLURM, got 0.5"),
     ],
 )
 @pytest.mark.usefixtures("slurm")

@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from experiments import launch
 from experiments.divided_batches import check_share
-from experiments.ranks import Ranks
+from experiments.executors import torchrun
+from experiments.ranks import Ranks, RanksLost
 from experiments.runtime import Runtime
-from experiments.store import Store
+from experiments.store import Store, TrialFolder
 from experiments.tasks.base import chosen
 from experiments.train import run_trial
 from experiments.trial import Recipe, Trial
@@ -31,7 +35,7 @@ def test_two_ranks_give_the_curve_of_one(digit_folder: Path, tmp_path: Path) -> 
     """Through the command line, with mixup, an average and accumulation; images are read in shares."""
     command = (
         "-m torch.distributed.run --standalone --nproc-per-node 2 run_ablation.py --mixer conv "
-        f"--baseline conv --seeds 1 --match none --skeleton mambaout-nano --task images --loaders 0 "
+        f"--baseline conv --seeds 1 --match none --skeleton mambaout-nano --task images --loaders 1 "
         f"--task.data {digit_folder} "
         "--task.size 16 --task.held-out 0.2 --train.epochs 2 --train.warmup-epochs 0 --train.batch-size 16 "
         "--train.mixup 0.8 --train.cutmix 1.0 --train.ema-decay 0.9 --train.lr 1e-3 --micro-batch 4 "
@@ -53,6 +57,30 @@ def test_two_ranks_give_the_curve_of_one(digit_folder: Path, tmp_path: Path) -> 
     assert single is not None
     assert result["metrics"]["test"] == pytest.approx(single["metrics"]["test"], abs=1e-5)
     assert {path.name for path in folder.iterdir()} == {path.name for path in alone.path.iterdir()} | {"lock"}
+
+
+class Torn(Ranks):
+    """Two processes that cannot reach each other."""
+
+    def gather(self, value: Any) -> list[Any]:
+        raise RuntimeError("Application timeout caused pair closure")
+
+
+def test_a_trial_has_not_failed_because_the_processes_lost_each_other(
+    tiny_trial: Callable[..., Trial], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError("here")
+
+    monkeypatch.setattr("experiments.train.run_trial", fails)
+    trial = tiny_trial("identity")
+
+    def together(trial: Trial, folder: TrialFolder, runtime: Runtime, stop: Callable[[], bool]) -> None:
+        torchrun._run_together(trial, folder, runtime, stop, Torn(0, 2))
+
+    with pytest.raises(RanksLost, match="MemoryError: here"):
+        launch.work([trial], store, Runtime(), "session", run_trial=together)
+    assert store.folder(trial.id).result() is None
 
 
 def test_what_torchrun_decides_is_refused() -> None:

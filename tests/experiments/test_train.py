@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import random
+import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +16,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from experiments import build
+from experiments import build, learner
 from experiments import evaluate as evaluation
 from experiments.build import build_model, create_task
 from experiments.cost import token_mixers
 from experiments.divided_batches import with_whole_batches
 from experiments.evaluate import Evaluator
 from experiments.interface import TaskSpec
+from experiments.machine import is_out_of_memory
 from experiments.ranks import ALONE, Ranks
 from experiments.recipe import make_optimizer
 from experiments.runtime import Runtime
@@ -362,6 +366,68 @@ def test_what_a_further_test_set_cannot_give_is_skipped(
     assert {"accuracy_8", "accuracy_16"} <= result["metrics"]["test"].keys()
     expected = "not even one example of the test_32 split fits" if problem == "memory" else "loss not finite"
     assert expected in result["skipped"]["32"]
+
+
+def test_a_run_leaves_no_model_behind(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker runs many trials: the memory of one is free before Python looks for circles."""
+    models = []
+    original = learner.build_model
+
+    def build(trial: Trial) -> nn.Module:
+        model = original(trial)
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(learner, "build_model", build)
+    gc.disable()
+    try:
+        run(tiny_trial("ssm", epochs=1), store)
+        assert [model() for model in models] == [None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("batches", [2, 5, 8])
+def test_a_stop_is_heard_in_tests_too(
+    tiny_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+) -> None:
+    """3 batches of validation after the epoch, 3 of validation and 6 of the test at the end."""
+    monkeypatch.setattr(evaluation, "EXAMPLES_AT_ONCE", 64)
+    trial = tiny_trial("conv", epochs=1, batch_size=256)
+    whole = run(trial, Store(tmp_path / "whole"))
+    folder = Store(tmp_path / "stopped").folder(trial.id)
+    left = 4 + batches  # there are 4 steps of training
+
+    def stop_requested() -> bool:
+        nonlocal left
+        left -= 1
+        return left == 0
+
+    with pytest.raises(Interrupted):
+        run_trial(trial, folder, Runtime(), stop_requested)
+    assert folder.result() is None
+    run_trial(trial, folder, Runtime())
+    (result, curve, answers), (expected, its_curve, its_answers) = outcome(folder), outcome(whole)
+    assert (result, curve) == (expected, its_curve)
+    assert np.array_equal(answers, its_answers)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("CUDA error: out of memory\nCompile with..."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("CUDA error: out of memory"), False),
+    ],
+)
+def test_what_is_out_of_memory(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected
 
 
 def test_a_test_that_is_not_finite_is_divergence(

@@ -12,15 +12,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis import quantities as q
 from analysis.drawing import (
-    COLOURS,
-    DASHES,
     GREY,
-    MARKERS,
     PAGE,
     Drawing,
+    colour_and_marker,
     finished_drawing,
     legend,
     legend_label,
+    line_style,
     paper_style,
     whole_bytes,
 )
@@ -109,9 +108,8 @@ def against_length(points: Sequence[Json], machine: Json) -> Drawing | None:
         mine = [point for point in shown if point["mixer"] == name]
         lengths = [point["length"] for point in mine]
         style: Json = {
-            "color": COLOURS[index % 7],
-            "marker": MARKERS[(index + index // 7) % 7],
-            "linestyle": DASHES[index % len(DASHES)],
+            **colour_and_marker(index),
+            "linestyle": line_style(index),
             "markersize": 3,
             "label": legend_label(name),
         }

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -47,6 +47,19 @@ class Drawing:
     caption: str
     width: float  # inches
     files: dict[str, bytes]
+
+
+def colour_and_marker(index: int) -> Json:
+    """Colour and marker of one of several things; no two of the first 49 have both in common."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[(index + index // len(COLOURS)) % len(MARKERS)],
+    }
+
+
+def line_style(index: int) -> Any:
+    """Dashes of one of several things, or none."""
+    return DASHES[index % len(DASHES)]
 
 
 @contextmanager

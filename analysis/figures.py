@@ -18,19 +18,18 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from analysis import quantities as q
 from analysis.drawing import (
-    COLOURS,
     COLUMN,
-    DASHES,
     GREY,
     INK,
-    MARKERS,
     PAGE,
     ZONE,
     Drawing,
+    colour_and_marker,
     finished_drawing,
     keep_to_percentages,
     legend,
     legend_label,
+    line_style,
     paper_style,
     whole_bytes,
     wrapped,
@@ -165,7 +164,7 @@ def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     """Validation metric by epoch, mean and standard deviation over seeds; right, the last half enlarged."""
     rows = [row for arm in arms for row in _curve_rows(arm)]
     looks = looks_of(arms)
-    dashes = {arm.name: DASHES[index % len(DASHES)] for index, arm in enumerate(arms)}
+    dashes = {arm.name: line_style(index) for index, arm in enumerate(arms)}
     arms, left_out = _at_most(MOST_LINES, [arm for arm in arms if arm.curves.size])
     if not arms:
         return None
@@ -265,10 +264,7 @@ def pareto_front(arms: list[ArmSummary], price: str, direction: int) -> tuple[li
 
 def looks_of(arms: list[ArmSummary]) -> dict[str, Json]:
     """Colour and marker by arm, the same in every figure of a study; the pair is unique up to 49 arms."""
-    return {
-        arm.name: {"color": COLOURS[index % 7], "marker": MARKERS[(index + index // 7) % 7]}
-        for index, arm in enumerate(arms)
-    }
+    return {arm.name: colour_and_marker(index) for index, arm in enumerate(arms)}
 
 
 def _interval_bars(axes: Axes, by_height: dict[float, Estimate]) -> None:

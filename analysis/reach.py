@@ -10,15 +10,14 @@ from matplotlib.figure import Figure
 
 from analysis import quantities as q
 from analysis.drawing import (
-    COLOURS,
-    DASHES,
     GREY,
     INK,
-    MARKERS,
     PAGE,
     Drawing,
+    colour_and_marker,
     finished_drawing,
     legend,
+    line_style,
     paper_style,
     wrapped,
 )
@@ -111,8 +110,8 @@ def _by_distance(axes: Axes, study: Study, arms: dict[str, Arm], group: str) -> 
             elinewidth=0.8,
             linewidth=1.1,
             markersize=3.6,
-            linestyle=DASHES[index % len(DASHES)],
-            **_look(index),
+            linestyle=line_style(index),
+            **colour_and_marker(index),
         )
     axes.set_xticks(distances)
     axes.set_xlabel("distance to the framed digit (cells)")
@@ -131,7 +130,7 @@ def _by_direction(axes: Axes, study: Study, arms: dict[str, Arm], group: str) ->
         ]
         axes.plot([each.mean for each in estimates], [index, index], color=GREY, linewidth=0.8, zorder=1)
         for filled, estimate in zip((True, False), estimates, strict=True):
-            style = {**_look(index), **({} if filled else {"markerfacecolor": "white"})}
+            style = {**colour_and_marker(index), **({} if filled else {"markerfacecolor": "white"})}
             axes.plot([estimate.low, estimate.high], [index, index], color=INK, linewidth=0.8, zorder=2)
             axes.plot([estimate.mean], [index], markersize=4.2, linestyle="", zorder=3, **style)
     axes.set_yticks(range(len(arms)), [wrapped(label, 20) for label in arms])
@@ -152,10 +151,6 @@ def _finish(axes: Axes, study: Study, along: str) -> None:
     if study.metric.unit == "%":
         limit(-4, 104)
     axes.grid(axis="y" if along == "y" else "x")
-
-
-def _look(index: int) -> Json:
-    return {"color": COLOURS[index % 7], "marker": MARKERS[(index + index // 7) % 7]}
 
 
 def _estimate(study: Study, arm: Arm, place: str) -> Estimate:

@@ -12,17 +12,16 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis import quantities as q
 from analysis.drawing import (
-    COLOURS,
-    DASHES,
     GREY,
     INK,
-    MARKERS,
     PAGE,
     ZONE,
     Drawing,
+    colour_and_marker,
     finished_drawing,
     keep_to_percentages,
     legend,
+    line_style,
     paper_style,
 )
 from analysis.records import Case, Json, RateSearch, Study
@@ -121,13 +120,7 @@ def learning_rates(study: Study) -> Drawing | None:
 
 
 def _style(index: int) -> Json:
-    return {
-        "color": COLOURS[index % 7],
-        "marker": MARKERS[(index + index // 7) % 7],
-        "linestyle": DASHES[index % len(DASHES)],
-        "markersize": 3.6,
-        "linewidth": 1.1,
-    }
+    return {**colour_and_marker(index), "linestyle": line_style(index), "markersize": 3.6, "linewidth": 1.1}
 
 
 def _lines(

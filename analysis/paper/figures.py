@@ -18,16 +18,17 @@ from analysis import published
 from analysis import quantities as q
 from analysis.drawing import (
     COLOURS,
-    DASHES,
     GREY,
     INK,
     MARKERS,
     PAGE,
     ZONE,
     Drawing,
+    colour_and_marker,
     finished_drawing,
     legend,
     legend_label,
+    line_style,
     paper_style,
     whole_bytes,
 )
@@ -111,9 +112,8 @@ def memory(decoding: Sequence[Json]) -> Drawing | None:
         points = [row for row in decoding if row["mixer"] == name]
         contexts = [float(row["context"]) for row in points]
         style: Json = {
-            "color": COLOURS[index % 7],
-            "marker": MARKERS[(index + index // 7) % 7],
-            "linestyle": DASHES[index % len(DASHES)],
+            **colour_and_marker(index),
+            "linestyle": line_style(index),
             "markersize": 3,
             "label": legend_label(name),
         }

@@ -259,7 +259,7 @@ class _Put(torch.autograd.Function):
     @staticmethod
     def forward(order: Tensor, segments: tuple[int, ...], *parts: Tensor) -> Tensor:
         visited = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return visited.index_select(1, _inverse(order))  # a third of the time of index_copy_
+        return visited.index_select(1, _inverse(order))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

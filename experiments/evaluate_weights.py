@@ -66,8 +66,8 @@ def evaluate_weights(asked: EvaluateRequest) -> Evaluated:
     assert isinstance(task, Images)
     data = task.load_test()
     assert isinstance(data, FileData)
-    data.read_with(Reading(asked.loaders))
     device = torch_device(asked.device)
+    data.read_with(Reading(asked.loaders, pin=device.type == "cuda"))
     model = build_model(trial, new_head=False).to(device)
     choose_backend(model, "auto", device)
     try:

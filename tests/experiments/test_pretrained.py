@@ -73,6 +73,16 @@ def test_evaluate_gives_what_timm_gives(
     assert "published: top-1 78.9 % on ImageNet-1k" in printed
 
 
+def test_evaluate_wants_a_classifier(
+    femto: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "backbone.safetensors"
+    backbone = {name: value for name, value in femto.state_dict().items() if not name.startswith("head.")}
+    safetensors.torch.save_file(backbone, path)
+    assert run_ablation.main(["evaluate", "--weights", str(path), "--task.data", str(tmp_path)]) == 2
+    assert f"weights {path} have no classifier of images (head.fc.bias)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("layout", ["timm .pth", "official .pth", "ours"])
 def test_every_layout_is_the_same_model(
     femto: torch.nn.Module, femto_file: Path, tmp_path: Path, layout: str

@@ -74,10 +74,12 @@ def test_evaluate_gives_what_timm_gives(
 
 
 def test_evaluate_wants_a_classifier(
-    femto: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    femto_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Which the weights of a trial on pixels have not."""
     path = tmp_path / "backbone.safetensors"
-    backbone = {name: value for name, value in femto.state_dict().items() if not name.startswith("head.")}
+    weights = build_model(trial(femto_file)).state_dict()
+    backbone = {name: value for name, value in weights.items() if not name.startswith("head.")}
     safetensors.torch.save_file(backbone, path)
     assert run_ablation.main(["evaluate", "--weights", str(path), "--task.data", str(tmp_path)]) == 2
     assert f"weights {path} have no classifier of images (head.fc.bias)" in capsys.readouterr().err

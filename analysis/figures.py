@@ -88,7 +88,7 @@ def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     labels = [wrapped(arm.name, 20) for arm in arms]
     figure = Figure(figsize=(COLUMN, 0.55 + _row_height(labels, 0.4) * len(arms)), layout="constrained")
     axes = figure.add_subplot()
-    values = [arm.arm.values("test", name) for arm in arms]
+    values = [arm.arm.compared(name) for arm in arms]
     outside = _outliers(arms, study)
     kept = [{} if arm.name in outside else by_seed for arm, by_seed in zip(arms, values, strict=True)]
     planned = sorted({seed for by_seed in values for seed in by_seed})
@@ -110,11 +110,11 @@ def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         if arm.name in outside:
             _off_scale(axes, row, q.number(arm.test.mean, decimals), outside[arm.name])
     _rows_axis(axes, labels)
-    axes.set_xlabel(f"test {name} ({study.metric.unit})")
+    axes.set_xlabel(f"test {study.compared} ({study.metric.unit})")
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     axes.grid(axis="x")
     caption = (
-        f"Test {name} of every seed (coloured), lines joining the same seed; below, mean and "
+        f"Test {study.compared} of every seed (coloured), lines joining the same seed; below, mean and "
         f"{q.percent(1 - study.alpha)} t interval over seeds. For the comparison look at the differences: "
         f"pairing removes what the seeds have in common. {_counted([arm.test.n for arm in arms])} "
         f"{selection_rule(study, arms)}"

@@ -390,7 +390,8 @@ def backend_name(provenance: Json) -> str:
 
 def _study(plan: Json, trials_folder: Path) -> Study:
     metric = plan["metric"]
-    arms = {arm["name"]: _arm(arm, trials_folder, metric["name"]) for arm in plan["arms"]}
+    budget = str(plan.get("budget") or "")  # of plans that do not tell it arm by arm
+    arms = {arm["name"]: _arm(arm, trials_folder, metric["name"], budget) for arm in plan["arms"]}
     comparisons = [(pair["arm"], pair["baseline"]) for pair in plan["comparisons"]]
     for name in (name for pair in comparisons for name in pair):
         if name not in arms:
@@ -469,7 +470,7 @@ def _families(families: list[list[int]] | None, comparisons: int) -> list[list[i
     return [*families, rest] if rest else families
 
 
-def _arm(arm: Json, trials_folder: Path, metric: str) -> Arm:
+def _arm(arm: Json, trials_folder: Path, metric: str, budget: str) -> Arm:
     own = arm.get("metric")
     trials = [
         _trial(arm["name"], trial, trials_folder / trial["trial_id"], metric, own) for trial in arm["trials"]
@@ -483,7 +484,7 @@ def _arm(arm: Json, trials_folder: Path, metric: str) -> Arm:
         label=str(arm.get("arm") or arm["name"]),
         case=arm.get("case"),
         metric=own,
-        budget=str(arm.get("budget") or ""),
+        budget=str(arm.get("budget") or budget),
     )
 
 

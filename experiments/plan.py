@@ -305,16 +305,17 @@ def _read(path: Path, name: str, study: Study) -> Plan | None:
 
 
 def write(plan: Plan, path: Path, origin: Origin) -> None:
-    """Store the plan."""
-    write_json(path, plan.to_dict(origin))
+    """Store the plan, options in the order of their definition: so their text is the same when it is read."""
+    write_json(path, plan.to_dict(origin), sort_keys=False)
 
 
 def load_stored(path: Path) -> dict[str, Any] | None:
     """A stored plan as it is, or None if there is none that can be read."""
     try:
         content = json.loads(path.read_bytes())
-        return content if isinstance(content, dict) and content["arms"][0]["trials"] else None
-    except (OSError, ValueError, LookupError, TypeError):
+        whole = content["arms"][0]["trials"] and content.keys() >= {"command", "comparisons", "families"}
+        return content if whole else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
@@ -348,7 +349,7 @@ def renew(plan: Plan, path: Path, history: History) -> str | None:
             "this is the report of what ran"
         )
     if not _same({**fresh, "key": before["key"]}, before):
-        write_json(path, fresh)
+        write_json(path, fresh, sort_keys=False)
     return None
 
 

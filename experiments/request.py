@@ -60,7 +60,7 @@ class Request:
     shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
     """Run only the I-th of N shares of the trials; each of N machines runs its own."""
     gpus_per_trial: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
-    """GPUs of one trial, or a share of one (0.5: two trials on each); default: 1 where there are any."""
+    """GPU of one trial: 1, or a share of one (0.5: two trials on each); default: 1 where there are any."""
     slurm: Annotated[tuple[str, ...], tyro.conf.arg(metavar="OPTION=VALUE ...")] = ()
     """Options of sbatch for --executor slurm, e.g. partition=gpu time=240 (minutes)."""
     checkpoint_every: Annotated[float, tyro.conf.arg(metavar="MINUTES")] = 1.0

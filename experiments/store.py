@@ -86,9 +86,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON with sorted keys, atomically."""
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+def write_json(path: Path, value: Any, *, sort_keys: bool = True) -> None:
+    """Write readable JSON, atomically."""
+    text = json.dumps(value, indent=1, sort_keys=sort_keys, allow_nan=False)
     write_bytes(path, f"{text}\n".encode())
 
 

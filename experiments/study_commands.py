@@ -195,7 +195,7 @@ def _history(planned: Plan, path: Path, store: Store, asked: Request) -> History
     file = study.find(asked.study)
     whole = store.studies / file.stem / "plan.json"
     return history.trace(
-        planned,
+        search.settle(planned, store).plan,
         plan.load_stored(path),
         None if whole == path else plan.load_stored(whole),
         lambda trials: sum(launch.finished(store.folder(trial)) for trial in trials),

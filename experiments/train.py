@@ -173,11 +173,11 @@ class _Run:
                 self.cause = f"loss not finite, {where}, in epoch {at.epoch + 1}, step {at.step}"
                 return False
             self._log(loss)
-            now = time.monotonic()
-            at.training, since = at.training + now - since, now
+            at.training += time.monotonic() - since
             self._watch()
-            if now - self.saved > self.runtime.checkpoint_every:
+            if time.monotonic() - self.saved > self.runtime.checkpoint_every:
                 self.save()
+            since = time.monotonic()
         return True
 
     def _watch(self) -> None:

@@ -118,17 +118,13 @@ def _gpus_per_trial(ray: Any, runtime: Runtime, placement: Placement) -> float:
 
 
 def _check_room(ray: Any, cpus: int, gpus: float) -> None:
-    """Refuse tasks that no node has room for: Ray would wait for one that has, and say nothing.
-
-    Raises:
-        InputError: there is no such node.
-    """
+    """Say so if no node has room for a task: Ray waits for one that has, and says nothing itself."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         largest = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
-        raise InputError(
-            f"a trial takes {cpus} CPUs (--threads and, for files, --loaders) and {gpus:g} GPUs, which no "
-            f"node of the Ray cluster has ({largest})"
+        print(
+            f"note: no node of the Ray cluster has what a trial takes, {cpus} CPUs (--threads and, for "
+            f"files, --loaders) and {gpus:g} of a GPU: there are {largest}. Ray waits until one comes"
         )
 
 

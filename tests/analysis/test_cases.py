@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
 
+from analysis import figures
 from analysis.against_published import DIFFERS, MATCH, NOT_COMPARABLE, OPEN, published_table, stand
 from analysis.records import FAILED, OK, NaiveBaseline, Study, load_study, trial_row
 from analysis.report import verdict_lines, verdicts_by_case, write_study
@@ -192,6 +194,23 @@ def test_an_arm_may_have_a_number_of_its_own(records: Any) -> None:
     assert "Compared: accuracy_64 (64); accuracy_1024 (1024)." in " ".join(table.caption)
     row = trial_row(study.arms["conv @ 1024"].trials[0])
     assert (row["compared"], row["test_accuracy"], row["test_accuracy_1024"]) == ("accuracy_1024", 50.0, 70.0)
+
+
+def test_the_seeds_are_drawn_by_the_number_of_their_case(
+    records: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test_an_arm_may_have_a_number_of_its_own(records)
+    drawn: list[float] = []
+    original = Axes.plot
+
+    def plot(axes: Axes, x: Any, *rest: Any, **style: Any) -> Any:
+        drawn.extend(x if style.get("markersize") == 3.4 else [])
+        return original(axes, x, *rest, **style)
+
+    monkeypatch.setattr(Axes, "plot", plot)
+    study = study_of(records)
+    figures.seeds(study, list(summarise(study).values()))
+    assert set(drawn) == {70.0, 71.0, 72.0}
 
 
 def test_each_case_has_its_skeleton_and_each_arm_its_budget(records: Any) -> None:

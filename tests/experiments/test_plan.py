@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,16 @@ def test_other_words_seeds_or_comparisons_need_no_models(
     fresh = plan.make("words", wanted, stored.with_name("none"))
     monkeypatch.setattr(plan, "_resolve", lambda *_: pytest.fail("models were built"))
     assert plan.make("words", wanted, stored).to_dict(ORIGIN) == fresh.to_dict(ORIGIN)
+
+
+def test_a_stored_plan_reads_as_it_was_made(stored: Path) -> None:
+    """Options come in the same order: the report of today is that of tomorrow."""
+    made, read = plan.make("words", STUDY, Path("none")), plan.make("words", STUDY, stored)
+    assert [str(arm.template.task) for arm in read.arms] == [str(arm.template.task) for arm in made.arms]
+    assert [arm.template.mixer_text for arm in read.arms] == [arm.template.mixer_text for arm in made.arms]
+    before = stored.read_bytes()
+    plan.write(read, stored, ORIGIN)
+    assert stored.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -128,38 +139,60 @@ def test_a_plan_says_each_case_and_each_budget(tmp_path: Path) -> None:
 # ---- history
 
 
-def traced(study: Study, own: dict | None, whole: dict | None = None, finished: bool = True) -> History:
+def traced(
+    study: Study, own: dict | None, whole: dict | None = None, done: Collection[str] | None = None
+) -> History:
+    """With the trials of the stored plans finished, unless it is said which are."""
+    if done is None:
+        plans = [content for content in (own, whole) if content]
+        done = {each["trial_id"] for content in plans for arm in content["arms"] for each in arm["trials"]}
     made = plan.make("words", study, Path("none"))
-    return trace(made, own, whole, lambda ids: len(ids) if finished else 0, margin_is_fixed=False)
+    return trace(made, own, whole, lambda ids: len(set(ids) & set(done)), margin_is_fixed=False)
+
+
+def content_of(study: Study, **late: Any) -> dict[str, Any]:
+    made = plan.make("words", study, Path("none"))
+    return made.to_dict(plan.Origin("command", history=History(**late)))
 
 
 @pytest.fixture(scope="module")
 def whole() -> dict[str, Any]:
     """The stored plan of a study of two comparisons and three seeds."""
-    return plan.make("words", STUDY, Path("none")).to_dict(ORIGIN)
+    return content_of(STUDY)
+
+
+FEWER = replace(STUDY, comparisons=(("pooling", "conv"),))
 
 
 def test_comparisons_chosen_among_more_with_results_are_remembered(whole: dict[str, Any]) -> None:
-    fewer = replace(STUDY, comparisons=(("pooling", "conv"),))
-    assert traced(fewer, whole).comparisons_before == 2
-    assert traced(fewer, None, whole).comparisons_before == 2, "also as a study of its own"
-    assert traced(fewer, whole, finished=False).comparisons_before == 0
-    stored = plan.make("words", fewer, Path("none")).to_dict(
-        plan.Origin("command", history=History(comparisons_before=2))
-    )
-    assert traced(fewer, stored).comparisons_before == 2, "for ever"
-    first = plan.make("words", fewer, Path("none")).to_dict(ORIGIN)
-    assert traced(fewer, first, whole).comparisons_before == 0, "what was asked first was not chosen"
+    assert traced(FEWER, whole).comparisons_before == 2
+    assert traced(FEWER, None, whole).comparisons_before == 2, "also as a study of its own"
+    assert traced(FEWER, whole, done=()).comparisons_before == 0
+    stored = content_of(FEWER, comparisons_before=2)
+    assert traced(FEWER, stored).comparisons_before == 2, "for ever"
+    first = content_of(FEWER)
+    assert traced(FEWER, first, whole).comparisons_before == 0, "what was asked first was not chosen"
     assert traced(STUDY, first).comparisons_before == 0, "more are adjusted for"
+
+
+def test_another_task_is_another_study() -> None:
+    whole = content_of(replace(STUDY, task="digits(canvas=9)"), margin_after=9)
+    assert traced(FEWER, None, whole) == History()
 
 
 def test_seeds_added_after_a_look_are_remembered(whole: dict[str, Any]) -> None:
     more = replace(STUDY, seeds=5)
     assert traced(more, whole).looks == (3,)
-    assert traced(more, whole, finished=False).looks == ()
-    assert traced(STUDY, whole).looks == ()
-    stored = plan.make("words", more, Path("none")).to_dict(
-        plan.Origin("command", history=History(looks=(3,)))
-    )
+    assert traced(more, None, whole).looks == (3,), "also as a study of its own"
+    assert traced(more, whole, done=()).looks == ()
+    stored = content_of(more, looks=(3,))
     assert traced(replace(STUDY, seeds=8), stored).looks == (3, 5)
-    assert traced(more, stored, finished=False).looks == (3,)
+    assert traced(more, stored, done=()).looks == (3,)
+
+
+def test_a_report_of_fewer_seeds_is_no_look(whole: dict[str, Any]) -> None:
+    """All of the later ones were there."""
+    five = content_of(replace(STUDY, seeds=5))
+    done = {each["trial_id"] for arm in five["arms"] for each in arm["trials"]}
+    assert traced(STUDY, five, done=done).looks == ()
+    assert traced(replace(STUDY, seeds=5), whole, done=done).looks == ()

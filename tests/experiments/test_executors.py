@@ -87,12 +87,12 @@ def test_an_executor_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> N
 
 PROGRAMS = {
     "sbatch": """
-        cp "$1" {folder}/submitted.sh
+        cp "$1" {folder}/submitted.sh  # as SLURM does: submitit moves its own as soon as this returns
         last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
         for task in $(seq 0 "$last"); do
             SLURM_JOB_ID=$((70 + task)) SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task SLURM_NTASKS=1 \\
                 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 \\
-                bash "$1" > {folder}/job-$task.txt 2>&1 &
+                bash {folder}/submitted.sh > {folder}/job-$task.txt 2>&1 &
         done
         echo "Submitted batch job 7"
     """,

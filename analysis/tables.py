@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 from analysis import quantities as q
 from analysis.records import Json, NaiveBaseline, Study, timing_row, trial_row
+from analysis.sampling import TestSets
 from analysis.statistics import Estimate
 from analysis.summary import ArmSummary, notes, warnings
-from analysis.verdict import Comparison, TestSets, margin_set
+from analysis.verdict import Comparison, margin_set
 
 TERMINAL_WIDTH = 100
 MOST_PLACES = 3  # tasks, skeletons and budgets that a caption names

@@ -34,25 +34,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from analysis import quantities as q
-from analysis.records import DIVERGED, OK, Arm, Study, Trial, load_predictions
+from analysis.records import DIVERGED, OK, Arm, Study, Trial
+from analysis.sampling import Baselines, SamplingErrors, sampling_errors
 from analysis.statistics import (
     Estimate,
-    ExampleScores,
-    Floats,
-    Scored,
     equivalence_test,
     holm,
     minimum_detectable_difference,
     minimum_effect_test,
     paired_differences,
-    pooled_sampling_error,
-    sampling_error,
     seeds_to_decide,
     t_interval,
     t_test,
@@ -65,33 +57,6 @@ LESS, MORE = "by less than the margin", "by more than the margin"
 MINIMUM_SEEDS = 3
 POWER = 0.8
 SEED_LIMIT = 200  # beyond this the answer to "how many seeds?" is "too many"
-
-
-TestSets = Literal["the same", "overlapping", "disjoint"]
-
-
-@dataclass(frozen=True)
-class SamplingErrors:
-    """Standard errors that come from the finite test sets, in difference units; NaN without predictions."""
-
-    one_seed: float = math.nan  # root mean square over seeds
-    mean: float = math.nan  # of the difference averaged over seeds
-    test_sets: TestSets | None = None  # of several seeds, and so how much of this error their interval holds
-    identical_predictions: bool = False  # the two arms predict the same on every example of every seed
-    unreadable: str = ""  # stored predictions that are damaged
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a baseline's trial answered on its test split, and how many targets of each example were right."""
-
-    scored: Scored
-    prediction: NDArray[Any]
-    right: Floats
-
-
-Baselines = dict[str, Answers | None]
-"""By id of the trial: many arms share a baseline, which is read once."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +195,7 @@ def _compare(study: Study, arm_name: str, baseline_name: str, baselines: Baselin
         diverged_baseline=sum(b.status == DIVERGED for _, b in pairs),
         unfinished=sum(not {a.status, b.status} <= {OK, DIVERGED} for a, b in pairs),
         mismatched=tuple(a.seed for a, b in finished if _fingerprint(a) != _fingerprint(b)),
-        sampling=_sampling_errors(study, finished, baselines),
+        sampling=sampling_errors(study, finished, baselines),
     )
 
 
@@ -259,67 +224,6 @@ def _adjust(comparisons: list[Comparison], families: list[list[int]]) -> list[Co
                 p_beyond_holm=float(beyond[member]),
             )
     return adjusted
-
-
-def _sampling_errors(
-    study: Study, finished: list[tuple[Trial, Trial]], baselines: Baselines
-) -> SamplingErrors:
-    """Sampling error of the test set, if the metric is an accuracy and all pairs have stored predictions."""
-    if "accuracy" not in study.metric.name or not finished:
-        return SamplingErrors()
-    scale = 100.0 if study.metric.unit == "%" else 1.0
-    scores, identical = [], True
-    for a, b in finished:
-        if b.trial_id not in baselines:
-            baselines[b.trial_id] = _answers(b)
-        of_a, of_b = load_predictions(a, ("example", "prediction")), baselines[b.trial_id]
-        if of_a is None or of_b is None:
-            return SamplingErrors(unreadable=_unreadable(a if of_a is None else b))
-        if not np.array_equal(of_a["example"], of_b.scored.example):
-            return SamplingErrors()
-        try:
-            pair = ExampleScores(of_b.scored, of_b.scored.right(of_a["prediction"]) - of_b.right)
-        except ValueError:  # shapes that do not fit: not predictions of these targets
-            return SamplingErrors()
-        # Predictions that do not reproduce the recorded difference belong to another checkpoint: no error is
-        # better than a wrong one.
-        recorded = a.metric("test", study.metric.name) - b.metric("test", study.metric.name)
-        if not abs(scale * pair.difference - recorded) <= 1e-4 * scale:
-            return SamplingErrors()
-        scores.append(pair)
-        identical = identical and np.array_equal(of_a["prediction"], of_b.prediction)
-    return SamplingErrors(
-        one_seed=scale * math.sqrt(sum(sampling_error(s) ** 2 for s in scores) / len(scores)),
-        mean=scale * pooled_sampling_error(scores),
-        test_sets=_test_sets([score.scored.example for score in scores]),
-        identical_predictions=identical,
-    )
-
-
-def _unreadable(trial: Trial) -> str:
-    path = trial.folder / "predictions.npz"
-    return str(path) if path.exists() and not trial.own_metric else ""
-
-
-def _answers(baseline: Trial) -> Answers | None:
-    stored = load_predictions(baseline, ("example", "target", "prediction"))
-    if stored is None:
-        return None
-    try:
-        scored = Scored.of(stored["example"], stored["target"])
-        return Answers(scored, stored["prediction"], scored.right(stored["prediction"]))
-    except ValueError:
-        return None
-
-
-def _test_sets(examples: list[NDArray[np.int64]]) -> TestSets | None:
-    """How the test sets of the seeds share examples; None of a single seed."""
-    if len(examples) < 2:
-        return None
-    distinct = len(np.unique(np.concatenate(examples)))
-    if distinct == max(len(each) for each in examples):
-        return "the same"
-    return "disjoint" if distinct == sum(len(each) for each in examples) else "overlapping"
 
 
 def sentence(comparison: Comparison, study: Study, arms: dict[str, ArmSummary]) -> str:

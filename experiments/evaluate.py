@@ -18,7 +18,8 @@ from experiments.machine import is_out_of_memory, release_memory
 from experiments.ranks import ALONE, Ranks
 from experiments.recipe import autocast
 from experiments.skeletons.causal_lm import CausalLM
-from experiments.tasks.base import FileData, Task, TaskData, to_device
+from experiments.tasks.base import Task, TaskData, to_device
+from experiments.tasks.reading import FilesRead
 from experiments.trial import Precision
 from mixers.registry import InputError
 
@@ -111,7 +112,7 @@ class Evaluator:
     def _answered(self, model: nn.Module, split: str, at_once: int) -> Iterator[_Answered]:
         """Outputs, targets and ids of the batches that are this rank's."""
         batches = self.data.batches(split, at_once)
-        if self.ranks.count > 1 and not isinstance(self.data, FileData):
+        if self.ranks.count > 1 and not isinstance(self.data, FilesRead):
             batches = islice(batches, self.ranks.rank, None, self.ranks.count)
         for batch in batches:
             inputs, targets = to_device((batch.inputs, batch.targets), self.device)

@@ -13,8 +13,8 @@ from experiments.machine import torch_device
 from experiments.request import EvaluateRequest
 from experiments.skeletons import SKELETONS
 from experiments.tasks import TASKS
-from experiments.tasks.base import FileData, Reading
 from experiments.tasks.images import Images
+from experiments.tasks.reading import FilesRead, Reading
 from experiments.trial import Recipe
 from mixers import MIXERS, InputError
 
@@ -65,7 +65,7 @@ def evaluate_weights(asked: EvaluateRequest) -> Evaluated:
     task = create_task(trial.task)
     assert isinstance(task, Images)
     data = task.load_test()
-    assert isinstance(data, FileData)
+    assert isinstance(data, FilesRead)
     device = torch_device(asked.device)
     data.read_with(Reading(asked.loaders, pin=device.type == "cuda"))
     model = build_model(trial, new_head=False).to(device)

@@ -29,14 +29,13 @@ from experiments.runtime import Runtime
 from experiments.store import TrialFolder, write_bytes
 from experiments.tasks.base import (
     Batch,
-    FileData,
-    Reading,
     Task,
     TaskData,
     chosen,
     share,
     to_device,
 )
+from experiments.tasks.reading import FilesRead, Reading
 from experiments.trial import SCHEMA_VERSION, Trial, stream
 
 PROGRESS_EVERY = 0.5  # seconds between two progress reports
@@ -115,7 +114,7 @@ class _Run:
         self.device = torch_device(runtime.device)
         self.task: Task = create_task(trial.task)
         self.data: TaskData = self.task.load(trial.seed)
-        if isinstance(self.data, FileData):
+        if isinstance(self.data, FilesRead):
             pin = self.device.type == "cuda"
             self.data.read_with(Reading(runtime.loaders, ranks.rank, ranks.count, pin))
         self.steps_per_epoch = self.data.sizes["train"] // self.recipe.batch_size
@@ -201,7 +200,7 @@ class _Run:
     def _on_device(self, batch: Batch) -> tuple[Any, Any, int]:
         """Inputs and targets of this rank's share of the batch, and how many examples that is."""
         inputs, targets, count = batch.inputs, batch.targets, len(batch.examples)
-        if self.ranks.count > 1 and not isinstance(self.data, FileData):  # which has only read the share
+        if self.ranks.count > 1 and not isinstance(self.data, FilesRead):  # which has only read the share
             places = share(count, self.ranks.rank, self.ranks.count)
             inputs, targets, count = chosen(inputs, places), chosen(targets, places), len(places)
         inputs, targets = to_device((inputs, targets), self.device)
@@ -347,7 +346,7 @@ class _Run:
     def close(self) -> None:
         """Let go of files, processes and memory."""
         self.metrics.close()
-        if isinstance(self.data, FileData):
+        if isinstance(self.data, FilesRead):
             self.data.close()
         del self.evaluator  # which holds this run: a circle, and with it the model, lives until Python looks
 
@@ -401,7 +400,7 @@ class _Run:
             "peak_memory_bytes": self._training_memory(),
             "host": socket.gethostname(),
         }
-        if isinstance(self.data, FileData):
+        if isinstance(self.data, FilesRead):
             timing["unreadable"] = unreadable
             self.folder.note(f"{waiting:.1%} of {training:.0f} s of training waiting for data")
             for name, problem in sorted(unreadable.items()):
@@ -410,7 +409,7 @@ class _Run:
 
     def _unreadable(self) -> dict[str, str]:
         """What any rank passed over."""
-        own = self.data.unreadable if isinstance(self.data, FileData) else {}
+        own = self.data.unreadable if isinstance(self.data, FilesRead) else {}
         return {name: problem for each in self.ranks.gather(own) for name, problem in each.items()}
 
     def _store_weights(self) -> None:

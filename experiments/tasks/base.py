@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -74,39 +74,6 @@ class TaskData(Protocol):
 
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         """A split or an extra test set in order, without augmentation, the short last batch included."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How data is read that lies in files.
-
-    Attributes:
-        workers: processes that read and augment; 0 for none beside the one that trains.
-        rank: of this process among those that train one model together.
-        ranks: how many those are.
-        pin: whether batches come in pinned memory, from which a GPU copies while it computes.
-    """
-
-    workers: int = 0
-    rank: int = 0
-    ranks: int = 1
-    pin: bool = False
-
-
-@runtime_checkable
-class FileData(Protocol):
-    """Data that is read while training: a `TaskData` that can divide the reading."""
-
-    @property
-    def unreadable(self) -> dict[str, str]:
-        """Files that were passed over so far, and why."""
-
-    def read_with(self, reading: Reading) -> None:
-        """From now on `train_batches` yields this rank's `share` of every batch, and `batches` every
-        ranks-th batch from its own on."""
-
-    def close(self) -> None:
-        """End the processes that read, if there are any; whoever reads again starts new ones."""
 
 
 def share(batch_size: int, rank: int, ranks: int) -> Tensor:

@@ -16,13 +16,30 @@ from typing import Any, Generic, TypeVar
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from experiments.tasks.base import Reading, generator
+from experiments.tasks.base import generator
 from mixers.registry import InputError
 
 Key = TypeVar("Key")
 """What stands for an example, and for what is to be made of it; small, as it is sent to the process."""
 Read = TypeVar("Read")
 """A batch of examples as it comes back."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data is read that lies in files.
+
+    Attributes:
+        workers: processes that read and augment; 0 for none beside the one that trains.
+        rank: of this process among those that train one model together.
+        ranks: how many those are.
+        pin: whether batches come in pinned memory, from which a GPU copies while it computes.
+    """
+
+    workers: int = 0
+    rank: int = 0
+    ranks: int = 1
+    pin: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,11 +50,18 @@ class Unreadable:
 
 
 class FilesRead(Generic[Key, Read]):
-    """What data in files have in common: who reads them. A `FileData` when it also has its batches.
+    """What `TaskData` in files have in common: who reads them.
+
+    A subclass yields from `train_batches` this rank's `share` of every batch, and from `batches` every
+    ranks-th batch from its own on.
 
     Args:
         read_one: makes an example of a key; an InputError that it raises becomes an `Unreadable`.
         collate: makes a batch of examples and `Unreadable`s. Both are sent to the processes that read.
+
+    Attributes:
+        reading: how it is done.
+        unreadable: files that were passed over so far, and why.
     """
 
     def __init__(self, read_one: Callable[[Key], Any], collate: Callable[[list[Any]], Read]) -> None:
@@ -46,7 +70,7 @@ class FilesRead(Generic[Key, Read]):
         self.unreadable: dict[str, str] = {}
 
     def read_with(self, reading: Reading) -> None:
-        """As `FileData` says."""
+        """Read so from now on."""
         self.close()
         self.reading = reading
 
@@ -56,7 +80,7 @@ class FilesRead(Generic[Key, Read]):
         yield from self._loader
 
     def close(self) -> None:
-        """End the processes that read; they do so by no signal.
+        """End the processes that read, which do so by no signal; whoever reads again starts new ones.
 
         Torch leaves that to the iterator's `__del__`; at the end of Python it comes after the wait for them.
         """

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis.predictions import load_predictions
 from analysis.records import (
     RecordError,
     backend_name,
     curves_frame,
     load_curve,
-    load_predictions,
     load_study,
     trials_frame,
 )

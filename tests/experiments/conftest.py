@@ -17,7 +17,8 @@ from experiments import build
 from experiments.skeletons import SKELETONS
 from experiments.store import Store
 from experiments.tasks import TASKS
-from experiments.tasks.base import Batch, FileData, Reading, TaskData, chosen, share
+from experiments.tasks.base import Batch, TaskData, chosen, share
+from experiments.tasks.reading import FilesRead, Reading
 from experiments.trial import Recipe, Trial
 from mixers import MIXERS
 
@@ -100,7 +101,7 @@ def check_reading() -> Callable[[Callable[[], TaskData]], None]:
     """Checks that processes read what none reads, and each rank its share of it."""
 
     def read(data: TaskData, reading: Reading) -> tuple[list[Batch], list[Batch]]:
-        assert isinstance(data, FileData)
+        assert isinstance(data, FilesRead)
         data.read_with(reading)
         try:
             return list(data.train_batches(1, 4)), list(data.batches("test", 2))

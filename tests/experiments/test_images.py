@@ -26,8 +26,9 @@ from experiments.runtime import Runtime
 from experiments.skeletons import SKELETONS
 from experiments.store import Store, TrialFolder
 from experiments.tasks import TASKS
-from experiments.tasks.base import Reading, share
+from experiments.tasks.base import share
 from experiments.tasks.images import Images, ImagesData
+from experiments.tasks.reading import Reading
 from experiments.train import Interrupted, run_trial
 from experiments.trial import Recipe, Trial
 from mixers import MIXERS, InputError

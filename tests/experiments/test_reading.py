@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 120  # seconds
 TRAINER = """
 import signal, sys
-from experiments.tasks.base import Reading
+from experiments.tasks.reading import Reading
 from experiments.tasks.images import Images
 
 if __name__ == "__main__":

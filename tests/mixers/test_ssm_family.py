@@ -81,10 +81,9 @@ def test_ssm_in_the_mamba_block_is_mamba(dtype: torch.dtype, tolerance: float) -
     same_gradients(block(x), expected, [x, *weights.values()], tolerance)
 
 
-def weights_of_mamba(block: GatedBlock, conv: nn.Module, core: nn.Module) -> dict[str, Tensor]:
-    """As `mamba` names them."""
+def weights_between(conv: nn.Module, core: nn.Module) -> dict[str, Tensor]:
+    """Of convolution and SSM, as `mamba` names them."""
     return {
-        "in_proj": block.fc1.weight,
         "conv": conv.weight,
         "conv_bias": conv.bias,
         "x_proj": core.x_proj.weight,
@@ -92,6 +91,14 @@ def weights_of_mamba(block: GatedBlock, conv: nn.Module, core: nn.Module) -> dic
         "dt_bias": core.dt_proj.bias,
         "A_log": core.A_log,
         "D": core.D,
+    }
+
+
+def weights_of_mamba(block: GatedBlock, conv: nn.Module, core: nn.Module) -> dict[str, Tensor]:
+    """As `mamba` names them."""
+    return {
+        "in_proj": block.fc1.weight,
+        **weights_between(conv, core),
         "out_proj": block.fc2.weight,
     }
 
@@ -177,13 +184,7 @@ def weights_of_one_way(mixer: Mamba, conv: nn.Module, core: nn.Module) -> dict[s
     value, gate = mixer.in_proj.weight.chunk(2)
     return {
         "in_proj": torch.cat((gate, value)),
-        "conv": conv.weight,
-        "conv_bias": conv.bias,
-        "x_proj": core.x_proj.weight,
-        "dt_proj": core.dt_proj.weight,
-        "dt_bias": core.dt_proj.bias,
-        "A_log": core.A_log,
-        "D": core.D,
+        **weights_between(conv, core),
         "out_proj": mixer.out_proj.weight,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import os
 import resource
 import subprocess
@@ -104,10 +105,12 @@ def seconds_of(*arguments: str) -> tuple[float, str]:
 
 def test_help_answers_at_once() -> None:
     """In units of the imports that it cannot do without: pandas, scipy or torch on top are too much."""
-    ratios = []
-    for _ in range(5):  # side by side, as a machine may be busy for a while
+    ratio = math.inf
+    for _ in range(12):  # side by side, as a machine may be busy for a while; 2.0 when it is not
         needed, _ = seconds_of("-c", "import numpy, pydantic.dataclasses")
         used, said = seconds_of("run_ablation.py", "--help")
-        ratios.append(used / needed)
+        ratio = min(ratio, used / needed)
+        if ratio < 2.5:
+            break
     assert "--mixer" in said
-    assert min(ratios) < 2.5
+    assert ratio < 2.5

@@ -4,21 +4,28 @@
     python benchmarks/backbones_gpu.py --batch 64 --no-compile
 
 A step is forward under autocast, cross-entropy, backward and AdamW, in channels-last memory. Images per
-second come from the median step, memory is the allocator's peak over the steps. `--device cpu --tiny
+second come from the median step, memory is the allocator's peak over the steps. Every model has a process of
+its own: they compile side by side, and are measured one after the other when all have. `--device cpu --tiny
 --no-compile` tries the script out without a GPU.
 """
 
+from __future__ import annotations
+
 import argparse
-import gc
+import contextlib
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import timm
 import torch
+import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
 from torch import nn
 
@@ -50,35 +57,47 @@ def ours(size: str, mixer: str, side: int) -> nn.Module:
     return build.assemble((component,), skeleton, "benchmark", spec, seed=0)
 
 
-def models(side: int, sizes: list[str]) -> dict[str, Callable[[], nn.Module]]:
-    """What is measured, by name; built when its turn comes."""
-    found: dict[str, Callable[[], nn.Module]] = {}
+class Setting(NamedTuple):
+    """What a step is of, and how many are timed."""
+
+    device: str
+    batch: int
+    side: int
+    steps: int
+    compiled: bool
+
+
+class Model(NamedTuple):
+    """A row of the table."""
+
+    name: str
+    make: Callable[[], nn.Module]
+
+
+def models(side: int, sizes: list[str]) -> list[Model]:
+    """What is measured."""
+    found = []
     for size in sizes:
-        for mixer in MIXERS_SHOWN:
-            found[f"mambaout-{size}, {mixer}"] = partial(ours, size, mixer, side)
+        found += [
+            Model(f"mambaout-{size}, {mixer}", partial(ours, size, mixer, side)) for mixer in MIXERS_SHOWN
+        ]
         for peer in PEERS[size]:
             sized = {"img_size": side} if peer.startswith("vit") else {}
-            found[f"timm {peer}"] = partial(timm.create_model, peer, num_classes=CLASSES, **sized)
+            make = partial(timm.create_model, peer, num_classes=CLASSES, **sized)
+            found.append(Model(f"timm {peer}", make))
     return found
 
 
-def measure(
-    model: nn.Module, batch: int, side: int, steps: int, device: torch.device, compiled: bool
-) -> tuple[float, float]:
-    """Images per second, and the peak of memory in GiB (0 on the CPU)."""
-    model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    backend = build.choose_backend(model, "auto", device)
-    if backend:
-        print(f"  {backend}", flush=True)
-    network = torch.compile(model) if compiled else model
+def training_step(model: nn.Module, setting: Setting) -> Callable[[], None]:
+    """One step, on one batch of noise."""
+    device = torch.device(setting.device)
+    network = torch.compile(model) if setting.compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    images = torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
-    labels = torch.randint(CLASSES, (batch,), device=device)
-    seconds = []
-    for turn in range(WARM_UP + steps):
-        if turn == WARM_UP and device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
+    images = torch.randn(setting.batch, 3, setting.side, setting.side, device=device)
+    images = images.to(memory_format=torch.channels_last)
+    labels = torch.randint(CLASSES, (setting.batch,), device=device)
+
+    def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with autocast(device, "bfloat16"):
             loss = F.cross_entropy(network(images), labels)
@@ -86,10 +105,73 @@ def measure(
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        if turn >= WARM_UP:
-            seconds.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
-    return batch / statistics.median(seconds), peak
+
+    return step
+
+
+def measure(step: Callable[[], None], setting: Setting) -> tuple[float, float]:
+    """Images per second, and the peak of memory in GiB (0 on the CPU)."""
+    seconds = []
+    for turn in range(WARM_UP + setting.steps):
+        if turn == WARM_UP and setting.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if setting.device == "cuda" else 0.0
+    return setting.batch / statistics.median(seconds[WARM_UP:]), peak
+
+
+def worker(row: Model, setting: Setting, parent: Connection) -> None:
+    """A process: build and compile beside the others, say so; when told to, measure alone and answer."""
+    model = row.make().to(setting.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    backend = ", ".join(build.choose_backend(model, "auto", torch.device(setting.device)).values())
+    params = sum(parameter.numel() for parameter in model.parameters())
+    step = training_step(model, setting)
+    with contextlib.suppress(torch.OutOfMemoryError):  # alone it may fit, and compiled it is
+        step()
+    free(model, setting)
+    parent.send("compiled")
+    parent.recv()
+    try:
+        speed, peak = measure(step, setting)
+        result = f"{speed:10.1f} {peak:9.2f}"
+    except torch.OutOfMemoryError:
+        result = "out of memory at this batch"
+    free(model, setting)
+    parent.send(f"{params / 1e6:9.1f} M {result}  {backend}")
+
+
+def free(model: nn.Module, setting: Setting) -> None:
+    """Leave the memory to the others."""
+    model.zero_grad(set_to_none=True)
+    if setting.device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def measure_all(rows: list[Model], setting: Setting) -> bool:
+    """Print a row for each; whether none failed."""
+    context = multiprocessing.get_context("spawn")
+    connections = []
+    for row in rows:
+        ours, theirs = context.Pipe()
+        context.Process(target=worker, args=(row, setting, theirs), daemon=True).start()
+        theirs.close()  # so that the end of the process is the end of the connection
+        connections.append(ours)
+    alive = [heard(connection) is not None for connection in connections]
+    for row, connection, lives in zip(rows, connections, alive, strict=True):
+        if lives:
+            connection.send("measure")
+        print(f"{row.name:32s} {heard(connection) or 'failed'}", flush=True)
+    return all(alive)
+
+
+def heard(connection: Connection) -> str | None:
+    """What a process says next; None if it is no more."""
+    try:
+        return str(connection.recv())
+    except (EOFError, ConnectionResetError):
+        return None
 
 
 def main() -> None:
@@ -104,27 +186,19 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("There is no GPU here; --device cpu --tiny --no-compile tries the script out.")
-    device = torch.device(options.device)
     side, sizes = (32, ["femto"]) if options.tiny else (224, ["femto", "tiny"])
     batch, steps = (2, 1) if options.tiny else (options.batch, options.steps)
-    hardware = torch.cuda.get_device_name() if device.type == "cuda" else processor_name()
+    setting = Setting(options.device, batch, side, steps, options.compile)
+    hardware = torch.cuda.get_device_name() if options.device == "cuda" else processor_name()
     how = "compiled" if options.compile else "not compiled"
     print(f"{hardware}, torch {torch.__version__}, timm {timm.__version__}")
     print(f"bfloat16, {how}, batch {batch}, {side} x {side}, medians of {steps} steps")
-    print(f"{'model':32s} {'parameters':>11s} {'images/s':>10s} {'peak GiB':>9s}")
-    for name, make in models(side, sizes).items():
-        model = make()
-        params = sum(parameter.numel() for parameter in model.parameters())
-        try:
-            speed, peak = measure(model, batch, side, steps, device, options.compile)
-            print(f"{name:32s} {params / 1e6:9.1f} M {speed:10.1f} {peak:9.2f}", flush=True)
-        except torch.OutOfMemoryError:
-            print(f"{name:32s} {params / 1e6:9.1f} M out of memory at this batch", flush=True)
-        del model
-        gc.collect()
-        torch.compiler.reset()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    print(f"{'model':32s} {'parameters':>11s} {'images/s':>10s} {'peak GiB':>9s}  scan", flush=True)
+    rows = models(side, sizes)
+    # the compiler's own processes, which would otherwise be one per processor for every model
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(1 + (os.cpu_count() or 1) // len(rows)))
+    if not measure_all(rows, setting):
+        sys.exit("Some models failed.")
 
 
 if __name__ == "__main__":

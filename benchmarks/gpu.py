@@ -1,6 +1,7 @@
 """Everything that is to be measured on a GPU, in one command of some minutes:
 
     python benchmarks/gpu.py
+    python benchmarks/gpu.py --only doctor tests step-float32
 
 It runs `doctor`, the parity tests marked `gpu`, the scan by backend (`scan_gpu.py`), the mixers beside
 mamba-ssm's kernels called directly (`step_gpu.py`), training steps of whole models beside timm's
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = [256, 1024, 4096, 16384, 65536]
 TINY_LENGTHS = [16, 32]
 TESTS = ("tests/mixers/test_scan_triton.py", "tests/mixers/test_cuda_kernels.py")
+ADDOPTS = ("-o", "addopts=--import-mode=importlib -q")  # the tests of the notebooks need what these do not
 PACKAGES = ("torch", "triton", "mamba-ssm", "causal-conv1d")
 
 
@@ -34,23 +36,23 @@ def commands(tiny: bool, device: str, out: Path) -> dict[str, list[str]]:
     small = ["--device", device, *(["--tiny"] if tiny else [])]
     runs = {
         "doctor": ["run_ablation.py", "doctor"],
-        "tests": ["-m", "pytest", "-m", "gpu", "-n", "0", "-rs", *TESTS],
-        "scan-float32": ["benchmarks/scan_gpu.py"],
-        "scan-bfloat16": ["benchmarks/scan_gpu.py", "--bfloat16"],
+        # in several processes, since most of the time goes into compiling kernels
+        "tests": ["-m", "pytest", *ADDOPTS, "-m", "gpu", "-n", "8", "-rs", *TESTS],
         "step-float32": ["benchmarks/step_gpu.py", *small],
         "step-bfloat16": ["benchmarks/step_gpu.py", "--bfloat16", *small],
     }
-    tried = ["--tiny", "--no-compile"] if tiny else []
-    runs["backbones"] = ["benchmarks/backbones_gpu.py", "--device", device, *tried]
-    dense = ["benchmarks/dense_gpu.py", *(["--small"] if tiny else [])]
-    runs |= {"dense-float32": dense, "dense-bfloat16": [*dense, "--bfloat16"]}
     for dtype in ("float32", "bfloat16"):
         width, seconds = ("16", "0.01") if tiny else ("512", "0.5")
         runs[f"mixers-{dtype}"] = [
             *("run_ablation.py", "bench", "--dim", width, "--seconds", seconds, "--dtype", dtype),
             *("--device", device, "--runs", str(out / dtype), "--length", *lengths),
         ]
-    return runs
+    tried = ["--tiny", "--no-compile"] if tiny else []
+    runs["backbones"] = ["benchmarks/backbones_gpu.py", "--device", device, *tried]
+    runs["scan-float32"] = ["benchmarks/scan_gpu.py"]
+    runs["scan-bfloat16"] = ["benchmarks/scan_gpu.py", "--bfloat16"]
+    dense = ["benchmarks/dense_gpu.py", *(["--small"] if tiny else [])]
+    return runs | {"dense-float32": dense, "dense-bfloat16": [*dense, "--bfloat16"]}
 
 
 def heading(device: str) -> str:
@@ -73,6 +75,9 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script out")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="some of what it runs, by their files' names"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "results" / "gpu")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -80,8 +85,12 @@ def main() -> None:
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     out = options.out / re.sub(r"\W+", "-", name).strip("-").lower()
     out.mkdir(parents=True, exist_ok=True)
-    failed = []
-    for title, arguments in commands(options.tiny, options.device, out).items():
+    runs, failed = commands(options.tiny, options.device, out), []
+    unknown = sorted(set(options.only or ()) - set(runs))
+    if unknown:
+        sys.exit(f"There is no {', '.join(unknown)} (known: {', '.join(runs)}).")
+    for title in options.only or runs:
+        arguments = runs[title]
         print(f"{title}: {' '.join(arguments)}", flush=True)
         done = subprocess.run(
             [sys.executable, *arguments],

@@ -1,7 +1,7 @@
 """What PyTorch knows of a fused selective scan: an operator with a backward of its own.
 
 Autograd, `FlopCounterMode`, the meta device, fake tensors and torch.compile see two operators, forward and
-backward, and never look into the kernels. `scan_cpu` and `scan_triton` differ in nothing but those.
+backward, and never look into the kernels. `scan_cpu`, `scan_cuda` and `scan_triton` differ in those alone.
 
 The operators are defined by torch.library.define, not by custom_op, which imports torch._dynamo on the first
 call: 3 s.
@@ -29,6 +29,7 @@ class ScanOperator:
         name: of the operator in `torch.ops.mixers`; that of its backward ends in `_backward`.
         backend: its name in messages.
         devices: whose tensors the kernels take.
+        channels: the axis of u that has them: 2, or 1 where kernels want them before length; B and C alike.
         forward: (u, delta, A, B, C, D, delta_bias, initial_state, reverse, keep) -> (y, last_state, states),
             where states is what backward needs, if `keep`.
         backward: (grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, states, reverse) -> gradients of
@@ -42,11 +43,13 @@ class ScanOperator:
         backend: str,
         devices: Sequence[str],
         *,
+        channels: int = 2,
         forward: Kernel,
         backward: Kernel,
         states_shape: StatesShape,
     ) -> None:
         self.name, self.backend, self.states_shape = f"mixers::{name}", backend, states_shape
+        self.channels = channels
         backward_name = f"{self.name}_backward"
         torch.library.define(
             self.name,
@@ -61,7 +64,7 @@ class ScanOperator:
         torch.library.impl(self.name, devices, forward)
         torch.library.impl(backward_name, devices, backward)
         torch.library.register_fake(self.name, self._fake_forward)
-        torch.library.register_fake(backward_name, _fake_backward)
+        torch.library.register_fake(backward_name, self._fake_backward)
         torch.library.register_autograd(self.name, self._differentiate, setup_context=_setup_context)
         torch.library.register_autograd(backward_name, self._no_second_derivative)
         forwards = getattr(torch.ops.mixers, name)
@@ -95,13 +98,20 @@ class ScanOperator:
     def _fake_forward(  # type: ignore[no-untyped-def]
         self, u, delta, A, B, C, D, delta_bias, initial_state, reverse, keep
     ) -> tuple[Tensor, Tensor, Tensor]:
-        batch, _, dim = u.shape
-        d_state = A.shape[1]
+        batch, dim, d_state = u.shape[0], u.shape[self.channels], A.shape[1]
         return (
             u.new_empty(u.shape),
             u.new_empty(batch, dim, d_state, dtype=torch.float32),
             u.new_empty(self.states_shape(u.shape, d_state, keep), dtype=torch.float32),
         )
+
+    def _fake_backward(  # type: ignore[no-untyped-def]
+        self, grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, states, reverse
+    ) -> tuple[Tensor, ...]:
+        vector = u.new_empty(u.shape[self.channels], dtype=torch.float32)
+        state = u.new_empty(u.shape[0], *A.shape, dtype=torch.float32)
+        like = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (u, delta, A, B, C))
+        return (*like, vector, torch.empty_like(vector), state)
 
     def _differentiate(
         self, ctx: Any, grad_y: Tensor | None, grad_last_state: Tensor | None, _: None
@@ -130,15 +140,6 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.mark_non_differentiable(states)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, states)
-
-
-def _fake_backward(  # type: ignore[no-untyped-def]
-    grad_y, grad_last_state, u, delta, A, B, C, D, delta_bias, states, reverse
-) -> tuple[Tensor, ...]:
-    vector = u.new_empty(u.shape[2], dtype=torch.float32)
-    state = u.new_empty(u.shape[0], *A.shape, dtype=torch.float32)
-    like = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (u, delta, A, B, C))
-    return (*like, vector, torch.empty_like(vector), state)
 
 
 # Forward is 3 MACs = 6 FLOPs per (batch, length, dim, d_state) element: two for decay * h + x * B, one for

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import ModuleType
@@ -141,38 +142,62 @@ def test_probe_works_without_gradients_and_under_autocast() -> None:
 # ---- the adapter to mamba-ssm ------------------------------------------------------------------------------
 
 
-def stand_in(  # type: ignore[no-untyped-def]
-    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False
+def closed_form(  # type: ignore[no-untyped-def]
+    u, delta, A, B, C, D, delta_bias
 ):
-    """mamba-ssm's signature and layout, channels before length, by the closed form of the recurrence."""
-    assert all(t.is_contiguous() and t.dtype == u.dtype for t in (u, delta, B, C))
-    assert A.dtype == D.dtype == delta_bias.dtype == torch.float32
-    assert (delta_softplus, return_last_state, z) == (True, True, None)
-    dt = F.softplus(delta.float() + delta_bias[:, None])  # (batch, dim, length)
+    """The recurrence written out, in mamba-ssm's layout: channels before length, B and C in one group."""
+    B, C = B[:, 0], C[:, 0]
+    dt = F.softplus(
+        delta.float() + (0 if delta_bias is None else delta_bias[:, None])
+    )  # (batch, dim, length)
     elapsed = dt.cumsum(-1)
     # h[t] = sum over s <= t of exp(A (elapsed[t] - elapsed[s])) dt[s] u[s] B[s]
     gap = (elapsed[..., :, None] - elapsed[..., None, :]).tril()
     decay = torch.exp(torch.einsum("bdts,dn->bdtsn", gap, A)) * torch.ones_like(gap).tril()[..., None]
     h = torch.einsum("bdtsn,bds,bns->bdtn", decay, dt * u.float(), B.float())
-    y = torch.einsum("bdtn,bnt->bdt", h, C.float()) + D[:, None] * u.float()
+    y = torch.einsum("bdtn,bnt->bdt", h, C.float()) + (0 if D is None else D[:, None] * u.float())
     return y.to(u.dtype), h[:, :, -1]
+
+
+class SelectiveScanCuda(ModuleType):
+    """A stand-in for mamba-ssm's compiled module, which only a GPU can run: same signatures, same demands."""
+
+    def fwd(self, u, delta, A, B, C, D, z, delta_bias, delta_softplus):  # type: ignore[no-untyped-def]
+        assert all(t.is_contiguous() and t.dtype == u.dtype for t in (u, delta, B, C))
+        assert all(t is None or t.dtype == torch.float32 for t in (A, D, delta_bias))
+        assert (delta_softplus, z) == (True, None)
+        y, last_state = closed_form(u, delta, A, B, C, D, delta_bias)
+        pairs = torch.stack((torch.full_like(last_state, torch.nan), last_state), dim=-1)
+        return [y, pairs.flatten(2)[:, :, None]]  # one chunk
+
+    def bwd(  # type: ignore[no-untyped-def]
+        self, u, delta, A, B, C, D, z, delta_bias, dout, states, out, dz, delta_softplus, recompute_out_z
+    ):
+        assert all(t.is_contiguous() and t.dtype == u.dtype for t in (u, delta, B, C, dout))
+        assert states.is_contiguous()
+        assert states.shape == (len(u), len(A), 1, 2 * A.shape[1])
+        assert (z, out, dz, delta_softplus, recompute_out_z) == (None, None, None, True, False)
+        given = (u, delta, A, B, C, D, delta_bias)
+
+        def gradients() -> list[torch.Tensor | None]:
+            leaves = [None if t is None else t.detach().requires_grad_() for t in given]
+            y, _ = closed_form(*leaves)
+            return list(torch.autograd.grad(y, [t for t in leaves if t is not None], dout))
+
+        with ThreadPoolExecutor(1) as thread:  # in an operator's own thread nothing can be differentiated
+            found = iter(thread.submit(gradients).result())
+        return [None if t is None else next(found) for t in given]
 
 
 @pytest.fixture
 def mamba_ssm(monkeypatch: pytest.MonkeyPatch) -> None:
-    interface = ModuleType("mamba_ssm.ops.selective_scan_interface")
-    interface.selective_scan_fn = stand_in  # type: ignore[attr-defined]
-    for name, module in (
-        ("mamba_ssm", ModuleType("mamba_ssm")),
-        ("mamba_ssm.ops", ModuleType("mamba_ssm.ops")),
-        ("mamba_ssm.ops.selective_scan_interface", interface),
-    ):
-        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", SelectiveScanCuda("selective_scan_cuda"))
 
 
+@pytest.mark.parametrize("count", [5, 7])  # without D and delta_bias, with them
 @pytest.mark.parametrize("reverse", [False, True])
-def test_adapter_layout(mamba_ssm: None, reverse: bool) -> None:
-    inputs = tuple(t.requires_grad_() for t in make_inputs())
+def test_adapter_layout(mamba_ssm: None, reverse: bool, count: int) -> None:
+    inputs = tuple(t.requires_grad_() for t in make_inputs())[:count]
     y, last_state = selective_scan_mamba_ssm(*inputs, reverse=reverse)
     y_expected, last_expected = selective_scan_reference(*inputs, reverse=reverse)
     torch.testing.assert_close(y, y_expected, rtol=1e-5, atol=1e-5)
@@ -183,6 +208,16 @@ def test_adapter_layout(mamba_ssm: None, reverse: bool) -> None:
     theirs = torch.autograd.grad((y_expected * weight).sum(), inputs)
     for gradient, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_adapter_compiles_in_one_graph(mamba_ssm: None) -> None:
+    """mamba-ssm's own function would break it: the compiler cannot look into a compiled module."""
+    inputs = tuple(t.requires_grad_() for t in make_inputs())
+    compiled = torch.compile(selective_scan_mamba_ssm, fullgraph=True, backend="aot_eager")
+    results = [each(*inputs, reverse=True)[0] for each in (compiled, selective_scan_mamba_ssm)]
+    torch.testing.assert_close(*results)
+    gradients = [torch.autograd.grad(y.square().sum(), inputs) for y in results]
+    torch.testing.assert_close(*gradients)
 
 
 def test_adapter_gives_the_kernel_one_dtype(mamba_ssm: None) -> None:

@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = [256, 1024, 4096, 16384, 65536]
 TINY_LENGTHS = [16, 32]
 TESTS = ("tests/mixers/test_scan_triton.py", "tests/mixers/test_cuda_kernels.py")
-ADDOPTS = ("-o", "addopts=--import-mode=importlib -q")  # the tests of the notebooks need what these do not
+# these tests need none of the plugins that the others do; what a plugin that is there warns of is no failure
+PYTEST = ("-m", "pytest", "-o", "addopts=--import-mode=importlib -q", "-p", "no:benchmark", "-W", "default")
 PACKAGES = ("torch", "triton", "mamba-ssm", "causal-conv1d")
 
 
@@ -37,7 +38,7 @@ def commands(tiny: bool, device: str, out: Path) -> dict[str, list[str]]:
     runs = {
         "doctor": ["run_ablation.py", "doctor"],
         # in several processes, since most of the time goes into compiling kernels
-        "tests": ["-m", "pytest", *ADDOPTS, "-m", "gpu", "-n", "8", "-rs", *TESTS],
+        "tests": [*PYTEST, "-m", "gpu", "-n", "8", "-rfEs", "--tb=short", *TESTS],
         "step-float32": ["benchmarks/step_gpu.py", *small],
         "step-bfloat16": ["benchmarks/step_gpu.py", "--bfloat16", *small],
     }

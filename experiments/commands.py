@@ -199,5 +199,6 @@ def _doctor(arguments: Sequence[str]) -> int:
 
     if arguments:
         raise InputError(f"doctor takes no arguments, got {' '.join(arguments)}")
-    print(examine())
+    for line in examine():
+        print(line, flush=True)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 
 import torch
 
@@ -16,21 +17,21 @@ TITLES = {
 }
 
 
-def examine() -> str:
-    """A table of kernels with what was found, what ran, and the line that fixes what did not."""
+def examine() -> Iterator[str]:
+    """Lines of a table of kernels: what was found, what ran, and what fixes what did not.
+
+    They come as they are known: some kernels are compiled and tuned on their first call.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     gpu = torch.cuda.get_device_name() if device == "cuda" else "none"
-    lines = [
-        f"python {platform.python_version()}, torch {torch.__version__}, GPU: {gpu}",
-        f"CPU: {processor_name()}, {torch.get_num_threads()} threads",
-    ]
+    yield f"python {platform.python_version()}, torch {torch.__version__}, GPU: {gpu}"
+    yield f"CPU: {processor_name()}, {torch.get_num_threads()} threads"
     for name, operation in backends.OPERATIONS.items():
-        lines += ["", TITLES[name], f"  {'backend':<14} {'version':<14} {'runs':<5} what happened"]
+        yield from ("", TITLES[name], f"  {'backend':<14} {'version':<14} {'runs':<5} what happened")
         for backend in operation.backends:
-            lines += _rows(backends.probe(backend, operation=name))
+            yield from _rows(backends.probe(backend, operation=name))
         chosen, reason = backends.resolve("auto", device, operation=name)
-        lines.append(f"  auto takes {chosen!r} on {device} ({reason})")
-    return "\n".join(lines)
+        yield f"  auto takes {chosen!r} on {device} ({reason})"
 
 
 def _rows(probe: backends.Probe) -> list[str]:

@@ -125,20 +125,22 @@ class DepthwiseConv(TokenMixer):
         return math.prod(grid) * self.weight.numel()
 
 
-def causal_conv_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def causal_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, silu: bool) -> Tensor:
     """y[t] = sum over j < k of weight[k - 1 - j] x[t - j] + bias, from zeros before the first token.
 
     Args:
         x: (B, L, C).
         weight: (C, k).
         bias: (C,).
+        silu: return SiLU(y).
 
     Returns:
         (B, L, C).
     """
     past = F.pad(x, (0, 0, weight.shape[1] - 1, 0))  # (B, k - 1 + L, C)
     # A sequence is an image of one row: only 2-D convolutions have a channels-last kernel.
-    return depthwise_conv(past[:, None], weight[:, None, None], bias, padding=(0, 0))[:, 0]
+    y = depthwise_conv(past[:, None], weight[:, None, None], bias, padding=(0, 0))[:, 0]
+    return F.silu(y) if silu else y
 
 
 class CausalConv(TokenMixer, backends.HasBackend):
@@ -178,17 +180,25 @@ class CausalConv(TokenMixer, backends.HasBackend):
         return {"kernel_size": 4} if grid_rank == 1 else {}
 
     def forward(self, x: Tensor) -> Tensor:
-        k = self.kernel_size
+        return self._convolve(x, silu=False)
+
+    def silu(self, x: Tensor) -> Tensor:
+        """SiLU of the result, taken by the same kernel where one can."""
+        return self._convolve(x, silu=True)
+
+    def _convolve(self, x: Tensor, silu: bool) -> Tensor:
         if self.operation is not None:
             needs = {"float64"} if x.dtype == torch.float64 else set()
-            y: Tensor = backends.run("conv", self.backend, needs, x, self.weight, self.bias)
+            y: Tensor = backends.run("conv", self.backend, needs, x, self.weight, self.bias, silu)
             return y
         if self.grid_rank == 1:
-            return causal_conv_reference(x, self.weight, self.bias)
+            return causal_conv_reference(x, self.weight, self.bias, silu)
+        k = self.kernel_size
         past = F.pad(x, (0, 0, k // 2, k // 2, k - 1, 0))  # (B, k - 1 + H, W + 2 (k // 2), C)
         # In raster order the missing taps are the last of the k x k kernel.
         kernel = F.pad(self.weight, (0, k // 2)).view(self.dim, 1, k, k)
-        return depthwise_conv(past, kernel, self.bias, padding=(0, 0))
+        y = depthwise_conv(past, kernel, self.bias, padding=(0, 0))
+        return F.silu(y) if silu else y
 
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
         k = self.kernel_size

@@ -12,7 +12,7 @@ TAPS = (2, 3, 4)
 _VECTOR = 8  # channels
 
 
-def causal_conv_cuda(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def causal_conv_cuda(x: Tensor, weight: Tensor, bias: Tensor, silu: bool) -> Tensor:
     """Arguments and result as in `mixers.conv.causal_conv_reference`.
 
     Raises ValueError for what the kernels lack: float64, and kernels of other than 2 to 4 taps.
@@ -30,5 +30,5 @@ def causal_conv_cuda(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         # copied even if torch takes it for contiguous, as it does a single token of any strides: the package
         # looks at the strides
         channels_first = channels_first.clone(memory_format=torch.contiguous_format)
-    y: Tensor = causal_conv1d_fn(channels_first, weight, bias)
+    y: Tensor = causal_conv1d_fn(channels_first, weight, bias, activation="silu" if silu else None)
     return y.transpose(1, 2)

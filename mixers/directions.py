@@ -81,8 +81,8 @@ class ConvolvedPass(ScanCore):
 
     def forward(self, u: Tensor, *, reverse: bool = False) -> Tensor:
         """(B, L, C) -> (B, L, C)."""
-        convolved: Tensor = self.conv(u.flip(1)).flip(1) if reverse else self.conv(u)
-        y: Tensor = self.core(F.silu(convolved), reverse=reverse)
+        convolved = self.conv.silu(u.flip(1)).flip(1) if reverse else self.conv.silu(u)
+        y: Tensor = self.core(convolved, reverse=reverse)
         return y
 
     def step(self, u: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,8 +143,11 @@ class ScanMixer(TokenMixer):
         return {"scan": "forward", "conv": "causal", **kernel_size}
 
     def forward(self, x: Tensor) -> Tensor:
-        u = as_sequence(F.silu(self.conv(x)) if self.convolved_before else x)  # (B, L, C)
+        u = as_sequence(self._convolve(x) if self.convolved_before else x)  # (B, L, C)
         return self.run_passes(u, x.shape[1:-1]).view(x.shape)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        return self.conv.silu(x) if isinstance(self.conv, CausalConv) else F.silu(self.conv(x))
 
     def run_passes(self, u: Tensor, grid: Sequence[int]) -> Tensor:
         """(B, L, C) -> (B, L, C)."""

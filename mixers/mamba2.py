@@ -80,7 +80,7 @@ class Mamba2(TokenMixer, HasBackend):
 
     def forward(self, x: Tensor) -> Tensor:
         z, xBC, delta = self._project(as_sequence(x))
-        u, B, C = F.silu(self.conv(xBC)).split(self.convolved, dim=-1)
+        u, B, C = self.conv.silu(xBC).split(self.convolved, dim=-1)
         A = -self.A_log.exp()
         y = scan_in_heads(
             u,

@@ -4,13 +4,15 @@ Source: github.com/state-spaces/mamba, `csrc/selective_scan/selective_scan.cpp`.
 before length, scans forward only, starts from a zero state and gives the last state no gradient. Its backward
 adds dA, dB, dC and dD with atomics, so two runs may differ in the last bits.
 
-The compiled module is called as mamba-ssm's own `selective_scan_fn` calls it, but from an operator that
-torch.compile does not look into: that function would break the graph of every block.
+The compiled module is called as mamba-ssm's own `selective_scan_fn` calls it, which would break the graph of
+every block under torch.compile: there an operator calls it, into which the compiler does not look. Elsewhere
+it is an autograd function, since an operator written in Python costs half a millisecond more per step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,14 +45,16 @@ def selective_scan_mamba_ssm(
     if A.shape[1] > _MAX_D_STATE:
         raise ValueError(f"mamba-ssm's scan has d_state up to {_MAX_D_STATE}, got {A.shape[1]}")
     # the kernel wants u, delta, B and C in one dtype and A, D, delta_bias in float32
-    u_, delta_, B_, C_ = (_to_kernel(t.to(u.dtype), reverse) for t in (u, delta, B, C))
-    y, last_state = _scan(
-        *(u_, delta_, A.float(), B_, C_),
+    tensors = (
+        *(_to_kernel(u, reverse), _to_kernel(delta.to(u.dtype), reverse), A.float()),
+        *(_to_kernel(B.to(u.dtype), reverse), _to_kernel(C.to(u.dtype), reverse)),
         None if D is None else D.float(),
         None if delta_bias is None else delta_bias.float(),
-        initial_state=None,
-        reverse=False,
     )
+    if torch.compiler.is_compiling():
+        y, last_state = _operator(*tensors, initial_state=None, reverse=False)
+    else:
+        y, last_state = _SelectiveScan.apply(*tensors)
     y = y.flip(-1) if reverse else y
     return y.transpose(1, 2), last_state.detach()
 
@@ -59,6 +63,66 @@ def _to_kernel(t: Tensor, reverse: bool) -> Tensor:
     """(batch, length, channels) -> (batch, channels, length), contiguous, in the order of the scan."""
     t = t.transpose(1, 2)
     return (t.flip(-1) if reverse else t).contiguous()
+
+
+# ---- the compiled module: u, delta (batch, dim, length); B, C (batch, d_state, length) ---------------------
+
+
+def _scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`(y, states)`: for each chunk the decay since the first token and the state, in pairs."""
+    import selective_scan_cuda
+
+    # B and C have one group of channels, there is no gate, and softplus is taken
+    y, states = selective_scan_cuda.fwd(u, delta, A, B[:, None], C[:, None], D, None, delta_bias, True)
+    return y, states
+
+
+def _last_state(states: Tensor) -> Tensor:
+    """(batch, dim, chunks, 2 d_state) -> (batch, dim, d_state)."""
+    return states[:, :, -1, 1::2]
+
+
+def _gradients(
+    grad_y: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    states: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Of the tensors from u to delta_bias; None of missing ones."""
+    import selective_scan_cuda
+
+    no_gate = no_output = no_gate_gradient = None
+    du, ddelta, dA, dB, dC, dD, dbias = selective_scan_cuda.bwd(
+        *(u, delta, A, B[:, None], C[:, None], D, no_gate, delta_bias, grad_y.contiguous(), states),
+        *(no_output, no_gate_gradient, True, False),
+    )
+    return du, ddelta, dA, dB[:, 0], dC[:, 0], dD, dbias
+
+
+class _SelectiveScan(torch.autograd.Function):
+    """`(y, last_state)`, the latter without a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        y, states = _scan(*inputs)  # type: ignore[arg-type]
+        ctx.save_for_backward(*inputs, states)
+        last_state = _last_state(states)
+        ctx.mark_non_differentiable(last_state)
+        return y, last_state
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(grad_y, *ctx.saved_tensors)
+
+
+# ---- as an operator ----------------------------------------------------------------------------------------
 
 
 def _forward(
@@ -73,18 +137,15 @@ def _forward(
     reverse: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`(y, last_state, states)`; u, delta (batch, dim, length) and B, C (batch, d_state, length)."""
-    import selective_scan_cuda
-
-    # B and C have one group of channels; z, the gate, is None; the last argument asks for softplus
-    y, states = selective_scan_cuda.fwd(u, delta, A, B[:, None], C[:, None], D, None, delta_bias, True)
-    last_state = states[:, :, -1, 1::2].clone()  # of each pair, the state is the second
+    """`(y, last_state, states)`."""
+    y, states = _scan(u, delta, A, B, C, D, delta_bias)
+    last_state = _last_state(states).clone()  # an operator's results may not share memory
     return y, last_state, states if keep else u.new_empty(_states_shape(u.shape, A.shape[1], keep))
 
 
 def _backward(
     grad_y: Tensor,
-    grad_last_state: Tensor | None,
+    grad_last_state: None,
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -95,31 +156,19 @@ def _backward(
     states: Tensor,
     reverse: bool,
 ) -> tuple[Tensor, ...]:
-    """Gradients of the tensors from u to delta_bias; those of missing ones and of a first state are void."""
-    import selective_scan_cuda
-
-    du, ddelta, dA, dB, dC, dD, dbias = selective_scan_cuda.bwd(
-        *(u, delta, A, B[:, None], C[:, None], D, None, delta_bias, grad_y.contiguous(), states),
-        *(None, None),  # the gated output and the gate's gradient
-        True,
-        False,
-    )
-    void = A.new_empty(A.shape[0])
-    return (
-        *(du, ddelta, dA, dB[:, 0], dC[:, 0]),
-        void if D is None else dD,
-        torch.empty_like(void) if delta_bias is None else dbias,
-        A.new_empty(u.shape[0], *A.shape),
-    )
+    """Of the tensors from u to delta_bias and of a first state; those of missing ones are void."""
+    *grads, dD, dbias = _gradients(grad_y, u, delta, A, B, C, D, delta_bias, states)
+    vectors = (A.new_empty(A.shape[0]) if grad is None else grad for grad in (dD, dbias))
+    return (*grads, *vectors, A.new_empty(u.shape[0], *A.shape))
 
 
 def _states_shape(shape: Sequence[int], d_state: int, keep: bool) -> tuple[int, ...]:
-    """For each chunk the decay since the first token, and the state, as pairs; none unless `keep`."""
+    """Of a pair per chunk; none unless `keep`."""
     batch, dim, length = shape
     return batch, dim, -(-length // _CHUNK) if keep else 0, 2 * d_state
 
 
-_scan = ScanOperator(
+_operator = ScanOperator(
     "selective_scan_mamba_ssm",
     "mamba_ssm",
     ["cuda", "cpu"],  # on the CPU the tests have a stand-in for the compiled module

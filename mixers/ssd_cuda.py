@@ -3,7 +3,12 @@
 Source: github.com/state-spaces/mamba, `mamba_ssm/ops/triton/ssd_combined.py::mamba_chunk_scan_combined`. The
 kernels take any length. They multiply float32 as TF32, with 11 bits, unless TRITON_F32_DEFAULT=ieee is set,
 and pass bfloat16 inputs' states from chunk to chunk in bfloat16; sums and decays are float32.
+
+Each kernel times its variants on the first call with a new size, half a minute for all of them. What they
+found is kept on disk, so that the next process need not ask again, and takes the same variants.
 """
+
+import os
 
 import torch
 from torch import Tensor
@@ -11,6 +16,7 @@ from torch import Tensor
 _CHUNKS = (16, 256)  # tokens, a power of two in between: a tile of a matrix product
 
 
+@torch.compiler.disable  # the compiler would look into the kernels' launches, and has no need to
 def ssd_scan_mamba_ssm(
     x: Tensor,
     delta: Tensor,
@@ -26,6 +32,7 @@ def ssd_scan_mamba_ssm(
 
     Raises ValueError for float64, which the kernels lack.
     """
+    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")  # read when the kernels are imported
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     if torch.float64 in (x.dtype, delta.dtype):

@@ -269,14 +269,15 @@ def chunk_scan_stand_in(  # type: ignore[no-untyped-def]
     return (y, h) if return_final_states else y
 
 
-def causal_conv1d_stand_in(x, weight, bias=None):  # type: ignore[no-untyped-def]
+def causal_conv1d_stand_in(x, weight, bias=None, *, activation=None):  # type: ignore[no-untyped-def]
     """causal-conv1d's signature, layouts and limits."""
     assert 2 <= weight.shape[1] <= 4
     assert weight.dtype == bias.dtype
     channels_last = x.stride(1) == 1 and x.stride(2) > 1
     assert x.stride(2) == 1 or (channels_last and x.shape[1] % 8 == x.stride(2) % 8 == x.stride(0) % 8 == 0)
     past = F.pad(x, (weight.shape[1] - 1, 0)).to(weight)
-    return F.conv1d(past, weight[:, None], bias, groups=len(weight)).to(x.dtype)
+    y = F.conv1d(past, weight[:, None], bias, groups=len(weight)).to(x.dtype)
+    return {None: y, "silu": F.silu(y)}[activation]
 
 
 @pytest.fixture
@@ -303,14 +304,18 @@ def test_the_adapters_of_the_other_operations(other_kernels: None, operation: st
 @pytest.mark.parametrize("length", [1, 5])
 @pytest.mark.parametrize("channels", [6, 8])
 @pytest.mark.parametrize("taps", [2, 4])
-def test_causal_conv1d_in_either_layout(other_kernels: None, channels: int, taps: int, length: int) -> None:
+@pytest.mark.parametrize("silu", [False, True])
+def test_causal_conv1d_in_either_layout(
+    other_kernels: None, channels: int, taps: int, length: int, silu: bool
+) -> None:
     torch.manual_seed(0)
     x, weight, bias = (
         torch.randn(2, length, 2 * channels)[..., ::2],
         torch.randn(channels, taps),
         torch.randn(channels),
     )
-    torch.testing.assert_close(causal_conv_cuda(x, weight, bias), causal_conv_reference(x, weight, bias))
+    inputs = x, weight, bias, silu
+    torch.testing.assert_close(causal_conv_cuda(*inputs), causal_conv_reference(*inputs))
 
 
 @pytest.mark.parametrize("chunk_size", [1, 5, 64, 1000])
@@ -330,9 +335,9 @@ def test_ssd_on_mamba_ssm_takes_any_chunk_size_and_narrow_inputs(
 def test_the_other_adapters_refuse_what_their_kernels_lack(other_kernels: None) -> None:
     wide = torch.ones(1, 3, 2, dtype=torch.float64)
     with pytest.raises(ValueError, match="no float64"):
-        causal_conv_cuda(wide, wide[0].T, wide[0, 0])
+        causal_conv_cuda(wide, wide[0].T, wide[0, 0], False)
     with pytest.raises(ValueError, match="2 to 4 taps, got 7"):
-        causal_conv_cuda(wide.float(), torch.ones(2, 7), torch.ones(2))
+        causal_conv_cuda(wide.float(), torch.ones(2, 7), torch.ones(2), False)
     x, per_head = wide[..., None], wide[0, 0]
     with pytest.raises(ValueError, match="no float64"):
         ssd_scan_mamba_ssm(x, wide, -per_head, wide, wide, per_head, None, 4, False)

@@ -75,12 +75,14 @@ def test_ssd(length: int, dtype: torch.dtype, tolerance: float, heads: int, widt
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2**-6)], ids=str)
-@pytest.mark.parametrize(("channels", "taps"), [(24, 4), (24, 2), (7, 3)])
-def test_causal_conv(length: int, dtype: torch.dtype, tolerance: float, channels: int, taps: int) -> None:
+@pytest.mark.parametrize(("channels", "taps", "silu"), [(24, 4, True), (24, 2, False), (7, 3, True)])
+def test_causal_conv(
+    length: int, dtype: torch.dtype, tolerance: float, channels: int, taps: int, silu: bool
+) -> None:
     torch.manual_seed(0)
     leaves = {"x": normal(2, length, channels), "weight": normal(channels, taps), "bias": normal(channels)}
     leaves = {name: each.to(dtype) for name, each in leaves.items()}
-    check("conv", "causal_conv1d", leaves, (), tolerance)
+    check("conv", "causal_conv1d", leaves, (silu,), tolerance)
 
 
 LM = "scan=forward, conv=causal, kernel_size=4"

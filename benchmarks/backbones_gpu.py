@@ -152,13 +152,14 @@ def free(model: nn.Module, setting: Setting) -> None:
 def measure_all(rows: list[Model], setting: Setting) -> bool:
     """Print a row for each; whether none failed."""
     context = multiprocessing.get_context("spawn")
-    connections = []
+    begin, connections = time.perf_counter(), []
     for row in rows:
         ours, theirs = context.Pipe()
         context.Process(target=worker, args=(row, setting, theirs), daemon=True).start()
         theirs.close()  # so that the end of the process is the end of the connection
         connections.append(ours)
     alive = [heard(connection) is not None for connection in connections]
+    print(f"{'all are ready':32s} {time.perf_counter() - begin:9.0f} s", flush=True)
     for row, connection, lives in zip(rows, connections, alive, strict=True):
         if lives:
             connection.send("measure")

@@ -43,7 +43,7 @@ def commands(tiny: bool, device: str, out: Path) -> dict[str, list[str]]:
         "step-bfloat16": ["benchmarks/step_gpu.py", "--bfloat16", *small],
     }
     for dtype in ("float32", "bfloat16"):
-        width, seconds = ("16", "0.01") if tiny else ("512", "0.5")
+        width, seconds = ("16", "0.01") if tiny else ("512", "0.2")
         runs[f"mixers-{dtype}"] = [
             *("run_ablation.py", "bench", "--dim", width, "--seconds", seconds, "--dtype", dtype),
             *("--device", device, "--runs", str(out / dtype), "--length", *lengths),

@@ -29,7 +29,7 @@ from mixers.scan import selective_scan
 from mixers.ssd_scan import ssd_scan
 
 RUNS, TINY_RUNS = 30, 3
-SHAPES = [(32, 256, 384), (8, 1024, 768), (1, 16384, 768)]  # B, L, C
+SHAPES = [(32, 256, 384), (8, 1024, 768), (1, 16384, 768), (64, 1024, 768)]  # B, L, C
 TINY = [(2, 64, 64)]
 TARGET = 1.05
 

@@ -255,7 +255,10 @@ def choose(
     key = requested, torch.device(device).type, frozenset(needs), operation
     if key not in _choices:
         name, reason = _resolve_auto(*key[1:]) if requested == "auto" else _resolve_named(*key)
-        _choices[key] = Choice(name, reason, OPERATIONS[operation].backends[name].load())
+        choice = Choice(name, reason, OPERATIONS[operation].backends[name].load())
+        _choices[key] = choice
+        # whoever was told "auto" may go on by name: torch.compile must find it here, as it cannot import
+        _choices.setdefault((name, *key[1:]), choice._replace(reason="requested"))
     return _choices[key]
 
 

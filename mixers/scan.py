@@ -161,4 +161,4 @@ def _expand(name: str, tensor: Tensor, shape: tuple[int, int, int]) -> Tensor:
     fits = tensor.ndim == 3 and all(have in (1, want) for have, want in zip(tensor.shape, shape, strict=True))
     if not fits or tensor.shape[2] != shape[2]:
         raise ValueError(f"{name} must be {shape} or expandable to it, got {tuple(tensor.shape)}")
-    return tensor.expand(shape)
+    return tensor if tensor.shape == shape else tensor.expand(shape)

@@ -139,7 +139,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`(y, last_state, states)`."""
     y, states = _scan(u, delta, A, B, C, D, delta_bias)
-    last_state = _last_state(states).clone()  # an operator's results may not share memory
+    last_state = _last_state(states).clone(
+        memory_format=torch.contiguous_format
+    )  # an operator's results may not share memory
     return y, last_state, states if keep else u.new_empty(_states_shape(u.shape, A.shape[1], keep))
 
 

@@ -168,7 +168,7 @@ class SelectiveScanCuda(ModuleType):
         assert (delta_softplus, z) == (True, None)
         y, last_state = closed_form(u, delta, A, B, C, D, delta_bias)
         pairs = torch.stack((torch.full_like(last_state, torch.nan), last_state), dim=-1)
-        return [y, pairs.flatten(2)[:, :, None]]  # one chunk
+        return [y.contiguous(), pairs.flatten(2)[:, :, None]]  # one chunk
 
     def bwd(  # type: ignore[no-untyped-def]
         self, u, delta, A, B, C, D, z, delta_bias, dout, states, out, dz, delta_softplus, recompute_out_z
@@ -186,7 +186,7 @@ class SelectiveScanCuda(ModuleType):
 
         with ThreadPoolExecutor(1) as thread:  # in an operator's own thread nothing can be differentiated
             found = iter(thread.submit(gradients).result())
-        return [None if t is None else next(found) for t in given]
+        return [None if t is None else next(found).contiguous() for t in given]
 
 
 @pytest.fixture

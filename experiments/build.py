@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,9 @@ from experiments.trial import Recipe, Trial, stream
 from mixers import MIXERS, Component, InputError, backends, contract
 from mixers.base import TokenMixer
 from mixers.registry import is_own, suggest
+
+SMALL_MODEL = 1_000_000  # parameters
+SMALL_GRID = 4096  # tokens or pixels
 
 
 def resolve(
@@ -266,8 +270,13 @@ def count_params(trial: Trial) -> int:
 def check(trial: Trial) -> None:
     """Build the trial's model and run it on nothing, so that what does not fit fails before anything trains.
 
+    A small model really runs, on zeros: what torch imports to run a model of the meta device takes longer.
+
     Raises:
         InputError: as `build_model`, or from a part of the model that refuses the task's shape.
     """
-    with torch.device("meta"):
-        cost.run_on_nothing(build_model(trial), create_task(trial.task).spec)
+    spec = create_task(trial.task).spec
+    small = math.prod(spec.grid) <= SMALL_GRID and count_params(trial) <= SMALL_MODEL
+    with torch.device("cpu" if small else "meta"):
+        model = assemble(trial.mixer, trial.skeleton, f"task {trial.task.name}", spec, trial.seed)
+        cost.run_on_nothing(model, spec)

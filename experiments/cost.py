@@ -99,7 +99,9 @@ def count_params(model: nn.Module) -> int:
 
 
 def run_on_nothing(model: Skeleton, task: TaskSpec) -> tuple[int, list[int | None]]:
-    """Run a model of the meta device on one example, its mixers passed by; what does not fit fails here.
+    """Run a model on one example of zeros, its mixers passed by; what does not fit fails here.
+
+    On the meta device nothing is computed.
 
     Returns:
         Multiply-accumulates of the mixers, and the numbers in each one's state; None if it has none.
@@ -111,7 +113,7 @@ def run_on_nothing(model: Skeleton, task: TaskSpec) -> tuple[int, list[int | Non
         return x
 
     with _forward_replaced([mixer for _, mixer in token_mixers(model)], pass_by), torch.no_grad():
-        model.eval().forward_nominal(example_input(task, batch_size=1, device="meta"))
+        model.eval().forward_nominal(example_input(task, 1, next(model.parameters()).device))
     states = [mixer.state_size(grid[0]) if len(grid) == 1 else None for mixer, grid in grids]
     return sum(mixer.macs(grid) for mixer, grid in grids), states
 
@@ -129,7 +131,7 @@ def _forward_replaced(
             object.__delattr__(mixer, "forward")
 
 
-def example_input(task: TaskSpec, batch_size: int, device: str) -> Tensor:
+def example_input(task: TaskSpec, batch_size: int, device: torch.device | str) -> Tensor:
     """An input of the right shape and type, all zeros."""
     if task.input == "image":
         return torch.zeros(batch_size, task.channels, *task.grid, device=device)

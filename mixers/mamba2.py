@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from mixers.backends import HasBackend
 from mixers.base import State, TokenMixer, as_sequence, raster_causal_mask
 from mixers.conv import CausalConv, draw_as_torch
-from mixers.delta_init import initial_delta, inverse_softplus
 from mixers.directions import KernelSize
+from mixers.initial import initial_delta, inverse_softplus, parameter
 from mixers.mamba import Expand
 from mixers.ssd import scan_in_heads, step_in_heads
 
@@ -72,8 +72,8 @@ class Mamba2(TokenMixer, HasBackend):
         self.in_proj = nn.Linear(dim, sum(self.widths), bias=False)
         self.conv = CausalConv(sum(self.convolved), 1, kernel_size=kernel_size)
         draw_as_torch(self.conv)
-        self.dt_bias = nn.Parameter(inverse_softplus(initial_delta(heads)))
-        self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
+        self.dt_bias = parameter(lambda: inverse_softplus(initial_delta(heads)))
+        self.A_log = parameter(lambda: torch.empty(heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = nn.RMSNorm(inner, eps=NORM_EPS)
         self.out_proj = nn.Linear(inner, dim, bias=False)

@@ -21,12 +21,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mixers.base import full_precision
-from mixers.delta_init import initial_delta
 from mixers.directions import Conv, KernelSize, Scan, ScanCore, ScanMixer
+from mixers.initial import initial_delta, parameter
 from mixers.long_conv import long_conv, long_conv_macs
 from mixers.scan_orders import scan_pattern
 
 AInit = Literal["lin", "inv"]
+
+
+def _imaginary(A_init: AInit, pairs: int) -> Tensor:
+    """Of A, (pairs,)."""
+    n, d_state = torch.arange(pairs, dtype=torch.float32), 2 * pairs
+    return math.pi * n if A_init == "lin" else d_state / math.pi * (d_state / (2 * n + 1) - 1)
 
 
 class S4DCore(ScanCore):
@@ -52,13 +58,11 @@ class S4DCore(ScanCore):
         self.dim = dim
         pairs = d_state // 2
         self.hidden_shape = (dim, pairs, 2)  # real and imaginary parts
-        n = torch.arange(pairs, dtype=torch.float32)
-        imaginary = math.pi * n if A_init == "lin" else d_state / math.pi * (d_state / (2 * n + 1) - 1)
-        self.log_dt = nn.Parameter(initial_delta(dim).log())
+        self.log_dt = parameter(lambda: initial_delta(dim).log())
         self.log_A_real = nn.Parameter(torch.full((dim, pairs), math.log(0.5)))
-        self.A_imag = nn.Parameter(imaginary.repeat(dim, 1))
-        self.C = nn.Parameter(torch.randn(dim, pairs, 2) * 0.5**0.5)
-        self.D = nn.Parameter(torch.randn(dim))
+        self.A_imag = parameter(lambda: _imaginary(A_init, pairs).repeat(dim, 1))
+        self.C = parameter(lambda: torch.randn(dim, pairs, 2) * 0.5**0.5)
+        self.D = parameter(lambda: torch.randn(dim))
 
     def discretised(self) -> tuple[Tensor, Tensor]:
         """Delta A and C (exp(Delta A) - 1) / A, both (C, N / 2) and complex, of float32 or wider."""

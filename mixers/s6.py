@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixers.delta_init import initial_delta, inverse_softplus
 from mixers.directions import ScanCore
+from mixers.initial import initial_delta, inverse_softplus, parameter
 from mixers.scan import selective_scan, selective_scan_step
 
 Selective = Literal["all", "none", "delta", "B", "C", "delta+B", "delta+C", "B+C"]
@@ -55,18 +55,18 @@ class SelectiveScan(ScanCore):
 
         x_proj = nn.Linear(dim, sum(sizes.values()), bias=False)
         dt_proj = nn.Linear(dt_rank, dim)
-        self.A_log = nn.Parameter(torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(dim, 1))
+        self.A_log = parameter(lambda: torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(dim, 1))
         self.D = nn.Parameter(torch.ones(dim))
         nn.init.uniform_(dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
-        with torch.no_grad():
-            dt_proj.bias.copy_(inverse_softplus(initial_delta(dim)))
+        dt_proj.bias = parameter(lambda: inverse_softplus(initial_delta(dim)))
 
         rows = zip(sizes, x_proj.weight.detach().split(list(sizes.values())), strict=True)
         kept = [part for name, part in rows if name in self.sizes]
         if kept:
             self.x_proj = x_proj
-            self.x_proj.weight = nn.Parameter(torch.cat(kept))
-            self.x_proj.out_features = len(self.x_proj.weight)
+            if len(kept) < len(sizes):
+                self.x_proj.weight = nn.Parameter(torch.cat(kept))
+                self.x_proj.out_features = len(self.x_proj.weight)
         if "delta" in self.sizes:
             self.dt_proj = dt_proj
         else:
@@ -74,7 +74,7 @@ class SelectiveScan(ScanCore):
         if "B" not in self.sizes:
             self.B = nn.Parameter(torch.ones(1, d_state))
         if "C" not in self.sizes:
-            self.C = nn.Parameter(torch.randn(1, d_state))
+            self.C = parameter(lambda: torch.randn(1, d_state))
 
     @property
     def delta_bias(self) -> Tensor:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixers.delta_init import initial_delta, inverse_softplus
 from mixers.directions import Conv, KernelSize, Scan, ScanCore, ScanMixer
+from mixers.initial import initial_delta, inverse_softplus, parameter
 from mixers.scan_orders import scan_pattern
 from mixers.ssd_scan import ssd_scan
 
@@ -89,8 +89,8 @@ class SSDCore(ScanCore):
         self.hidden_shape = (dim, d_state)
         self.sizes = (d_state, d_state, self.heads)
         self.x_proj = nn.Linear(dim, sum(self.sizes), bias=False)
-        self.dt_bias = nn.Parameter(inverse_softplus(initial_delta(self.heads)))
-        self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
+        self.dt_bias = parameter(lambda: inverse_softplus(initial_delta(self.heads)))
+        self.A_log = parameter(lambda: torch.empty(self.heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(self.heads))
 
     def _select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:

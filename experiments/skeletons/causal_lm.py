@@ -116,7 +116,8 @@ class CausalLM(Skeleton):
         rates = self.drop_path_rates(drop_path, depth)
         with_experts = mixtures.layers(depth)
         self.position = position
-        self.embed = nn.Embedding(task.channels, dim)
+        # drawn with all other weights: on the meta device a first draw would make torch import its compiler
+        self.embed = nn.Embedding.from_pretrained(torch.zeros(task.channels, dim), freeze=False)
         self.pos_embed = nn.Parameter(torch.zeros(*task.grid, dim)) if position == "learned" else None
         self.embed_drop = nn.Dropout(embed_drop)
         self.blocks = nn.ModuleList(

@@ -1,7 +1,7 @@
 """Training steps of whole models on a GPU: MambaOut's sizes with three mixers, beside timm's models.
 
     python benchmarks/backbones_gpu.py             femto and tiny, bfloat16, compiled, 224 x 224; some minutes
-    python benchmarks/backbones_gpu.py --batch 64 --no-compile
+    python benchmarks/backbones_gpu.py --sizes femto --batch 64 --no-compile
 
 A step is forward under autocast, cross-entropy, backward and AdamW, in channels-last memory. Images per
 second come from the median step, memory is the allocator's peak over the steps. Every model has a process of
@@ -180,6 +180,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--sizes", nargs="+", choices=sorted(PEERS), default=sorted(PEERS))
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
@@ -187,7 +188,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("There is no GPU here; --device cpu --tiny --no-compile tries the script out.")
-    side, sizes = (32, ["femto"]) if options.tiny else (224, ["femto", "tiny"])
+    side, sizes = (32, ["femto"]) if options.tiny else (224, options.sizes)
     batch, steps = (2, 1) if options.tiny else (options.batch, options.steps)
     setting = Setting(options.device, batch, side, steps, options.compile)
     hardware = torch.cuda.get_device_name() if options.device == "cuda" else processor_name()

@@ -13,10 +13,12 @@ experiments/results/gpu/ with the GPU's name, under a heading with hardware and 
 
 import argparse
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -93,15 +95,20 @@ def main() -> None:
     for title in options.only or runs:
         arguments = runs[title]
         print(f"{title}: {' '.join(arguments)}", flush=True)
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        (out / f"{title}.txt").write_text(f"{heading(options.device)}\n\n{done.stdout}")
-        print("\n".join(done.stdout.splitlines()[-3:]), flush=True)
+        begin = time.perf_counter()
+        path = out / f"{title}.txt"
+        with path.open("w") as file:  # written as it comes: a machine may be gone before the end
+            print(f"{heading(options.device)}\n", file=file, flush=True)
+            done = subprocess.run(
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        last = "\n".join(path.read_text().splitlines()[-3:])
+        print(f"{last}\n{time.perf_counter() - begin:.0f} s", flush=True)
         if done.returncode:
             failed.append(title)
     print(f"written  {out}")

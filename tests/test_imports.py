@@ -19,7 +19,8 @@ FORBIDDEN = {
     "experiments/tasks": ("experiments.skeletons", "analysis", "run_ablation"),
     "analysis": ("torch", "timm", "mixers", "run_ablation", "experiments.build", "experiments.train"),
 }
-HEAVY_BESIDE_TORCH = ("timm", "torchvision", "sklearn", "scipy.stats", "pandas", "matplotlib")
+COMPILER = ("torch._dynamo", "sympy")
+HEAVY_BESIDE_TORCH = ("timm", "torchvision", "sklearn", "scipy.stats", "pandas", "matplotlib", *COMPILER)
 HEAVY = ("torch", "numba", "ray", *HEAVY_BESIDE_TORCH)
 TORCH_FREE = (
     "analysis.report",
@@ -88,6 +89,23 @@ def test_a_plan_imports_nothing_that_it_can_do_without(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "10 trials: 10 waiting" in done.stdout
+
+
+def test_no_mixer_needs_torchs_compiler_to_be_counted() -> None:
+    """Its import, which arithmetic on the meta device brings about, takes longer than a whole plan."""
+    code = (
+        "import sys, torch\n"
+        "from mixers import MIXERS\n"
+        "for name in MIXERS:\n"
+        "    for rank in MIXERS.load(name).grid_ranks:\n"
+        "        with torch.device('meta'):\n"
+        "            mixer = MIXERS.create(MIXERS.resolve(MIXERS.parse(name)), 64, rank)\n"
+        "        assert all(each.is_meta for each in mixer.parameters())\n"
+        f"    found = [each for each in {COMPILER} if each in sys.modules]\n"
+        "    assert not found, f'{name} imports {found}'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_help_imports_nothing_that_it_can_do_without() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mixers.scan_cpu  # noqa: F401  registers the scan's FLOP formula before a counter copies the list
+from experiments.build import choose_backend
 from mixers import MIXERS, InputError
 from mixers.base import TokenMixer
 from mixers.conv import CausalConv
@@ -97,6 +98,8 @@ COUNTED_BY_DEFINITION = {
     "ssd",
     "mamba2",
 }
+# torch.compile does not take torch's GRU, nor the generator that random mixing draws a new length from
+TRACED = set(MIXERS) - {"gru", "random"}
 TEXTS = [text for name in MIXERS for text in (name, *VARIANTS.get(name, []))]
 
 
@@ -408,6 +411,18 @@ def test_bad_options_are_refused_with_a_sentence(text: str, message: str) -> Non
 def test_the_text_of_a_resolved_mixer_reads_back(name: str) -> None:
     resolved = MIXERS.resolve(MIXERS.parse(name))
     assert MIXERS.resolve(MIXERS.parse(str(resolved))) == resolved
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # which torch.compile does, to trace them
+@pytest.mark.parametrize(("text", "rank"), [case for case in ranks() if case[0] in TRACED])
+def test_torch_compile_sees_one_graph(text: str, rank: int) -> None:
+    """Each break of a graph costs time in every step, and a minute of compiling in a deep model."""
+    mixer = build(text, rank).float()
+    choose_backend(mixer, "auto", torch.device("cpu"))
+    x = inputs(GRIDS[rank][-1]).float()
+    torch.compiler.reset()
+    compiled = torch.compile(mixer, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), mixer(x))
 
 
 @pytest.mark.parametrize(("text", "rank"), ranks())

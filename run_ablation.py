@@ -1,19 +1,4 @@
-"""Does this task need the SSM? The command line: parse, call, print.
-
-    run_ablation.py                        the default study
-    run_ablation.py --mixer ssm            one arm and the baseline it is judged against
-    run_ablation.py --study NAME|FILE.toml a study that is checked in, or your own
-    run_ablation.py plan ...               what would run, without running it
-    run_ablation.py status ...             how far it is, while it runs here or elsewhere
-    run_ablation.py report ...             tables, figures and report again, without running anything
-    run_ablation.py report --paper         the MambaOut paper's figures and tables, ours beside theirs
-    run_ablation.py long                   which stages of any backbone see long sequences, at any resolution
-    run_ablation.py evaluate               accuracy of trained weights on a data set
-    run_ablation.py look                   what a token can see, mixer by mixer, before and after training
-    run_ablation.py bench                  latency and memory of mixers against length and width
-    run_ablation.py demo                   a page to play with trained models
-    run_ablation.py list [NAME]            mixers, skeletons, tasks, studies; or one of them in full
-    run_ablation.py doctor                 which kernels run on this machine
+"""Does this task need the SSM? The command line: parse, call, print. `--help` names the commands.
 
 Exit codes: 0 done, 1 some trials failed, 2 bad input; 130 interrupted and 143 told to end (SIGTERM, as in
 pre-emption), both after saving: the same command continues.

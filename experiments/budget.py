@@ -76,7 +76,11 @@ def match(trial: Trial, what: Literal["params", "macs"], target: int) -> tuple[T
             guess = min(max(round(guess + (target - size(guess)) / slope), narrowest), STEPS_MAX)
             size(guess)
     except InputError as error:
-        raise InputError(f"mixer {trial.mixer_text} cannot be matched in {what}: {error}") from None
+        raise InputError(
+            f"mixer {trial.mixer_text} cannot be matched in {what}, which is done by the hidden width of its "
+            f"block: {error}; a larger expansion_ratio of the skeleton leaves more, another --baseline may "
+            "be nearer in size, and --match none compares anyway"
+        ) from None
     best = min(sizes, key=lambda step: (abs(sizes[step] - target), step))
     matching = Matching(what, target, sizes[best])
     if abs(matching.mismatch) > TOLERANCE:

@@ -187,8 +187,8 @@ def assemble(
             raise InputError(f"mixer {chosen.name}: {error}") from None
         if spec.causal and not built.causal:
             raise InputError(
-                f"{who} is causal, but mixer {chosen} sees later tokens; "
-                "choose a causal mixer such as causal-conv, causal-attention or ssm"
+                f"{who} is causal, but mixer {chosen} sees later tokens; choose a causal one such as "
+                "causal-conv, causal-attention or ssm, for --mixer and for --baseline"
             )
         return built
 

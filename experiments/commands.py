@@ -29,6 +29,12 @@ def run(arguments: Sequence[str]) -> int:
         InputError: something in it cannot be used.
     """
     verb, rest = request.split_verb(arguments)
+    if verb == "run" and set(request.HELP) & set(rest):
+        print(request.overview())
+    if verb in ("list", "doctor") and rest and rest[0] in request.HELP:
+        print(f"usage: run_ablation.py {verb}{' [NAME ...]' if verb == 'list' else ''}\n")
+        print(request.COMMANDS[verb])
+        return 0
     if verb == "list":
         return _list(rest)
     if verb == "doctor":

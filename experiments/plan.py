@@ -374,6 +374,14 @@ def _resolve(name: str, study: Study) -> Plan:
     return Plan(name, study, tuple(planned), {"metric": dataclasses.asdict(metric), "baselines": baselines})
 
 
+def difference_unit(study: Study) -> str:
+    """Of the study's margin."""
+    from experiments import build
+
+    component = TASKS.parse(study.task)
+    return build.choose_metric(build.create_task(component), component.name, study.metric).difference_unit
+
+
 def _resolve_case(study: Study, case: Case) -> tuple[list[PlannedArm], Metric, dict[str, float]]:
     """The arms of a case, the study's metric as its task has it, and what naive predictors reach."""
     from experiments import budget, build
@@ -382,6 +390,7 @@ def _resolve_case(study: Study, case: Case) -> tuple[list[PlannedArm], Metric, d
     baseline = templates[study.baseline]
     task = build.create_task(baseline.task)
     data = task.load(0)
+    _check_batches(templates, data.sizes["train"])
     metric = build.choose_metric(task, baseline.task.name, study.metric)
     compared = metric
     if case.metric is not None:
@@ -397,6 +406,21 @@ def _resolve_case(study: Study, case: Case) -> tuple[list[PlannedArm], Metric, d
         planned.append(PlannedArm(arm, case.name, trial, matching, trained_on, case.metric))
     naive = data.baselines if build.is_part_of(compared, task.metric) else {}
     return planned, metric, naive
+
+
+def _check_batches(templates: Mapping[str, Trial], examples: int) -> None:
+    """An epoch takes full batches only.
+
+    Raises:
+        InputError: it has none.
+    """
+    for trial in templates.values():
+        size = trial.train.batch_size
+        if size > examples:
+            raise InputError(
+                f"--train.batch-size {size:,} is more than the {examples:,} training examples of "
+                f"{trial.task.name}"
+            )
 
 
 def _budget(recipe: Recipe, examples: int) -> str:

@@ -22,8 +22,26 @@ from mixers.registry import InputError, suggest
 
 Form = TypeVar("Form")
 
+COMMANDS = {
+    "plan": "what would run, and in what the arms differ; trains nothing",
+    "status": "how far a study is, while it runs here or elsewhere; trains nothing",
+    "report": "table, figures, verdict and report again, from what is stored; --paper for the paper's own",
+    "long": "which stages of any backbone see long sequences, at any resolution",
+    "evaluate": "accuracy of trained weights on a data set",
+    "look": "what a token can see, mixer by mixer, before and after training",
+    "bench": "latency and memory of mixers against length and width",
+    "demo": "a page to play with trained models",
+    "list": "mixers, skeletons, tasks and studies; with names, each of them in full",
+    "doctor": "which kernels run on this machine",
+}
+"""What each does, by its name; without one, a study is run."""
+HELP = ("-h", "--help")
+
 DOTTED = ("task", "skeleton", "train")
 """Parts of a trial whose fields go by dotted name: `--task.canvas 20`."""
+
+
+OF_STUDY = "(default: the study's)"
 
 
 @dataclass(frozen=True)
@@ -31,23 +49,29 @@ class Request:
     """Does this task need the SSM? Trains what is missing of a study, then writes its table, figures,
     verdict and report. Options of a task or skeleton also go by dotted name: --task.canvas 20."""
 
-    mixer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MIXER ...")] = ()
-    """Arms to judge, e.g. ssm attention "ssm(d_state=8, scan=forward)"; default: those of the study."""
-    baseline: Annotated[str | None, tyro.conf.arg(metavar="ARM")] = None
-    """Arm that they are judged against and matched to; default: the study's."""
+    mixer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MIXER ...", help_behavior_hint=OF_STUDY)] = ()
+    """Arms to judge, e.g. ssm attention "ssm(d_state=8, scan=forward)". The name of one of the study's arms
+    means that arm, with its options."""
+    baseline: Annotated[str | None, tyro.conf.arg(metavar="ARM", help_behavior_hint=OF_STUDY)] = None
+    """Arm that they are judged against and matched to."""
     study: str = studies.DEFAULT
     """A checked-in study (see `list`) or a path to your own .toml file."""
-    task: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None
+    task: Annotated[str | None, tyro.conf.arg(metavar="TASK", help_behavior_hint=OF_STUDY)] = None
     """Task in place of the study's, e.g. "digits(canvas=20)"."""
-    skeleton: Annotated[str | None, tyro.conf.arg(metavar="SKELETON")] = None
+    skeleton: Annotated[str | None, tyro.conf.arg(metavar="SKELETON", help_behavior_hint=OF_STUDY)] = None
     """Skeleton in place of the study's, e.g. "mambaout-nano(readout=last)"."""
-    seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    seeds: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=OF_STUDY)] = None
     """Paired seeds per arm; a verdict needs at least 3."""
-    match: Literal["params", "macs", "none"] | None = None
+    match: Annotated[
+        Literal["params", "macs", "none"] | None,
+        tyro.conf.arg(metavar="{params,macs,none}", help_behavior_hint=OF_STUDY),
+    ] = None
     """What the arms have in common in size; the block's hidden width is solved for it."""
-    margin: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
+    margin: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint=OF_STUDY)] = None
     """Differences within this count as equivalent, in the metric's unit."""
-    lr_grid: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="LR ...")] = None
+    lr_grid: Annotated[
+        tuple[float, ...] | None, tyro.conf.arg(metavar="LR ...", help_behavior_hint=OF_STUDY)
+    ] = None
     """Learning rates to choose from on validation, for every arm; a single one is simply taken."""
     train: Recipe = field(default_factory=Recipe)
     """How every arm is trained."""
@@ -362,16 +386,47 @@ def parse(arguments: Sequence[str], verb: str = "run") -> Request:
         SystemExit: after printing help.
     """
     rest, options = _take_dotted(arguments)
+    _check_values(rest)
+    if "lr" in options["train"] and _value_of("--lr-grid", rest) is not None:
+        raise InputError("--train.lr and --lr-grid exclude each other: one rate, or those to choose from")
     chosen = _value_of("--study", rest) or studies.DEFAULT
     recipe = studies.changed_recipe(
         studies.load(studies.find(chosen)).train, options.pop("train"), "--train."
     )
     program = "run_ablation.py" if verb == "run" else f"run_ablation.py {verb}"
-    return dataclasses.replace(read(Request(train=recipe), rest, program), options=options)
+    about = None if verb == "run" else f"{COMMANDS[verb][0].upper()}{COMMANDS[verb][1:]}."
+    asked = read(Request(train=recipe), rest, program, about)
+    return dataclasses.replace(asked, options=options)
 
 
-def read(default: Form, arguments: Sequence[str], program: str) -> Form:
+def overview() -> str:
+    """The commands, a line for each."""
+    lines = (f"  {name:9} {what}" for name, what in COMMANDS.items())
+    return "\n".join(["Commands, each with a --help of its own; a study is run without one:", *lines, ""])
+
+
+def _check_values(arguments: Sequence[str]) -> None:
+    """Refuse what would be passed over in silence.
+
+    Raises:
+        InputError: an empty name, or no mixer after --mixer.
+    """
+    for flag in ("--mixer", "--baseline", "--study", "--task", "--skeleton"):
+        value = _value_of(flag, [*arguments, "--"])
+        if value is not None and (not value or value.startswith("--")):
+            raise InputError(f"{flag} is empty: it takes a name (see list)")
+    if _value_of("--match", arguments) == "None":
+        raise InputError("--match None: say --match none for arms that are not matched")
+
+
+def read(default: Form, arguments: Sequence[str], program: str, about: str | None = None) -> Form:
     """The flags of a command as its dataclass; those not given are taken from `default`.
+
+    Args:
+        default: an instance of the dataclass.
+        arguments: of the command line.
+        program: what the help calls the command.
+        about: what the help says first; what the dataclass says by default.
 
     Raises:
         InputError: an unknown flag or a value that does not fit.
@@ -380,11 +435,27 @@ def read(default: Form, arguments: Sequence[str], program: str) -> Form:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(type(default), args=list(arguments), default=default, prog=program)
+            return tyro.cli(
+                type(default), args=list(arguments), default=default, prog=program, description=about
+            )
     except SystemExit as leaving:
         if leaving.code in (0, None):
             raise
-        raise InputError(f"{_unboxed(said.getvalue())} (see --help)") from None
+        message = _unboxed(said.getvalue())
+        raise InputError(f"{message}{_nearest_flag(message, default)} (see --help)") from None
+
+
+def _nearest_flag(message: str, form: object) -> str:
+    """The flag that an unrecognized one was probably meant to be, as `suggest` says it."""
+    unknown = re.search(r"Unrecognized options?: (--[\w.-]+)", message)
+    if unknown is None:
+        return ""
+    flags = [f"--{each.name.replace('_', '-')}" for each in dataclasses.fields(form)]  # type: ignore[arg-type]
+    if isinstance(form, Request):
+        flags += [f"--train.{each.name.replace('_', '-')}" for each in dataclasses.fields(Recipe)]
+    wanted = unknown.group(1)
+    dotted = [flag for flag in flags if flag.endswith(f".{wanted.removeprefix('--')}")]
+    return f"; did you mean {dotted[0]!r}?" if dotted else suggest(wanted, flags)
 
 
 def _unboxed(message: str) -> str:
@@ -430,9 +501,6 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
-VERBS = ("plan", "list", "status", "report", "long", "evaluate", "look", "bench", "demo", "doctor")
-
-
 def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The verb ("run" if none is given) and what follows it.
 
@@ -441,8 +509,10 @@ def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """
     if not arguments or arguments[0].startswith("-"):
         return "run", list(arguments)
-    if arguments[0] not in VERBS:
-        raise InputError(
-            f"unknown command {arguments[0]!r}{suggest(arguments[0], VERBS)} (known: {', '.join(VERBS)})"
-        )
-    return arguments[0], list(arguments[1:])
+    verb, *rest = arguments
+    if verb == "help":
+        return "run", ["--help"]
+    if verb not in COMMANDS:
+        hint = "; a study is run without a command" if verb in ("run", "train") else suggest(verb, COMMANDS)
+        raise InputError(f"unknown command {verb!r}{hint} (known: {', '.join(COMMANDS)})")
+    return verb, rest

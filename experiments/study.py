@@ -260,6 +260,11 @@ def _describe(source: str, problem: Any) -> str:
     if problem["type"] != "unexpected_keyword_argument":
         return f"{source}: {key}: {problem['msg']} (got {problem['input']!r})"
     known = _fields_at(location[:-1])
+    if len(location) > 1 and location[-1] in _fields_at(()):
+        return (
+            f"{source}: {location[-1]} is a key of the study, not of {'.'.join(map(str, location[:-1]))}: "
+            "put it above the first [table]"
+        )
     return f"{source}: unknown key {key!r}{suggest(str(location[-1]), known)} (known: {', '.join(known)})"
 
 

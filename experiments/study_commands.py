@@ -23,6 +23,7 @@ from mixers.registry import InputError
 
 WIDTH = 100  # characters of the terminal table
 MOST_STUDIES = 8  # that are named where one is not there
+LEAST_SEEDS = 3  # of a verdict
 SHOWN = {"report": "report.html", "table": "table.md", "figure": "figures/differences.png"}
 """What is pointed at when a study is done; the rest lies beside it."""
 
@@ -52,6 +53,7 @@ def perform(verb: str, arguments: Sequence[str]) -> int:
 
 def _alone(verb: str, arguments: Sequence[str]) -> int:
     asked = request.parse(arguments, verb)
+    _ = asked.share, asked.placement, asked.runtime  # what makes no sense is refused whatever is done
     name, wanted = requested_study(asked)
     command = _command(arguments)
     return {"run": _run, "plan": _plan, "status": _status, "report": _report}[verb](
@@ -63,6 +65,7 @@ def _run(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     _check(asked)
     path = _path_of_plan(asked, name)
     planned = plan.make(name, wanted, path)
+    _check_margin(planned, asked)
     store = Store(asked.runs)
     _store(planned, path, store, asked, command)
     print(_matching_lines(planned) + _warm_up_lines(planned), end="")
@@ -80,12 +83,17 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     store = Store(asked.runs)
     path = _path_of_plan(asked, name)
     planned = plan.make(name, wanted, path)
+    _check_margin(planned, asked)
     if not path.exists():  # the run, and whoever asks for the plan again, need no torch to read it
         _store(planned, path, store, asked, command)
     print(f"{name}: {wanted.question}")
     budgets = dict.fromkeys(arm.budget for arm in planned.arms)
     print(f"  task {wanted.task}, skeleton {wanted.skeleton}, {'; '.join(budgets)}")
-    print(f"  seeds 0..{wanted.seeds - 1}, matched in {wanted.match}, margin {wanted.margin:g}")
+    matched = "not matched in size" if wanted.match == "none" else f"matched in {wanted.match}"
+    unit = planned.details["metric"]["difference_unit"]
+    print(f"  seeds 0..{wanted.seeds - 1}, {matched}, margin {wanted.margin:g} {unit}")
+    if wanted.seeds < LEAST_SEEDS:
+        print(f"  note: {_count(wanted.seeds, 'seed')} give no verdict, which takes at least {LEAST_SEEDS}")
     first, *others = wanted.all_cases()
     arms = [arm for arm in planned.arms if arm.case == first.name]
     for arm in arms:
@@ -110,11 +118,21 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
         )
     elif found.plan.search:
         print(_rate_lines(found.plan), end="")
-    trials = found.plan.trials()
+    elif asked.train.lr != study.load(study.find(asked.study)).train.lr:
+        print(f"The learning rate is {asked.train.lr:g}, as given: none is searched for")
+    trials = _own(found.plan.trials(), asked)
     done = sum(launch.finished(store.folder(trial.id)) for trial in trials)
-    cost = f"; {wanted.cost}" if wanted.cost else ""
-    print(f"{len(trials)} trials, {done} finished, {len(trials) - done} to run{cost}")
+    waiting = len(_own(list(found.open.values()), asked))
+    searched = f"{_count(waiting, 'trial')} for them, then " if found.open else ""
+    where = f" of shard {asked.shard}" if asked.shard else ""
+    print(f"{searched}{_count(len(trials), 'trial')}{where}, {done} finished, {len(trials) - done} to run")
+    if wanted.cost:
+        print(f"What the study file says of its cost: {wanted.cost}")
     return 0
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' if number != 1 else ''}"
 
 
 def _status(asked: Request, name: str, wanted: study.Study, command: str) -> int:
@@ -157,10 +175,10 @@ def _path_of_plan(asked: Request, name: str, *, planned_before: bool = False) ->
     before = plan.load_stored(path)
     other = Path(before.get("file") or "") if before else Path()
     own = study.find(asked.study)
-    if other.is_file() and not other.samefile(own):
-        raise InputError(
-            f"{path.parent} belongs to the study file {other}; give {own} another name, or another --runs"
-        )
+    taken = other.is_file() and not other.samefile(own)
+    if taken or (before and not before.get("file") and asked.study not in study.names()):
+        whose = f"the study file {other}" if taken else f"the checked-in study {own.stem}"
+        raise InputError(f"{path.parent} belongs to {whose}; give {own} another name, or another --runs")
     if planned_before and not path.exists():
         found = {
             each.parent.name: plan.load_stored(each) for each in sorted(path.parents[1].glob("*/plan.json"))
@@ -217,14 +235,31 @@ def _check(asked: Request) -> None:
     """Refuse what cannot run before anything is planned.
 
     Raises:
-        InputError: a placement, a shard or a backend that does not exist.
+        InputError: a placement or a backend that does not exist.
     """
-    _ = asked.share
     if asked.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise InputError(
             "--tensorboard needs tensorboard, which is not installed: uv sync --extra tensorboard"
         )
     _executor(asked).check(asked.runtime, asked.placement)
+
+
+def _check_margin(planned: Plan, asked: Request) -> None:
+    """A margin is in the unit of the task that it was set for.
+
+    Raises:
+        InputError: that is another than the unit of the task that was asked for in its place.
+    """
+    if asked.task is None or asked.margin is not None:
+        return
+    original = study.load(study.find(asked.study))
+    set_for = plan.difference_unit(original)
+    unit = planned.details["metric"]["difference_unit"]
+    if unit != set_for:
+        raise InputError(
+            f"margin {original.margin:g} is in {set_for}, for {original.task}; {planned.study.task} is "
+            f"measured in {unit}: give --margin"
+        )
 
 
 def _executor(asked: Request) -> executors.Executor:

@@ -18,6 +18,9 @@ from pathlib import Path
 import pytest
 
 import run_ablation
+from analysis.verdict import MINIMUM_SEEDS
+from experiments import study as studies
+from experiments.request import COMMANDS
 from experiments.tasks.digits import Digits
 from experiments.trial import SCHEMA_VERSION
 
@@ -108,6 +111,21 @@ def metrics(runs: Path) -> bytes:
         (["--margin", "-1"], "--margin must be positive"),
         (["--margin", "inf"], "--margin must be positive"),
         (["--workers", "0"], "--workers must be at least 1"),
+        (["plan", "--workers", "0"], "--workers must be at least 1"),
+        (["--mixer"], "--mixer is empty"),
+        (["--task", ""], "--task is empty"),
+        (["--match", "None"], "say --match none"),
+        (["--lr", "1e-3"], "did you mean '--train.lr'?"),
+        (["--mixers", "ssm"], "did you mean '--mixer'?"),
+        (["--lr-grid", "1e-3", "1e-2", "--train.lr", "1e-3"], "--train.lr and --lr-grid exclude each other"),
+        (["--train.batch-size", "5000"], "5,000 is more than the 1,257 training examples of digits"),
+        (["run"], "unknown command 'run'; a study is run without a command"),
+        (
+            ["--task", "bytes", "--skeleton", "causal-lm", "--mixer", "ssm", "--baseline", "causal-conv"],
+            "margin 1 is in points, for digits(canvas=12); bytes is measured in bits: give --margin",
+        ),
+        (["--task", "mqar"], "--skeleton causal-lm reads tokens"),
+        (["--task", "mqar", "--skeleton", "causal-lm"], "for --mixer and for --baseline"),
         (["--backend", "cudda"], "unknown backend 'cudda'"),
         (["--backend", "mamba_ssm"], "mamba_ssm"),
         (["plann"], "unknown command 'plann'; did you mean 'plan'"),
@@ -130,12 +148,44 @@ def test_bad_input_is_a_sentence(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tmp_path / "runs"
-    placed = [] if arguments[0] in ("plann", "list") else ["--runs", str(runs)]
+    placed = [] if arguments[0] in ("plann", "list", "run") else ["--runs", str(runs)]
     assert run_ablation.main([*arguments, *placed]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) <= 2
     assert not list(runs.rglob("*.json")), "the store is as it was"
+
+
+def test_an_own_copy_of_a_checked_in_study_has_its_own_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "digits-ladder.toml"
+    copy.write_text(studies.find("digits-ladder").read_text())
+    assert run_ablation.main(["plan", "--runs", str(tmp_path)]) == 0
+    assert run_ablation.main(["plan", "--study", str(copy), "--runs", str(tmp_path)]) == 2
+    assert "belongs to the checked-in study digits-ladder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [["--help"], ["help"]])
+def test_the_help_names_the_commands(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run_ablation.main(asked)
+    said = capsys.readouterr().out
+    assert all(f"\n  {command} " in said for command in COMMANDS)
+    for command in ("list", "doctor"):
+        assert run_ablation.main([command, "--help"]) == 0
+        assert COMMANDS[command] in capsys.readouterr().out
+
+
+def test_what_a_plan_says_of_few_seeds_and_of_the_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_ablation.main(["plan", "--seeds", "2", "--shard", "1/4", "--runs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "margin 1 points" in said
+    assert f"2 seeds give no verdict, which takes at least {MINIMUM_SEEDS}" in said
+    assert re.search(r"\n(\d) trials? of shard 1/4, 0 finished, \1 to run\n", said)
+    assert "What the study file says of its cost: 30 trials" in said
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,10 @@ def require_images(task: TaskSpec, outputs: Collection[Output]) -> None:
         InputError: any other input or output.
     """
     if task.input != "image":
-        raise InputError(f"this skeleton reads images, but the task's input is {task.input!r}")
+        raise InputError(
+            f"this skeleton reads images, but the task's input is {task.input!r}: --skeleton causal-lm reads "
+            "tokens; a study of such tasks (--study mqar-small) brings it along"
+        )
     if task.output not in outputs:
         raise InputError(
             f"this skeleton answers {' or '.join(outputs)}, but the task asks for {task.output!r}"

@@ -107,7 +107,10 @@ class CausalLM(Skeleton):
     ) -> None:
         super().__init__()
         if task.input != "tokens":
-            raise InputError(f"causal-lm reads tokens, but the task's input is {task.input!r}")
+            raise InputError(
+                f"causal-lm reads tokens, but the task's input is {task.input!r}: take another --skeleton, "
+                "e.g. isotropic-nano"
+            )
         self.init = init or self.init_name
         mixtures = ExpertOptions(experts, experts_per_token, moe_every, balance)
         options = BlockOptions(

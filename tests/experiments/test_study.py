@@ -155,3 +155,10 @@ def test_another_baseline_is_another_study() -> None:
     names = [name, *(other for other, _ in others)]
     assert len(set(names)) == len(names)
     assert all(study.answer == "" for _, study in others)
+
+
+def test_a_key_of_the_study_below_a_table_is_told_where_it_belongs(tmp_path: Path) -> None:
+    file = tmp_path / "late.toml"
+    file.write_text(studies.find("digits-ladder").read_text() + "seeds = 4\n")
+    with pytest.raises(InputError, match=r"seeds is a key of the study, not of train: put it above"):
+        studies.load(file)

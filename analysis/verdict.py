@@ -383,16 +383,13 @@ def margin_set(study: Study) -> str:
 
 
 def _guessing(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> str:
-    """The weakest naive baseline, if neither arm beats even that by more than the margin.
+    """The best guess, if neither arm beats it by more than the margin.
 
-    Two that guess are equal in any case, and less than the margin is nothing by the study's own measure.
+    Two that guess are equal in any case, and less than the margin is nothing by the study's own measure. Of
+    the naive baselines a task names that guess first.
     """
     direction, case = study.metric.direction, study.arms[c.arm].case
-    naive = min(
-        (each for each in study.baselines if each.case in (None, case)),
-        key=lambda each: direction * each.value,
-        default=None,
-    )
+    naive = next((each for each in study.baselines if each.case in (None, case)), None)
     if naive is None:
         return ""
     tests = [arms[name].test for name in (c.arm, c.baseline)]

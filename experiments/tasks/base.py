@@ -67,7 +67,7 @@ class TaskData(Protocol):
 
     @property
     def baselines(self) -> dict[str, float]:
-        """What naive predictors reach on the test split, in the task's metric."""
+        """What naive predictors reach on the test split, in the task's metric; the best mere guess first."""
 
     def train_batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Shuffled and augmented, from step `start` of the epoch; full batches only."""

@@ -22,7 +22,8 @@ class Induction(Classification):
 
     Ordinary tokens are 0..V - 1; the special one, V, stands once at a random place and again at the very
     end, where the token that followed it is to be named. Trained at one length, tested also at others.
-    With 8 tokens and V = 4:
+    In the code that the paper used, V counts two special tokens, and every next token is trained; here only
+    the answer is. With 8 tokens and V = 4:
 
         input   2 0 4 3 1 1 0 4
         target                3

@@ -33,7 +33,8 @@ class MQAR(TokenClassification):
         vocabulary: V, even.
         pairs: N, at most a quarter of the length.
         power: a.
-        random_non_queries: fill what would be 0 with random tokens.
+        random_non_queries: fill what would be 0 with random tokens, as Zoology does by default; they may
+            repeat a key before it is asked for.
         train: examples per epoch.
         validation: examples for choosing.
         test: examples for reporting.

@@ -189,7 +189,29 @@ def test_a_constant_answer_scores_chance(name: str) -> None:
     ("name", "answers"), [("parity", 2), ("selective-copy", 9 - 2), ("mad-recall", 8 // 2)]
 )
 def test_a_random_answer_is_one_of_those_that_occur(name: str, answers: int) -> None:
-    assert load(name).baselines == {"a random answer": 100 / answers}
+    assert load(name).baselines["a random answer"] == 100 / answers
+
+
+def test_the_best_guess_comes_first() -> None:
+    """Any value of the row is right one time in as many as there are pairs."""
+    data = create("mqar(length=32, vocabulary=64, pairs=4, test=50)").load(0)
+    assert list(data.baselines.items()) == [("any answer of the row", 25.0), ("a random answer", 100 / 32)]
+    assert list(load("parity").baselines) == ["a random answer"], "both answers stand in every row"
+
+
+def test_what_leaves_nothing_to_train_on_is_refused_before_training() -> None:
+    task = create("parity(length=9, test_lengths=none)")
+    with pytest.raises(InputError, match="too few different examples"):
+        task.load(0)
+    data = create("parity(length=11, test_lengths=none)").load(0)
+    for _ in zip(range(20), data.train_batches(0, 64), strict=False):
+        pass  # where half of all rows are held out
+
+
+def test_the_bytes_leave_out_tables_that_are_nearly_the_same() -> None:
+    folders = {name.split("/")[0] for part in load("bytes").documents.values() for name in part}
+    assert folders
+    assert not folders & {"encodings", "pydoc_data", "test"}
 
 
 @pytest.mark.parametrize("name", ["mqar", "selective-copy", "bytes"])

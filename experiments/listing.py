@@ -24,23 +24,35 @@ BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 def overview(width: int) -> str:
     """Mixers, skeletons and tasks with their options and defaults, and the studies' questions."""
-    lines = []
-    for registry in REGISTRIES:
-        lines.append(f"{registry.kind}s, with their options")
-        for component in map(registry.parse, registry):
-            text = str(_with_defaults(registry, component))
-            lines.append(textwrap.fill(text, width, initial_indent="  ", subsequent_indent=" " * 6))
-    lines.append("studies")
-    lines += [f"  {name}: {study.load(study.find(name)).question}" for name in study.names()]
-    return "\n".join([*lines, "list NAME tells more of each"])
+    kinds = (f"{registry.kind}s" for registry in REGISTRIES)
+    return "\n".join(
+        [*(_all_of(kind, width) for kind in (*kinds, "studies")), "list NAME tells more of each"]
+    )
+
+
+def _all_of(kind: str, width: int) -> str:
+    """All mixers, skeletons, tasks or studies."""
+    if kind == "studies":
+        return "\n".join(
+            [kind, *(f"  {each}: {study.load(study.find(each)).question}" for each in study.names())]
+        )
+    registry = next(each for each in REGISTRIES if kind == f"{each.kind}s")
+    lines = [f"{kind}, with their options"]
+    for component in map(registry.parse, registry):
+        text = str(_with_defaults(registry, component))
+        lines.append(textwrap.fill(text, width, initial_indent="  ", subsequent_indent=" " * 6))
+    return "\n".join(lines)
 
 
 def describe(name: str, width: int) -> str:
-    """What a mixer, skeleton or task is and which values its options take; or the header of a study.
+    """What a mixer, skeleton or task is and which values its options take; or the header of a study; or all
+    of a kind, by its plural.
 
     Raises:
         InputError: there is nothing of that name.
     """
+    if name in ("studies", *(f"{registry.kind}s" for registry in REGISTRIES)):
+        return _all_of(name, width)
     bare = name.partition("(")[0].strip()
     for registry in REGISTRIES:
         if bare in registry or (registry is MIXERS and is_own(bare)):

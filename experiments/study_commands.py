@@ -68,7 +68,7 @@ def _run(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     _check_margin(planned, asked)
     store = Store(asked.runs)
     _store(planned, path, store, asked, command)
-    print(_matching_lines(planned) + _warm_up_lines(planned), end="")
+    print(_matching_lines(planned) + _warm_up_lines(planned) + _no_search_line(wanted, asked), end="")
     chosen = _choose_rates(planned, store, asked)
     if chosen.open:
         _say_what_waits(chosen, asked)
@@ -108,7 +108,7 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
         after = planned.arm(plan.planned_name(wanted.baseline, case.name))
         before = planned.arm(plan.planned_name(wanted.baseline, first.name))
         print(f"  {before.name} -> {after.name}: {_difference(before, after, wanted)}")
-    print(_matching_lines(planned) + _warm_up_lines(planned), end="")
+    print(_matching_lines(planned) + _warm_up_lines(planned) + _no_search_line(wanted, asked), end="")
     found = search.settle(planned, store)
     if found.open:
         rates = ", ".join(f"{rate:g}" for rate in sorted(wanted.lr_grid))
@@ -118,8 +118,6 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
         )
     elif found.plan.search:
         print(_rate_lines(found.plan), end="")
-    elif asked.train.lr != study.load(study.find(asked.study)).train.lr:
-        print(f"The learning rate is {asked.train.lr:g}, as given: none is searched for")
     trials = _own(found.plan.trials(), asked)
     done = sum(launch.finished(store.folder(trial.id)) for trial in trials)
     waiting = len(_own(list(found.open.values()), asked))
@@ -354,6 +352,12 @@ def _matching_lines(planned: Plan) -> str:
             f"{arm.matching['mismatch']:+.2%} of {planned.study.baseline} (expansion_ratio {ratio:g})\n"
         )
     return "".join(["Matched by the block's hidden width:\n", *lines]) if lines else ""
+
+
+def _no_search_line(wanted: study.Study, asked: Request) -> str:
+    searched = study.load(study.find(asked.study)).lr_grid and not wanted.lr_grid
+    rate = f"{wanted.train.lr:g}"
+    return f"note: the learning rate is {rate}, as given: none is searched for\n" if searched else ""
 
 
 def _warm_up_lines(planned: Plan) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from experiments import listing, study
@@ -49,3 +51,13 @@ def test_options_may_be_given() -> None:
     assert "  d_state=4: integer" in listing.describe("ssm(d_state=4)", 100)
     with pytest.raises(InputError, match="nothing is called 'SSM'; did you mean 'ssm'"):
         listing.describe("SSM", 100)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"), [("mixers", MIXERS), ("tasks", TASKS), ("studies", study.names())]
+)
+def test_a_kind_may_be_named(kind: str, names: Iterable[str]) -> None:
+    section = listing.describe(kind, 100)
+    assert section.startswith(kind)
+    assert section in listing.overview(100)
+    assert all(f"\n  {name}" in section for name in names)

@@ -33,24 +33,28 @@ def ssd_scan_reference(
     _, size = equal_chunks(length, chunk_size)
     dtype = torch.promote_types(delta.dtype, torch.float32)
     x, delta, B, C = (_chunks(each.to(dtype), size) for each in (x, delta, B, C))
-    x = x.transpose(2, 3).contiguous()  # (B, K, H, Q, P)
-    delta = delta.transpose(2, 3)  # (B, K, H, Q)
+    delta = delta.transpose(2, 3)  # (B, K, H, Q); x is (B, K, Q, H, P)
     total = (delta * A.to(dtype)[:, None]).cumsum(-1)  # log of the decay since before the chunk
     # Log of the weight of x B^T as it enters h, counted back to before the chunk. Only sums that are
     # at most log(delta) are exponentiated below.
     enter = delta.clamp(min=torch.finfo(dtype).tiny).log() - total
 
-    y = _pairs(total, enter, B, C, D) @ x  # (B, K, H, Q, Q) @ (B, K, H, Q, P)
+    y = (_pairs(total, enter, B, C, D) @ x.transpose(2, 3)).transpose(2, 3)  # (B, K, Q, H, P)
     last_state = None
     if x.shape[1] > 1 or initial_state is not None or return_state:
+        # B and C are those of all heads: one product per chunk, with the heads side by side.
+        heads = x.shape[3:]
         last = total[..., -1:]
-        written = (B.mT[:, :, None] * (last + enter).exp()[..., None, :]) @ x  # (B, K, H, N, P)
-        state = torch.zeros_like(written[:, 0]) if initial_state is None else initial_state.mT
-        before, state = _pass_states(written.to(dtype), last.exp()[..., None], state.to(dtype))
-        last_state = state.mT
-        read = C[:, :, None] * total.exp()[..., None]  # (B, K, H, Q, N)
-        y = torch.baddbmm(*(each.flatten(0, 2) for each in (y, read, before.to(y.dtype)))).view(y.shape)
-    return y.transpose(2, 3).flatten(1, 2)[:, :length], last_state
+        entering = x * (last + enter).exp().mT[..., None]  # (B, K, Q, H, P)
+        written = (B.mT @ entering.flatten(3)).unflatten(3, heads)  # (B, K, N, H, P)
+        state = torch.zeros_like(written[:, 0])
+        if initial_state is not None:
+            state = initial_state.permute(0, 3, 1, 2)
+        before, state = _pass_states(written.to(dtype), last.exp()[:, :, None], state.to(dtype))
+        last_state = state.permute(0, 2, 3, 1)
+        read = (C @ before.flatten(3)).unflatten(3, heads)  # (B, K, Q, H, P)
+        y = y + read * total.exp().mT[..., None].to(read.dtype)
+    return y.flatten(1, 2)[:, :length], last_state
 
 
 def equal_chunks(length: int, largest: int) -> tuple[int, int]:
@@ -79,7 +83,7 @@ def _pairs(total: Tensor, enter: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Ten
 
 
 def _pass_states(written: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """What each chunk wrote (B, K, H, N, P) and its decay -> the state before each chunk, and the last."""
+    """What each chunk wrote (B, K, N, H, P) and its decay -> the state before each chunk, and the last."""
     states = []
     for writes, decays in zip(written.unbind(1), decay.unbind(1), strict=True):
         states.append(state)

@@ -97,7 +97,8 @@ def test_every_layout_gives_the_same_images(digit_folder: Path, tmp_path: Path, 
     assert sum(other.sizes.values()) == sum(reference.sizes.values()) == 108
 
 
-def test_cifar_as_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The pickles of CIFAR-10 at a small size, with checksums of their own."""
     from torchvision.datasets import CIFAR10
 
@@ -115,7 +116,11 @@ def test_cifar_as_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", written["test_batch"]]])
     meta = {"filename": "batches.meta", "key": "label_names", "md5": written["batches.meta"]}
     monkeypatch.setattr(CIFAR10, "meta", meta)
-    data = load(tmp_path, dataset="torch/cifar10", size=32)
+    return tmp_path
+
+
+def test_cifar_as_it_is_unpacked(cifar: Path) -> None:
+    data = load(cifar, dataset="torch/cifar10", size=32)
     assert data.sizes["test"] == 30
     assert data.sizes["train"] + data.sizes["validation"] == 60
     images, labels = everything(data, "test")
@@ -159,6 +164,53 @@ def test_a_folder_without_splits_is_divided(digit_folder: Path) -> None:
     ids = [{int(e) for batch in data.batches(split, 8) for e in batch.examples} for split in data.sizes]
     assert sum(map(len, ids)) == len(set.union(*ids)) == 72
     assert all(ids)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"validation_split": "val"}, "validation-split 'val' and --task.test-split 'validation' share"),
+        ({"validation_split": "validation"}, "validation-split 'validation' and --task.test-split 'valid"),
+        (
+            {"validation_split": "training"},
+            "train-split 'train' and --task.validation-split 'training' share",
+        ),
+        ({"test_split": "training"}, "test-split 'training' share .* named 'train' too is held out"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["", "tar", "wds/", "torch/image_folder"])
+def test_no_image_is_in_two_splits(
+    digit_folder: Path, tmp_path: Path, layout: str, options: dict[str, object], words: str
+) -> None:
+    data = tmp_path if layout in ("tar", "wds/") else digit_folder
+    for split in ("train", "val"):
+        if layout == "tar":
+            tarred(digit_folder / split, tmp_path / f"{split}.tar")
+        elif layout == "wds/":
+            sharded(digit_folder / split, tmp_path, split)
+    with pytest.raises(InputError, match=words):
+        load(data, dataset="" if layout == "tar" else layout, **options)
+
+
+def test_the_whole_of_a_folder_has_its_splits_in_it(digit_folder: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        sharded(digit_folder / split, tmp_path, split)
+    for data, dataset in ((digit_folder, ""), (tmp_path, "wds/")):
+        with pytest.raises(InputError, match=r"train-split '\.' and --task\.test-split 'validation' share"):
+            load(data, dataset=dataset, train_split=".")
+
+
+def test_cifar_has_no_third_split(cifar: Path) -> None:
+    with pytest.raises(InputError, match=r"'val' and --task\.test-split 'test' share images"):
+        load(cifar, dataset="torch/cifar10", size=32, validation_split="val", test_split="test")
+    with pytest.raises(InputError, match=r"'train' and --task\.validation-split 'training' share images"):
+        load(cifar, dataset="torch/cifar10", size=32, validation_split="training")
+
+
+def test_three_folders_are_three_splits(tmp_path: Path, write_digits: Write) -> None:
+    root = write_digits(tmp_path, {"train": 8, "val": 4, "test": 4})
+    data = load(root, validation_split="val", test_split="test")
+    assert data.sizes == {"train": 24, "validation": 12, "test": 12}
 
 
 def test_the_number_of_classes_is_part_of_the_trial(digit_folder: Path) -> None:

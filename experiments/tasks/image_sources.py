@@ -334,12 +334,17 @@ def _shards_of(root: Path, split: str, info: Mapping[str, Any]) -> list[Path]:
 
 
 def _examples_of(shard: Path) -> Iterator[tuple[str, _Member, int]]:
-    """Key, image and label of what a shard holds; the members of one example share their key."""
+    """Key, image and label of what a shard holds; the members of one example share their key.
+
+    A key ends at the first dot of the file's own name, as in webdataset: folders may have dots too.
+    """
     images: dict[str, _Member] = {}
     labels: dict[str, int] = {}
     with tarfile.open(shard) as archive:
         for member in archive:
-            key, _, ending = member.name.partition(".")
+            folder, slash, name = member.name.rpartition("/")
+            stem, _, ending = name.partition(".")
+            key = folder + slash + stem
             if f".{ending.lower()}" in IMAGES_IN_SHARDS:
                 images[key] = _Member(str(shard), member.offset_data, member.size)
             elif ending == "cls" and (file := archive.extractfile(member)) is not None:

@@ -59,15 +59,15 @@ def tarred(folder: Path, target: Path) -> Path:
     return target
 
 
-def sharded(folder: Path, target: Path, split: str) -> None:
-    """Two shards as webdataset writes them."""
+def sharded(folder: Path, target: Path, split: str, inside: str = "") -> None:
+    """Two shards as webdataset writes them, with the examples in a folder or in none."""
     paths = sorted(folder.rglob("*.JPEG"))
     for shard in range(2):
         with tarfile.open(target / f"digits-{split}-{shard:04}.tar", "w") as archive:
             for path in paths[shard::2]:
                 label = str(CLASSES.index(path.parent.name)).encode()
                 for ending, content in (("jpg", path.read_bytes()), ("cls", label)):
-                    member = tarfile.TarInfo(f"{path.parent.name}_{path.stem}.{ending}")
+                    member = tarfile.TarInfo(f"{inside}{path.parent.name}_{path.stem}.{ending}")
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
 
@@ -374,6 +374,15 @@ def test_ill_formed_data_is_a_sentence(own_folder: Path, what: str, words: str) 
     options = broken(own_folder, what)
     with pytest.raises(InputError, match=words):
         load(own_folder, **options)
+
+
+@pytest.mark.parametrize("inside", ["./", "v1.2/"])
+def test_folders_in_shards_may_have_dots(digit_folder: Path, tmp_path: Path, inside: str) -> None:
+    for split in ("train", "val"):
+        sharded(digit_folder / split, tmp_path, split, inside)
+    data = load(tmp_path, dataset="wds/")
+    assert sum(data.sizes.values()) == 108
+    assert sorted_rows(*everything(data, "test")) == sorted_rows(*everything(load(digit_folder), "test"))
 
 
 def test_shards_without_labels_are_named(tmp_path: Path) -> None:

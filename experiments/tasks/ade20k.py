@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from torchvision.transforms.v2 import functional as colour
 
 from experiments.interface import TaskSpec
 from experiments.tasks.base import Batch, Metric, Scorer, TaskData, generator, share, shuffled
+from experiments.tasks.image_sources import in_rgb
 from experiments.tasks.reading import FilesRead, Unreadable, whole
 from experiments.tasks.segmentation import at_size, pixel_loss
 from experiments.trial import stream
@@ -156,7 +158,7 @@ def read(example: Example, classes: int) -> tuple[Tensor, Tensor]:
         InputError: a file cannot be read, the two differ in size, or a label is above C.
     """
     with _opened(example.image) as image:
-        pixels = np.array(image.convert("RGB"))
+        pixels = _pixels(image, example.image)
     with _opened(example.annotation) as image:
         written = np.array(image)
     if written.shape != pixels.shape[:2]:
@@ -168,6 +170,13 @@ def read(example: Example, classes: int) -> tuple[Tensor, Tensor]:
         )
     labels = torch.from_numpy(written.astype(np.int64)) - 1
     return torch.from_numpy(pixels).permute(2, 0, 1) / 255, labels.where(labels >= 0, IGNORED)
+
+
+def _pixels(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    try:
+        return np.array(in_rgb(image))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _opened(path: Path) -> Image.Image:

@@ -358,6 +358,8 @@ class _Images:
         split, number, seed = key
         try:
             image, label = read_image(self.reads[split], number)
+        except InputError:
+            raise
         except Exception as error:  # decoders raise anything
             raise InputError(f"{type(error).__name__}: {error}") from None
         with _seeded(seed):

@@ -86,6 +86,17 @@ def test_labels_are_reduced_once(tmp_path: Path) -> None:
     assert 0 <= image.min() <= image.max() <= 1
 
 
+def test_16_bit_grey_images_keep_their_shades(data: Path) -> None:
+    example = list_folder(str(data), "validation")[0]
+    shades = np.random.default_rng(1).integers(0, 256, (24, 30))
+    Image.fromarray((257 * shades).astype(np.uint16)).save(example.image, format="PNG")
+    image, _ = read(example, CLASSES)
+    assert torch.equal(image, torch.from_numpy(shades).float().expand(3, -1, -1) / 255)
+    Image.fromarray((257 * shades).astype(np.int32)).save(example.image, format="TIFF")
+    with pytest.raises(InputError, match=r"v0\.jpg: mode I with values"):
+        read(example, CLASSES)
+
+
 def test_splits(written: Path) -> None:
     loaded = task(written).load(0)
     assert loaded.sizes == {"train": 8, "validation": 2, "test": 3}

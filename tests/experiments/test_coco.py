@@ -295,6 +295,19 @@ def test_missing_and_broken_files_are_named(write_sample: Callable[..., Path]) -
         list(load(folder).batches("test", 1))
 
 
+def test_16_bit_grey_images_keep_their_shades(write_sample: Callable[..., Path]) -> None:
+    folder = write_sample()
+    shades = np.random.default_rng(1).integers(0, 256, (40, 60))
+    images = []
+    for values in (shades.astype(np.uint8), (257 * shades).astype(np.uint16)):
+        Image.fromarray(values).save(folder / "val2017" / "a.png")
+        images.append(next(load(folder).batches("test", 1)).inputs[0])
+    assert torch.equal(*images)
+    Image.fromarray((257 * shades).astype(np.int32)).save(folder / "val2017" / "a.png", format="TIFF")
+    with pytest.raises(InputError, match=r"a\.png cannot be read: mode I with values"):
+        next(load(folder).batches("test", 1))
+
+
 def test_a_mask_that_cannot_be_decoded_is_named(write_sample: Callable[..., Path]) -> None:
     packed = first_annotation(segmentation={"size": [40, 60], "counts": "zz9"})
     with pytest.raises(InputError, match=r"instances_val2017\.json: annotation 11: its mask"):

@@ -27,6 +27,7 @@ from experiments.skeletons import SKELETONS
 from experiments.store import Store, TrialFolder
 from experiments.tasks import TASKS
 from experiments.tasks.base import share
+from experiments.tasks.image_sources import in_rgb
 from experiments.tasks.images import Images, ImagesData
 from experiments.tasks.reading import Reading
 from experiments.train import Interrupted, run_trial
@@ -298,6 +299,38 @@ def test_any_mode_becomes_rgb(own_folder: Path, digit: Callable[..., Image.Image
     modes = images[labels == 2]
     assert modes.shape == (7, 3, SIZE, SIZE)
     assert torch.isfinite(modes).all()
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "big-endian tiff"])
+def test_16_bit_grey_keeps_its_shades(tmp_path: Path, kind: str) -> None:
+    """257 times as large as 8 bits, which Pillow would clip to white."""
+    shades = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    values = 257 * shades - (shades % 2) * 100  # not half a shade more
+    if kind == "big-endian tiff":
+        values = values.astype(">u2")
+    path = tmp_path / f"shades.{kind[-4:].strip()}"
+    Image.fromarray(values).save(path)
+    with Image.open(path) as image:
+        assert image.mode.startswith("I;16")
+        assert np.array_equal(np.asarray(in_rgb(image)), np.stack([shades] * 3, axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.full((4, 4), 40_000, dtype=np.int32), "mode I with values from 40000 to 40000 is not read"),
+        (np.full((4, 4), -1, dtype=np.int32), "mode I with values from -1 to -1 is not read"),
+        (np.full((4, 4), 256.0, dtype=np.float32), "mode F with values from 256 to 256 is not read"),
+        (np.full((4, 4), np.nan, dtype=np.float32), "mode F with values from nan to nan is not read"),
+        (np.full((4, 4), 0.5, dtype=np.float32), "mode F with values from 0.5 to 0.5 is not read"),
+    ],
+)
+def test_no_image_is_clipped_in_silence(own_folder: Path, values: np.ndarray, words: str) -> None:
+    put(own_folder / "val" / "digit_2" / "deep.png", Image.fromarray(values), format="TIFF")
+    with pytest.raises(InputError, match=rf"deep\.png cannot be read \({words}"):
+        everything(load(own_folder), "test")
+    in_range = Image.fromarray(np.clip(np.nan_to_num(values), 2, 255))
+    assert np.asarray(in_rgb(in_range)).max() in (2, 255)
 
 
 def test_a_truncated_image_is_named_or_counted(own_folder: Path) -> None:

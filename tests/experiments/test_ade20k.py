@@ -86,6 +86,26 @@ def test_labels_are_reduced_once(tmp_path: Path) -> None:
     assert 0 <= image.min() <= image.max() <= 1
 
 
+def test_labels_from_zero_on_keep_their_first_class(tmp_path: Path) -> None:
+    write_example(tmp_path, "training", "a", np.array([[0, 1], [2, 255]]))
+    example = list_folder(str(tmp_path), "training")[0]
+    assert read(example, 3, reduce_zero_label=False)[1].tolist() == [[0, 1], [2, IGNORED]]
+    assert read(example, 3)[1].tolist() == [[IGNORED, 0], [1, IGNORED]]
+    with pytest.raises(
+        InputError, match=r"has label 2, but the 2 classes .* are 0 to 1 \(--task\.reduce-zero"
+    ):
+        read(example, 2, reduce_zero_label=False)
+
+
+def test_the_task_reads_labels_from_zero_on(written: Path) -> None:
+    whole = task(written, classes=4, reduce_zero_label=False)
+    (labels, *_), (reduced, *_) = (
+        [batch.targets for batch in each.load(0).batches("test", 1)] for each in (whole, task(written))
+    )
+    assert (labels != IGNORED).all()
+    assert torch.equal((labels - 1).where(labels > 0, IGNORED), reduced)
+
+
 def test_16_bit_grey_images_keep_their_shades(data: Path) -> None:
     example = list_folder(str(data), "validation")[0]
     shades = np.random.default_rng(1).integers(0, 256, (24, 30))
@@ -269,7 +289,12 @@ def spoil_size(data: Path) -> str:
 
 def spoil_label(data: Path) -> str:
     write_example(data, "validation", "v1", np.full((24, 37), 4))
-    return r"v1\.png has label 4, above the 3 classes"
+    return r"v1\.png has label 4, but the 3 classes \(--task\.classes\) are 1 to 3"
+
+
+def spoil_mode(data: Path) -> str:
+    Image.new("RGB", (37, 24)).save(data / "annotations" / "validation" / "v1.png")
+    return r"v1\.png has 3 numbers per pixel; a label is one"
 
 
 def spoil_annotation(data: Path) -> str:
@@ -294,7 +319,8 @@ def spoil_image(data: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "spoil", [spoil_size, spoil_label, spoil_annotation, spoil_folder, spoil_all_images, spoil_image]
+    "spoil",
+    [spoil_size, spoil_label, spoil_mode, spoil_annotation, spoil_folder, spoil_all_images, spoil_image],
 )
 def test_ill_formed_data_is_a_sentence_that_names_the_file(data: Path, spoil: Callable[[Path], str]) -> None:
     message = spoil(data)

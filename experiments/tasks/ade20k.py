@@ -5,9 +5,9 @@
 
 or, without `reduce_zero_label`, 0..C - 1 for the classes and 255 for what is not asked.
 
-Augmentation and evaluation are those of Swin's and MambaOut's UPerNet (mmsegmentation's `ade20k.py`). The
-validation images of the data set are the test split, as in every paper; what is chosen on is held out of the
-training images, the same for every seed.
+Loss, augmentation and evaluation are those of Swin's and MambaOut's UPerNet (mmsegmentation's `ade20k.py`).
+The validation images of the data set are the test split, as in every paper; what is chosen on is held out of
+the training images, the same for every seed.
 """
 
 from __future__ import annotations
@@ -97,15 +97,19 @@ class ADE20K:
         return pixel_loss(model(inputs), lambda logits: self.loss(logits, targets, label_smoothing))
 
     def loss_weight(self, targets: Tensor) -> float:
-        return float((targets != IGNORED).sum())
+        return float(targets.numel())
 
     def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Mean over the labelled pixels: logits (B, h, w, C), targets (B, H, W)."""
+        """Sum over the labelled pixels by the number of all: logits (B, h, w, C), targets (B, H, W).
+
+        mmsegmentation's `CrossEntropyLoss` as its UPerNet has it, with `avg_non_ignore` false: pixels without
+        a label, and what a crop is padded with, make the gradient smaller.
+        """
         resized = at_size(logits, targets.shape[1:]).permute(0, 3, 1, 2)
         summed = F.cross_entropy(
             resized, targets, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum"
         )
-        return summed / max(self.loss_weight(targets), 1)  # a crop may have no label at all
+        return summed / self.loss_weight(targets)
 
     def scorer(self) -> Scorer:
         return ConfusionScorer(self)
@@ -351,7 +355,8 @@ def cut_out(image: Tensor, labels: Tensor, crop: int, random: torch.Generator) -
 def distorted(image: Tensor, random: torch.Generator) -> Tensor:
     """SSD's photometric distortion (arXiv 1512.02325): brightness, contrast, saturation and hue, each or not.
 
-    Contrast comes before or after saturation and hue.
+    Contrast comes before or after saturation and hue. mmsegmentation's `PhotoMetricDistortion`, which rounds
+    to 8 bits after each of them: (3, H, W) in 0..1 -> same.
     """
 
     def changes() -> bool:
@@ -367,10 +372,21 @@ def distorted(image: Tensor, random: torch.Generator) -> Tensor:
     if contrast_first:
         image = (contrast * image).clamp(0, 1)
     if changes():
-        image = colour.adjust_saturation(image, between(0.5, 1.5))
+        image = saturated(image, between(0.5, 1.5))
     if changes():
         image = colour.adjust_hue(image, between(-0.1, 0.1))
     return image if contrast_first else (contrast * image).clamp(0, 1)
+
+
+def saturated(image: Tensor, factor: float) -> Tensor:
+    """Saturation times `factor`, at most 1, with hue and value of HSV as they are: (3, H, W) in 0..1 -> same.
+
+    A channel is V (1 - S h), where h depends on the hue alone.
+    """
+    value = image.amax(0)
+    chroma = value - image.amin(0)  # V S
+    most = value / chroma.clamp(min=1e-6)  # 1 / S
+    return value - most.clamp(max=factor) * (value - image)
 
 
 def views(image: Tensor, crop: int) -> tuple[Tensor, ...]:

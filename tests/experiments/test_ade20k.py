@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
+from torchvision.transforms.v2.functional import adjust_hue
 
 from experiments import build, train
 from experiments.runtime import Runtime
@@ -28,6 +30,7 @@ from experiments.tasks.ade20k import (
     overlap,
     read,
     resized,
+    saturated,
     views,
 )
 from experiments.trial import Recipe
@@ -185,6 +188,24 @@ def test_images_and_labels_stay_together() -> None:
         assert (picture[:, padded] == 0).all()
 
 
+@pytest.mark.parametrize("factor", [0.5, 0.9, 1.0, 1.5])
+def test_saturation_is_that_of_hsv(factor: float) -> None:
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    image[:, 0, :4] = torch.tensor([[0, 1, 0.3, 1], [0, 1, 0.3, 0], [0, 1, 0.3, 0]])  # greys, and pure red
+    changed = saturated(image, factor).flatten(1).T.tolist()
+    for before, after in zip(image.flatten(1).T.tolist(), changed, strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*before)
+        assert after == pytest.approx(colorsys.hsv_to_rgb(hue, min(1, factor * saturation), value), abs=1e-6)
+
+
+def test_hue_is_that_of_hsv() -> None:
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    changed = adjust_hue(image, -0.07).flatten(1).T.tolist()
+    for before, after in zip(image.flatten(1).T.tolist(), changed, strict=True):
+        hue, *rest = colorsys.rgb_to_hsv(*before)
+        assert after == pytest.approx(colorsys.hsv_to_rgb((hue - 0.07) % 1, *rest), abs=1e-5)
+
+
 # ---- evaluation
 
 
@@ -249,7 +270,25 @@ def test_overlap_by_hand() -> None:
     assert found["class_accuracy"] == pytest.approx(100 * (3 / 4 + 4 / 6) / 2)
 
 
-def test_the_loss_is_over_labelled_pixels_and_survives_a_crop_without_any() -> None:
+def test_the_loss_is_that_of_labelled_pixels_over_the_number_of_all() -> None:
+    """mmsegmentation's with `avg_non_ignore` false; what is reported is the mean over the labelled ones."""
+    asked = ADE20K(classes=4)
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 6, 6, 4, generator=random)
+    targets = torch.randint(4, (2, 6, 6), generator=random)
+    targets[torch.rand(2, 6, 6, generator=random) < 0.4] = IGNORED
+    each = torch.nn.functional.cross_entropy(
+        logits.permute(0, 3, 1, 2), targets, ignore_index=IGNORED, reduction="none"
+    )
+    torch.testing.assert_close(asked.loss(logits, targets), each.mean())
+    parts = [asked.loss(logits[[n]], targets[[n]]) * asked.loss_weight(targets[[n]]) for n in (0, 1)]
+    torch.testing.assert_close(sum(parts) / asked.loss_weight(targets), each.mean())
+    scorer = asked.scorer()
+    scorer.add(logits, targets, torch.arange(2))
+    assert scorer.metrics()["loss"] == pytest.approx(each[targets != IGNORED].mean().item(), rel=1e-5)
+
+
+def test_a_crop_without_a_label_has_no_loss() -> None:
     asked = ADE20K(classes=4)
     targets = torch.full((2, 6, 6), IGNORED)
     logits = torch.randn(2, 3, 3, 4, requires_grad=True)

@@ -1,11 +1,13 @@
 """ADE20K, and whatever lies on disk in its format: scene parsing, a class for every pixel.
 
     DATA/images/{training,validation}/NAME.jpg
-    DATA/annotations/{training,validation}/NAME.png    8 bits, 0 for what is not asked, 1..C for the classes
+    DATA/annotations/{training,validation}/NAME.png    8 bits, 1..C for the classes, 0 or 255: not asked
 
-Augmentation and evaluation are those of Swin's and MambaOut's UPerNet (mmsegmentation's `ade20k.py`). The
-validation images of the data set are the test split, as in every paper; what is chosen on is held out of the
-training images, the same for every seed.
+or, without `reduce_zero_label`, 0..C - 1 for the classes and 255 for what is not asked.
+
+Loss, augmentation and evaluation are those of Swin's and MambaOut's UPerNet (mmsegmentation's `ade20k.py`).
+The validation images of the data set are the test split, as in every paper; what is chosen on is held out of
+the training images, the same for every seed.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor, nn
@@ -27,6 +30,7 @@ from torchvision.transforms.v2 import functional as colour
 
 from experiments.interface import TaskSpec
 from experiments.tasks.base import Batch, Metric, Scorer, TaskData, generator, share, shuffled
+from experiments.tasks.image_sources import in_rgb
 from experiments.tasks.reading import FilesRead, Unreadable, whole
 from experiments.tasks.segmentation import at_size, pixel_loss
 from experiments.trial import stream
@@ -56,6 +60,7 @@ class ADE20K:
         crop: side of the square that a training image is cut to, and length of the short side in the test.
         validation: images held out of the training ones.
         multi_scale: whether the test is also made at six scales and mirrored, as `miou_multiscale`.
+        reduce_zero_label: whether labels are 1..C and 0 is not asked, as in ADE20K; else they are 0..C - 1.
     """
 
     metric = Metric("miou", "%", "points", higher_is_better=True)
@@ -73,9 +78,11 @@ class ADE20K:
         crop: Annotated[int, Field(ge=16)] = 512,
         validation: Annotated[int, Field(ge=1)] = 200,
         multi_scale: bool = False,
+        reduce_zero_label: bool = True,
     ) -> None:
         self.data, self.annotations, self.classes, self.crop = data, annotations, classes, crop
         self.validation, self.multi_scale = validation, multi_scale
+        self.reduce_zero_label = reduce_zero_label
 
     @property
     def spec(self) -> TaskSpec:
@@ -90,15 +97,19 @@ class ADE20K:
         return pixel_loss(model(inputs), lambda logits: self.loss(logits, targets, label_smoothing))
 
     def loss_weight(self, targets: Tensor) -> float:
-        return float((targets != IGNORED).sum())
+        return float(targets.numel())
 
     def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Mean over the labelled pixels: logits (B, h, w, C), targets (B, H, W)."""
+        """Sum over the labelled pixels by the number of all: logits (B, h, w, C), targets (B, H, W).
+
+        mmsegmentation's `CrossEntropyLoss` as its UPerNet has it, with `avg_non_ignore` false: pixels without
+        a label, and what a crop is padded with, make the gradient smaller.
+        """
         resized = at_size(logits, targets.shape[1:]).permute(0, 3, 1, 2)
         summed = F.cross_entropy(
             resized, targets, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum"
         )
-        return summed / max(self.loss_weight(targets), 1)  # a crop may have no label at all
+        return summed / self.loss_weight(targets)
 
     def scorer(self) -> Scorer:
         return ConfusionScorer(self)
@@ -149,25 +160,44 @@ def list_folder(data: str, folder: str, labels: str = "annotations") -> list[Exa
     return examples
 
 
-def read(example: Example, classes: int) -> tuple[Tensor, Tensor]:
-    """An image (3, H, W) in 0..1 and its labels (H, W) in 0..C - 1, or 255 where the file says 0.
+def read(example: Example, classes: int, reduce_zero_label: bool = True) -> tuple[Tensor, Tensor]:
+    """An image (3, H, W) in 0..1 and its labels (H, W) in 0..C - 1, or 255 for what is not asked.
+
+    Args:
+        example: the files.
+        classes: C.
+        reduce_zero_label: whether the file's labels are 1..C and its 0 is not asked; its 255 never is.
 
     Raises:
-        InputError: a file cannot be read, the two differ in size, or a label is above C.
+        InputError: a file cannot be read, the two differ in size, or a label is none of the classes.
     """
     with _opened(example.image) as image:
-        pixels = np.array(image.convert("RGB"))
+        pixels = _pixels(image, example.image)
     with _opened(example.annotation) as image:
         written = np.array(image)
+    if written.ndim != 2:
+        raise InputError(
+            f"{example.annotation} has {written.shape[2]} numbers per pixel; a label is one (mode L or P)"
+        )
     if written.shape != pixels.shape[:2]:
         sizes = " and ".join(" x ".join(map(str, array.shape[1::-1])) for array in (written, pixels))
         raise InputError(f"{example.annotation} and its image differ in size: {sizes} pixels")
-    if written.max() > classes:
+    first = int(reduce_zero_label)
+    labels = torch.from_numpy(written.astype(np.int64)) - first
+    asked = (labels >= 0) & (labels != IGNORED - first)
+    if (labels[asked] >= classes).any():
         raise InputError(
-            f"{example.annotation} has label {written.max()}, above the {classes} classes (--task.classes)"
+            f"{example.annotation} has label {labels[asked].max() + first}, but the {classes} classes "
+            f"(--task.classes) are {first} to {classes - 1 + first} (--task.reduce-zero-label)"
         )
-    labels = torch.from_numpy(written.astype(np.int64)) - 1
-    return torch.from_numpy(pixels).permute(2, 0, 1) / 255, labels.where(labels >= 0, IGNORED)
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 255, labels.where(asked, IGNORED)
+
+
+def _pixels(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    try:
+        return np.array(in_rgb(image))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _opened(path: Path) -> Image.Image:
@@ -200,7 +230,7 @@ class ADE20KData(FilesRead[Key, tuple[Any, Tensor] | Unreadable]):
             "test": listed["validation"],
         }
         self.extra_tests: tuple[str, ...] = ("multiscale",) if task.multi_scale else ()
-        super().__init__(_Pixels(task.classes, task.crop), _together)
+        super().__init__(_Pixels(task.classes, task.crop, task.reduce_zero_label), _together)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -253,10 +283,11 @@ class _Pixels:
 
     classes: int
     crop: int
+    reduce_zero_label: bool
 
     def __call__(self, key: Key) -> tuple[Any, Tensor]:
         example, purpose = key
-        image, labels = read(example, self.classes)
+        image, labels = read(example, self.classes, self.reduce_zero_label)
         if purpose == "views":
             return views(image, self.crop), labels[None]
         if purpose == "whole":
@@ -324,7 +355,8 @@ def cut_out(image: Tensor, labels: Tensor, crop: int, random: torch.Generator) -
 def distorted(image: Tensor, random: torch.Generator) -> Tensor:
     """SSD's photometric distortion (arXiv 1512.02325): brightness, contrast, saturation and hue, each or not.
 
-    Contrast comes before or after saturation and hue.
+    Contrast comes before or after saturation and hue. mmsegmentation's `PhotoMetricDistortion`, which rounds
+    to 8 bits after each of them: (3, H, W) in 0..1 -> same.
     """
 
     def changes() -> bool:
@@ -340,10 +372,21 @@ def distorted(image: Tensor, random: torch.Generator) -> Tensor:
     if contrast_first:
         image = (contrast * image).clamp(0, 1)
     if changes():
-        image = colour.adjust_saturation(image, between(0.5, 1.5))
+        image = saturated(image, between(0.5, 1.5))
     if changes():
         image = colour.adjust_hue(image, between(-0.1, 0.1))
     return image if contrast_first else (contrast * image).clamp(0, 1)
+
+
+def saturated(image: Tensor, factor: float) -> Tensor:
+    """Saturation times `factor`, at most 1, with hue and value of HSV as they are: (3, H, W) in 0..1 -> same.
+
+    A channel is V (1 - S h), where h depends on the hue alone.
+    """
+    value = image.amax(0)
+    chroma = value - image.amin(0)  # V S
+    most = value / chroma.clamp(min=1e-6)  # 1 / S
+    return value - most.clamp(max=factor) * (value - image)
 
 
 def views(image: Tensor, crop: int) -> tuple[Tensor, ...]:

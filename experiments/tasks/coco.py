@@ -15,13 +15,14 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
 from experiments.interface import TaskSpec
 from experiments.tasks.base import Batch, TaskData, fingerprint, generator, share, shuffled
 from experiments.tasks.coco_format import CocoFile, Degenerate, Picture, decode, read
+from experiments.tasks.image_sources import in_rgb
 from experiments.tasks.instances import InstanceSegmentation, Target
 from experiments.tasks.reading import FilesRead, Unreadable, whole
 from experiments.trial import stream
@@ -236,12 +237,12 @@ def _image(picture: Picture) -> Tensor:
     """(3, H, W), normalised.
 
     Raises:
-        InputError: the file is no image, or of another size than its annotations say.
+        InputError: the file is no image that can be read, or of another size than its annotations say.
     """
     try:
         with Image.open(picture.path) as file:
-            pixels = np.asarray(file.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
+            pixels = np.asarray(in_rgb(file))
+    except (OSError, InputError) as error:
         raise InputError(f"image {picture.path} cannot be read: {error}") from None
     if pixels.shape[:2] != (picture.height, picture.width):
         raise InputError(

@@ -31,7 +31,7 @@ class Annotation:
         id: in the file.
         label: its category, from 1 on in the order of the categories' ids.
         box: left, top, width, height in pixels.
-        area: as the file gives it, in pixels.
+        area: in pixels, as the file gives it; else that of the box.
         crowd: whether it stands for a group; such are not trained on and cost nothing where they are hit.
         segmentation: the mask, as in the file.
     """
@@ -100,13 +100,13 @@ def decode(annotation: Annotation, picture: Picture, source: Path) -> NDArray[np
     """The mask of an object: (H, W) of 0 and 1.
 
     Raises:
-        InputError: a run-length encoding that does not fill its image.
+        InputError: a run-length encoding that is cut off or does not fill its image.
     """
     rle = coco_tools().mask
     try:
         encoded = rle.segmToRle(annotation.segmentation, picture.width, picture.height)
         return rle.decode(encoded)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise InputError(
             f"{source}: annotation {annotation.id}: its mask cannot be decoded: {error}"
         ) from None
@@ -137,7 +137,7 @@ class _Reader:
 
     def categories(self, entries: list[Json]) -> dict[int, str]:
         """Name by id, in the order of ids."""
-        found = {self._field(entry, "id", "a category"): str(entry.get("name", "")) for entry in entries}
+        found = {self._id(entry, "id", "a category"): str(entry.get("name", "")) for entry in entries}
         return dict(sorted(found.items()))
 
     def images(self, entries: list[Json], folder: Path) -> dict[int, Json]:
@@ -145,7 +145,7 @@ class _Reader:
         found: dict[int, Json] = {}
         files: dict[Path, set[str]] = {}
         for entry in entries:
-            key = self._field(entry, "id", "an image")
+            key = self._id(entry, "id", "an image")
             name = str(self._field(entry, "file_name", f"image {key}"))
             for side in ("height", "width"):
                 if not isinstance(self._field(entry, side, f"image {key}"), int) or entry[side] < 1:
@@ -169,7 +169,7 @@ class _Reader:
         for entry in entries:
             key = self._field(entry, "id", "an annotation")
             who = f"annotation {key}"
-            image, category = self._field(entry, "image_id", who), self._field(entry, "category_id", who)
+            image, category = self._id(entry, "image_id", who), self._id(entry, "category_id", who)
             if image not in images:
                 raise InputError(f"{self._path}: {who} is on image {image}, which is not among the images")
             if category not in labels:
@@ -180,7 +180,7 @@ class _Reader:
             if box is None:
                 continue
             segmentation = self._segmentation(entry, who, images[image])
-            area = float(entry.get("area", box[2] * box[3]))
+            area = self._area(entry, who, default=box[2] * box[3])
             crowd = bool(entry.get("iscrowd", 0))
             found[image].append(Annotation(key, labels[category], box, area, crowd, segmentation))
         return found
@@ -188,8 +188,7 @@ class _Reader:
     def _box(self, entry: Json, who: str) -> tuple[float, float, float, float] | None:
         """None for one that is to be dropped."""
         box = self._field(entry, "bbox", who)
-        numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)
-        if not numbers or not all(map(math.isfinite, box)):
+        if not _are_numbers(box) or len(box) != 4:
             raise InputError(f"{self._path}: {who}: bbox {box!r} is not [left, top, width, height]")
         left, top, width, height = map(float, box)
         if width > 0 and height > 0:
@@ -201,20 +200,30 @@ class _Reader:
             "--task.degenerate drop leaves such annotations out"
         )
 
+    def _area(self, entry: Json, who: str, default: float) -> float:
+        area = entry.get("area")
+        if area is None:
+            return default
+        if not _are_numbers([area]):
+            raise InputError(f"{self._path}: {who}: area is {area!r}")
+        return float(area)
+
     def _segmentation(self, entry: Json, who: str, image: Json) -> list[list[float]] | Json:
         mask = self._field(entry, "segmentation", who)
         height, width = image["height"], image["width"]
         if isinstance(mask, list):
+            if not all(map(_are_numbers, mask)):
+                raise InputError(f"{self._path}: {who}: segmentation is not a list of lists of numbers")
             if not mask or any(len(polygon) < 6 or len(polygon) % 2 for polygon in mask):
                 raise InputError(f"{self._path}: {who}: a polygon needs at least three points, x and y each")
             return mask
-        if not isinstance(mask, dict) or "size" not in mask or "counts" not in mask:
+        if not isinstance(mask, dict) or not _are_runs(mask.get("counts")):
             raise InputError(
                 f"{self._path}: {who}: segmentation is neither polygons nor a run-length encoding"
             )
-        if list(mask["size"]) != [height, width]:
+        if mask.get("size") != [height, width]:
             raise InputError(
-                f"{self._path}: {who}: its mask is {mask['size'][0]} x {mask['size'][1]}, "
+                f"{self._path}: {who}: the size of its mask is {mask.get('size')}, "
                 f"but image {image['id']} is {height} x {width}"
             )
         if isinstance(mask["counts"], list) and sum(mask["counts"]) != height * width:
@@ -224,7 +233,25 @@ class _Reader:
             )
         return mask
 
+    def _id(self, entry: Json, name: str, who: str) -> int:
+        found = self._field(entry, name, who)
+        if type(found) is not int:
+            raise InputError(f"{self._path}: {who}: {name} is {found!r}, which is not an integer")
+        return found
+
     def _field(self, entry: Json, name: str, who: str) -> Any:
         if not isinstance(entry, dict) or name not in entry:
             raise InputError(f"{self._path}: {who} has no {name!r}")
         return entry[name]
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether it is a list of finite numbers; fast, because of a million polygons in a file."""
+    return isinstance(values, list) and set(map(type, values)) <= {int, float} and math.isfinite(sum(values))
+
+
+def _are_runs(counts: Any) -> bool:
+    """Whether it is a text, which is decoded later, or run lengths."""
+    if isinstance(counts, list):
+        return all(type(run) is int and run >= 0 for run in counts)
+    return isinstance(counts, str)

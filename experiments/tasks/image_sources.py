@@ -12,12 +12,13 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
+import numpy as np
 from PIL import Image
 
 from mixers.registry import InputError, suggest
@@ -45,6 +46,7 @@ class Source:
         sizes: in bytes, or whatever else is known of the images without reading them.
         labels: of the images.
         classes: their names, in the order of the labels; a class may have no images.
+        origins: the files or folders it is read from; a hash stands for what has no file of its own.
     """
 
     where: str
@@ -53,16 +55,29 @@ class Source:
     sizes: list[Any]
     labels: list[int]
     classes: list[str]
+    origins: frozenset[PurePath]
 
     def __len__(self) -> int:
         return len(self.names)
 
     def digest(self) -> str:
         """Hash of the listing: names, sizes and labels. No image is read for it."""
-        state = hashlib.sha256()
-        for row in zip(self.names, self.sizes, self.labels, strict=True):
-            state.update(json.dumps(row).encode())
-        return state.hexdigest()
+        return _hash(zip(self.names, self.sizes, self.labels, strict=True))
+
+    def overlaps(self, other: Source) -> bool:
+        """Whether the two have an origin in common, or one that lies in one of the other's."""
+        return _lie_in(self.origins, other.origins) or _lie_in(other.origins, self.origins)
+
+
+def _hash(rows: Iterable[Any]) -> str:
+    state = hashlib.sha256()
+    for row in rows:
+        state.update(json.dumps(row).encode())
+    return state.hexdigest()
+
+
+def _lie_in(inner: frozenset[PurePath], outer: frozenset[PurePath]) -> bool:
+    return any(not outer.isdisjoint((path, *path.parents)) for path in inner)
 
 
 def read_image(read: Read, number: int) -> tuple[Image.Image, int]:
@@ -79,10 +94,30 @@ def read_image(read: Read, number: int) -> tuple[Image.Image, int]:
 
 
 def in_rgb(image: Image.Image) -> Image.Image:
-    """Grey, palette, RGBA or CMYK as RGB; transparency is dropped, as timm does."""
+    """Grey of 8 or 16 bits, palette, RGBA or CMYK as RGB; transparency is dropped, as timm does.
+
+    The orientation that EXIF may name is not applied, by timm's readers neither.
+
+    Raises:
+        InputError: 32 bits per pixel, of which it cannot be told what is white.
+    """
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
+    elif image.mode.startswith("I;16"):
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        _check_range(image)
     return image.convert("RGB")
+
+
+def _check_range(image: Image.Image) -> None:
+    """Pillow would clip, so that all above 255 is white, and floating point up to 1 black."""
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 255) or (image.mode == "F" and 0 < high <= 1):
+        raise InputError(
+            f"mode {image.mode} with values from {low:g} to {high:g} is not read: store it in 8 bits, or 16"
+        )
 
 
 @lru_cache(maxsize=8)
@@ -138,7 +173,8 @@ def _folder(root: Path, reader: Any, classes: tuple[str, ...] | None) -> Source:
     names = [os.path.relpath(path, root) for path in paths]
     _check_class_folders(root, names, classes)
     sizes = [Path(path).stat().st_size for path in paths]
-    return Source(str(root), reader.__getitem__, names, sizes, labels, list(reader.class_to_idx))
+    in_order, origins = list(reader.class_to_idx), frozenset({root.resolve()})
+    return Source(str(root), reader.__getitem__, names, sizes, labels, in_order, origins)
 
 
 def _tar(root: Path, reader: Any) -> Source:
@@ -150,7 +186,8 @@ def _tar(root: Path, reader: Any) -> Source:
     ]
     names = [file.name for file, *_ in reader.samples]
     sizes = [member.size for member in members]
-    return Source(str(root), _Shards(members, labels), names, sizes, labels, list(reader.class_name_to_idx))
+    in_order, origins = list(reader.class_name_to_idx), frozenset({root.resolve()})
+    return Source(str(root), _Shards(members, labels), names, sizes, labels, in_order, origins)
 
 
 def _split_path(data: Path, split: str) -> Path:
@@ -203,10 +240,13 @@ def _open_torchvision(name: str, data: str, split: str, classes: tuple[str, ...]
     if samples is not None:  # files of their own
         names = [str(sample[0]) for sample in samples]
         sizes: list[Any] = [Path(name).stat().st_size for name in names]
+        content = _hash(names)
     else:
         names = [f"{split}/{number}" for number in range(len(labels))]
         sizes = [hashlib.sha256(image.tobytes()).hexdigest()[:8] for image in _arrays(found.data)]
-    return Source(where, found.__getitem__, names, sizes, labels, [str(each) for each in found.classes])
+        content = _hash(sizes)
+    in_order, origins = [str(each) for each in found.classes], frozenset({PurePath(content)})
+    return Source(where, found.__getitem__, names, sizes, labels, in_order, origins)
 
 
 def _attribute(dataset: Any, *names: str) -> Any:
@@ -237,9 +277,10 @@ def _open_hugging_face(name: str, data: str, split: str, classes: tuple[str, ...
     reader = found.reader
     labels = [int(label) for label in reader.iter_targets()]
     names = [f"{split}/{number}" for number in range(len(reader))]
-    sizes = [reader.dataset._fingerprint] * len(reader)
+    content = reader.dataset._fingerprint
+    sizes = [content] * len(reader)
     in_order = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
-    return Source(where, reader.__getitem__, names, sizes, labels, in_order)
+    return Source(where, reader.__getitem__, names, sizes, labels, in_order, frozenset({PurePath(content)}))
 
 
 @dataclass(frozen=True)
@@ -281,7 +322,8 @@ def _open_shards(name: str, data: str, split: str, classes: tuple[str, ...] | No
             labels.append(label)
     known = info.get("class_names") or [str(number) for number in range(max(labels, default=-1) + 1)]
     read = _Shards(members, labels)
-    return Source(f"split {split} of {data}", read, names, [each.size for each in members], labels, known)
+    sizes, origins = [each.size for each in members], frozenset(shard.resolve() for shard in shards)
+    return Source(f"split {split} of {data}", read, names, sizes, labels, known, origins)
 
 
 def _shard_info(root: Path) -> Mapping[str, Any]:
@@ -313,12 +355,17 @@ def _shards_of(root: Path, split: str, info: Mapping[str, Any]) -> list[Path]:
 
 
 def _examples_of(shard: Path) -> Iterator[tuple[str, _Member, int]]:
-    """Key, image and label of what a shard holds; the members of one example share their key."""
+    """Key, image and label of what a shard holds; the members of one example share their key.
+
+    A key ends at the first dot of the file's own name, as in webdataset: folders may have dots too.
+    """
     images: dict[str, _Member] = {}
     labels: dict[str, int] = {}
     with tarfile.open(shard) as archive:
         for member in archive:
-            key, _, ending = member.name.partition(".")
+            folder, slash, name = member.name.rpartition("/")
+            stem, _, ending = name.partition(".")
+            key = folder + slash + stem
             if f".{ending.lower()}" in IMAGES_IN_SHARDS:
                 images[key] = _Member(str(shard), member.offset_data, member.size)
             elif ending == "cls" and (file := archive.extractfile(member)) is not None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -147,7 +148,24 @@ class Images(Classification):
         return self.data
 
     def load(self, seed: int) -> TaskData:
-        return ImagesData(self, seed, {split: self.open(split) for split in self.splits})
+        """All splits.
+
+        Raises:
+            InputError: one cannot be opened, or two of them share images.
+        """
+        sources = {split: self.open(split) for split in self.splits}
+        self._check_apart(sources)
+        return ImagesData(self, seed, sources)
+
+    def _check_apart(self, sources: Mapping[str, Source]) -> None:
+        """No two share images, but for what is held out of the training split."""
+        for one, other in combinations(sources, 2):
+            if sources[other] is not sources["train"] and sources[one].overlaps(sources[other]):
+                raise InputError(
+                    f"--task.{one}-split {self.splits[one]!r} and --task.{other}-split "
+                    f"{self.splits[other]!r} share images: {sources[one].where}, {sources[other].where}; a "
+                    f"split that is named {self.splits['train']!r} too is held out of the training split"
+                )
 
     def load_test(self) -> TaskData:
         """The test split alone, for a model that is trained already.
@@ -340,6 +358,8 @@ class _Images:
         split, number, seed = key
         try:
             image, label = read_image(self.reads[split], number)
+        except InputError:
+            raise
         except Exception as error:  # decoders raise anything
             raise InputError(f"{type(error).__name__}: {error}") from None
         with _seeded(seed):

@@ -275,7 +275,7 @@ class SceneData:
         return self._rule.draw(count, self.pools["train"], random)
 
     def scenes(self, split: str) -> Scenes:
-        """All scenes of a split; of training, those that would make up one step."""
+        """All scenes of a split; of training, as many as an epoch has, from a stream that no step uses."""
         random = generator(stream(self._seed, "data", split))
         return self._rule.draw(self.sizes[split], self.pools[split], random)
 

@@ -21,12 +21,15 @@ from experiments.tasks.instances import InstanceScorer, InstanceSegmentation, Ta
 from experiments.tasks.scenes import CELL, CLASSES, MEAN, STD, SceneData, SceneRule, Scenes, assemble
 
 SAME, OTHER = 1, 2
+MOST = 100  # boxes of a category that COCO scores
 Ask = Literal["relation", "own"]
 Count = Annotated[int, Field(ge=1)]
 
 
 class SceneDetection(InstanceSegmentation):
     """Find the plain digits and say what they are.
+
+    COCO scores at most 100 boxes per image and category, and the slim head answers with at most 30 of all.
 
     Args:
         ask: "relation" for two categories, like the framed digit or not; "own" for the ten classes.
@@ -46,7 +49,7 @@ class SceneDetection(InstanceSegmentation):
         *,
         ask: Ask = "relation",
         side: Annotated[int, Field(ge=2, le=64)] = 4,
-        digits: Count = 5,
+        digits: Annotated[int, Field(ge=1, le=MOST)] = 5,
         noise: Annotated[float, Field(ge=0)] = 0.05,
         train: Count = 3_200,
         validation: Count = 100,

@@ -34,7 +34,8 @@ class Textures(Classification):
     Each photograph is cut into 16 blocks; each seed gives 3 of them to validation and 3 to the test, so
     that no pixel is in two splits. An example is a piece of `side` x `side` pixels from inside a block,
     shifted and scaled to mean 0 and variance 1, so that brightness and contrast do not give it away;
-    training pieces are drawn anew in every epoch, mirrored and turned.
+    training pieces are drawn anew in every epoch, mirrored and turned. A piece of 128 pixels is a whole
+    block: the test has 9 different ones, however many are asked for.
 
     Args:
         side: of a piece, in pixels.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
+from torchvision.transforms.v2.functional import adjust_hue
 
 from experiments import build, train
 from experiments.runtime import Runtime
@@ -24,10 +26,12 @@ from experiments.tasks.ade20k import (
     Example,
     augmented,
     cut_out,
+    distorted,
     list_folder,
     overlap,
     read,
     resized,
+    saturated,
     views,
 )
 from experiments.trial import Recipe
@@ -84,6 +88,37 @@ def test_labels_are_reduced_once(tmp_path: Path) -> None:
     assert labels.tolist() == [[255, 0], [148, 149]]
     assert image.shape == (3, 2, 2)
     assert 0 <= image.min() <= image.max() <= 1
+
+
+def test_labels_from_zero_on_keep_their_first_class(tmp_path: Path) -> None:
+    write_example(tmp_path, "training", "a", np.array([[0, 1], [2, 255]]))
+    example = list_folder(str(tmp_path), "training")[0]
+    assert read(example, 3, reduce_zero_label=False)[1].tolist() == [[0, 1], [2, IGNORED]]
+    assert read(example, 3)[1].tolist() == [[IGNORED, 0], [1, IGNORED]]
+    with pytest.raises(
+        InputError, match=r"has label 2, but the 2 classes .* are 0 to 1 \(--task\.reduce-zero"
+    ):
+        read(example, 2, reduce_zero_label=False)
+
+
+def test_the_task_reads_labels_from_zero_on(written: Path) -> None:
+    whole = task(written, classes=4, reduce_zero_label=False)
+    (labels, *_), (reduced, *_) = (
+        [batch.targets for batch in each.load(0).batches("test", 1)] for each in (whole, task(written))
+    )
+    assert (labels != IGNORED).all()
+    assert torch.equal((labels - 1).where(labels > 0, IGNORED), reduced)
+
+
+def test_16_bit_grey_images_keep_their_shades(data: Path) -> None:
+    example = list_folder(str(data), "validation")[0]
+    shades = np.random.default_rng(1).integers(0, 256, (24, 30))
+    Image.fromarray((257 * shades).astype(np.uint16)).save(example.image, format="PNG")
+    image, _ = read(example, CLASSES)
+    assert torch.equal(image, torch.from_numpy(shades).float().expand(3, -1, -1) / 255)
+    Image.fromarray((257 * shades).astype(np.int32)).save(example.image, format="TIFF")
+    with pytest.raises(InputError, match=r"v0\.jpg: mode I with values"):
+        read(example, CLASSES)
 
 
 def test_splits(written: Path) -> None:
@@ -154,6 +189,35 @@ def test_images_and_labels_stay_together() -> None:
         assert (picture[:, padded] == 0).all()
 
 
+@pytest.mark.parametrize("factor", [0.5, 0.9, 1.0, 1.5])
+def test_saturation_is_that_of_hsv(factor: float) -> None:
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    image[:, 0, :4] = torch.tensor([[0, 1, 0.3, 1], [0, 1, 0.3, 0], [0, 1, 0.3, 0]])  # greys, and pure red
+    changed = saturated(image, factor).flatten(1).T.tolist()
+    for before, after in zip(image.flatten(1).T.tolist(), changed, strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*before)
+        assert after == pytest.approx(colorsys.hsv_to_rgb(hue, min(1, factor * saturation), value), abs=1e-6)
+
+
+def test_saturation_and_hue_leave_the_value_of_hsv() -> None:
+    """In 3 of 16 distortions they are all there is; luma, with which others blend, would leave it in 1."""
+    image = 0.2 + 0.6 * torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    kept = 0
+    for seed in range(320):
+        changed = distorted(image, torch.Generator().manual_seed(seed))
+        same = torch.allclose(changed.amax(0), image.amax(0), atol=1e-5)
+        kept += same and not torch.allclose(changed, image, atol=1e-5)
+    assert kept > 45
+
+
+def test_hue_is_that_of_hsv() -> None:
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    changed = adjust_hue(image, -0.07).flatten(1).T.tolist()
+    for before, after in zip(image.flatten(1).T.tolist(), changed, strict=True):
+        hue, *rest = colorsys.rgb_to_hsv(*before)
+        assert after == pytest.approx(colorsys.hsv_to_rgb((hue - 0.07) % 1, *rest), abs=1e-5)
+
+
 # ---- evaluation
 
 
@@ -218,7 +282,25 @@ def test_overlap_by_hand() -> None:
     assert found["class_accuracy"] == pytest.approx(100 * (3 / 4 + 4 / 6) / 2)
 
 
-def test_the_loss_is_over_labelled_pixels_and_survives_a_crop_without_any() -> None:
+def test_the_loss_is_that_of_labelled_pixels_over_the_number_of_all() -> None:
+    """mmsegmentation's with `avg_non_ignore` false; what is reported is the mean over the labelled ones."""
+    asked = ADE20K(classes=4)
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 6, 6, 4, generator=random)
+    targets = torch.randint(4, (2, 6, 6), generator=random)
+    targets[torch.rand(2, 6, 6, generator=random) < 0.4] = IGNORED
+    each = torch.nn.functional.cross_entropy(
+        logits.permute(0, 3, 1, 2), targets, ignore_index=IGNORED, reduction="none"
+    )
+    torch.testing.assert_close(asked.loss(logits, targets), each.mean())
+    parts = [asked.loss(logits[[n]], targets[[n]]) * asked.loss_weight(targets[[n]]) for n in (0, 1)]
+    torch.testing.assert_close(sum(parts) / asked.loss_weight(targets), each.mean())
+    scorer = asked.scorer()
+    scorer.add(logits, targets, torch.arange(2))
+    assert scorer.metrics()["loss"] == pytest.approx(each[targets != IGNORED].mean().item(), rel=1e-5)
+
+
+def test_a_crop_without_a_label_has_no_loss() -> None:
     asked = ADE20K(classes=4)
     targets = torch.full((2, 6, 6), IGNORED)
     logits = torch.randn(2, 3, 3, 4, requires_grad=True)
@@ -258,7 +340,12 @@ def spoil_size(data: Path) -> str:
 
 def spoil_label(data: Path) -> str:
     write_example(data, "validation", "v1", np.full((24, 37), 4))
-    return r"v1\.png has label 4, above the 3 classes"
+    return r"v1\.png has label 4, but the 3 classes \(--task\.classes\) are 1 to 3"
+
+
+def spoil_mode(data: Path) -> str:
+    Image.new("RGB", (37, 24)).save(data / "annotations" / "validation" / "v1.png")
+    return r"v1\.png has 3 numbers per pixel; a label is one"
 
 
 def spoil_annotation(data: Path) -> str:
@@ -283,7 +370,8 @@ def spoil_image(data: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "spoil", [spoil_size, spoil_label, spoil_annotation, spoil_folder, spoil_all_images, spoil_image]
+    "spoil",
+    [spoil_size, spoil_label, spoil_mode, spoil_annotation, spoil_folder, spoil_all_images, spoil_image],
 )
 def test_ill_formed_data_is_a_sentence_that_names_the_file(data: Path, spoil: Callable[[Path], str]) -> None:
     message = spoil(data)

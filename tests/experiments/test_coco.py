@@ -248,7 +248,7 @@ ILL_FORMED = {
     "annotation 11: its box is 0 wide": first_annotation(bbox=[4.0, 6.0, 0.0, 20.0]),
     "annotation 11: bbox": first_annotation(bbox=[4.0, 6.0, 20.0]),
     "annotation 11 has category 4": first_annotation(category_id=4),
-    "annotation 11: its mask is 50 x 40, but image 2 is 40 x 60": first_annotation(
+    "annotation 11: the size of its mask is [50, 40], but image 2 is 40 x 60": first_annotation(
         segmentation=rle_of(box_mask(50, 40, 0, 0, 4, 4))
     ),
     "annotation 11: the runs of its mask add up to 10": first_annotation(
@@ -256,6 +256,24 @@ ILL_FORMED = {
     ),
     "annotation 11: a polygon needs": first_annotation(segmentation=[[1.0, 2.0, 3.0]]),
     "annotation 11: segmentation is neither": first_annotation(segmentation=3),
+    "annotation 11: segmentation is neither polygons nor": first_annotation(
+        segmentation={"size": [40, 60], "counts": None}
+    ),
+    "annotation 11: segmentation is neither polygons nor a": first_annotation(
+        segmentation={"size": [40, 60], "counts": [-1, 2401.0]}
+    ),
+    "annotation 11: the size of its mask is None": first_annotation(
+        segmentation={"size": None, "counts": [2400]}
+    ),
+    "annotation 11: segmentation is not a list of lists": first_annotation(segmentation=[1, 1, 9, 1, 9, 9]),
+    "annotation 11: segmentation is not a list of lists of numbers": first_annotation(
+        segmentation=[[1, 1, 9, 1, 9, float("nan")]]
+    ),
+    "annotation 11: area is 'large'": first_annotation(area="large"),
+    "annotation 11: image_id is '2', which is not an integer": first_annotation(image_id="2"),
+    "annotation 11: category_id is [3], which is not an integer": first_annotation(category_id=[RED]),
+    "an image: id is '7', which is not an integer": lambda entries: entries["images"][0].update(id="7"),
+    "a category: id is None, which is not": lambda entries: entries["categories"][0].update(id=None),
     "annotation 11 has no 'segmentation'": lambda entries: entries["annotations"][0].pop("segmentation"),
     "image 7 is z.png, which is not in": lambda entries: entries["images"][0].update(file_name="z.png"),
     "image id 2 is given twice": lambda entries: entries["images"][0].update(id=2),
@@ -295,10 +313,33 @@ def test_missing_and_broken_files_are_named(write_sample: Callable[..., Path]) -
         list(load(folder).batches("test", 1))
 
 
-def test_a_mask_that_cannot_be_decoded_is_named(write_sample: Callable[..., Path]) -> None:
-    packed = first_annotation(segmentation={"size": [40, 60], "counts": "zz9"})
+def test_16_bit_grey_images_keep_their_shades(write_sample: Callable[..., Path]) -> None:
+    folder = write_sample()
+    shades = np.random.default_rng(1).integers(0, 256, (40, 60))
+    images = []
+    for values in (shades.astype(np.uint8), (257 * shades).astype(np.uint16)):
+        Image.fromarray(values).save(folder / "val2017" / "a.png")
+        images.append(next(load(folder).batches("test", 1)).inputs[0])
+    assert torch.equal(*images)
+    Image.fromarray((257 * shades).astype(np.int32)).save(folder / "val2017" / "a.png", format="TIFF")
+    with pytest.raises(InputError, match=r"a\.png cannot be read: mode I with values"):
+        next(load(folder).batches("test", 1))
+
+
+@pytest.mark.parametrize("counts", ["zz9", "abc", ""])
+def test_a_mask_that_cannot_be_decoded_is_named(write_sample: Callable[..., Path], counts: str) -> None:
+    packed = first_annotation(segmentation={"size": [40, 60], "counts": counts})
     with pytest.raises(InputError, match=r"instances_val2017\.json: annotation 11: its mask"):
         list(load(write_sample(packed)).batches("test", 1))
+
+
+def test_an_area_of_null_is_that_of_the_box(write_sample: Callable[..., Path]) -> None:
+    targets = [
+        target
+        for batch in load(write_sample(first_annotation(area=None))).batches("test", 1)
+        for target in batch.targets
+    ]
+    assert targets[0]["area"][0] == 20 * 20
 
 
 def test_degenerate_annotations_can_be_dropped(write_sample: Callable[..., Path]) -> None:

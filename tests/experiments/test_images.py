@@ -27,6 +27,7 @@ from experiments.skeletons import SKELETONS
 from experiments.store import Store, TrialFolder
 from experiments.tasks import TASKS
 from experiments.tasks.base import share
+from experiments.tasks.image_sources import in_rgb
 from experiments.tasks.images import Images, ImagesData
 from experiments.tasks.reading import Reading
 from experiments.train import Interrupted, run_trial
@@ -59,15 +60,15 @@ def tarred(folder: Path, target: Path) -> Path:
     return target
 
 
-def sharded(folder: Path, target: Path, split: str) -> None:
-    """Two shards as webdataset writes them."""
+def sharded(folder: Path, target: Path, split: str, inside: str = "") -> None:
+    """Two shards as webdataset writes them, with the examples in a folder or in none."""
     paths = sorted(folder.rglob("*.JPEG"))
     for shard in range(2):
         with tarfile.open(target / f"digits-{split}-{shard:04}.tar", "w") as archive:
             for path in paths[shard::2]:
                 label = str(CLASSES.index(path.parent.name)).encode()
                 for ending, content in (("jpg", path.read_bytes()), ("cls", label)):
-                    member = tarfile.TarInfo(f"{path.parent.name}_{path.stem}.{ending}")
+                    member = tarfile.TarInfo(f"{inside}{path.parent.name}_{path.stem}.{ending}")
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
 
@@ -97,7 +98,8 @@ def test_every_layout_gives_the_same_images(digit_folder: Path, tmp_path: Path, 
     assert sum(other.sizes.values()) == sum(reference.sizes.values()) == 108
 
 
-def test_cifar_as_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The pickles of CIFAR-10 at a small size, with checksums of their own."""
     from torchvision.datasets import CIFAR10
 
@@ -115,7 +117,11 @@ def test_cifar_as_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", written["test_batch"]]])
     meta = {"filename": "batches.meta", "key": "label_names", "md5": written["batches.meta"]}
     monkeypatch.setattr(CIFAR10, "meta", meta)
-    data = load(tmp_path, dataset="torch/cifar10", size=32)
+    return tmp_path
+
+
+def test_cifar_as_it_is_unpacked(cifar: Path) -> None:
+    data = load(cifar, dataset="torch/cifar10", size=32)
     assert data.sizes["test"] == 30
     assert data.sizes["train"] + data.sizes["validation"] == 60
     images, labels = everything(data, "test")
@@ -159,6 +165,53 @@ def test_a_folder_without_splits_is_divided(digit_folder: Path) -> None:
     ids = [{int(e) for batch in data.batches(split, 8) for e in batch.examples} for split in data.sizes]
     assert sum(map(len, ids)) == len(set.union(*ids)) == 72
     assert all(ids)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"validation_split": "val"}, "validation-split 'val' and --task.test-split 'validation' share"),
+        ({"validation_split": "validation"}, "validation-split 'validation' and --task.test-split 'valid"),
+        (
+            {"validation_split": "training"},
+            "train-split 'train' and --task.validation-split 'training' share",
+        ),
+        ({"test_split": "training"}, "test-split 'training' share .* named 'train' too is held out"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["", "tar", "wds/", "torch/image_folder"])
+def test_no_image_is_in_two_splits(
+    digit_folder: Path, tmp_path: Path, layout: str, options: dict[str, object], words: str
+) -> None:
+    data = tmp_path if layout in ("tar", "wds/") else digit_folder
+    for split in ("train", "val"):
+        if layout == "tar":
+            tarred(digit_folder / split, tmp_path / f"{split}.tar")
+        elif layout == "wds/":
+            sharded(digit_folder / split, tmp_path, split)
+    with pytest.raises(InputError, match=words):
+        load(data, dataset="" if layout == "tar" else layout, **options)
+
+
+def test_the_whole_of_a_folder_has_its_splits_in_it(digit_folder: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        sharded(digit_folder / split, tmp_path, split)
+    for data, dataset in ((digit_folder, ""), (tmp_path, "wds/")):
+        with pytest.raises(InputError, match=r"train-split '\.' and --task\.test-split 'validation' share"):
+            load(data, dataset=dataset, train_split=".")
+
+
+def test_cifar_has_no_third_split(cifar: Path) -> None:
+    with pytest.raises(InputError, match=r"'val' and --task\.test-split 'test' share images"):
+        load(cifar, dataset="torch/cifar10", size=32, validation_split="val", test_split="test")
+    with pytest.raises(InputError, match=r"'train' and --task\.validation-split 'training' share images"):
+        load(cifar, dataset="torch/cifar10", size=32, validation_split="training")
+
+
+def test_three_folders_are_three_splits(tmp_path: Path, write_digits: Write) -> None:
+    root = write_digits(tmp_path, {"train": 8, "val": 4, "test": 4})
+    data = load(root, validation_split="val", test_split="test")
+    assert data.sizes == {"train": 24, "validation": 12, "test": 12}
 
 
 def test_the_number_of_classes_is_part_of_the_trial(digit_folder: Path) -> None:
@@ -248,6 +301,38 @@ def test_any_mode_becomes_rgb(own_folder: Path, digit: Callable[..., Image.Image
     assert torch.isfinite(modes).all()
 
 
+@pytest.mark.parametrize("kind", ["png", "tiff", "big-endian tiff"])
+def test_16_bit_grey_keeps_its_shades(tmp_path: Path, kind: str) -> None:
+    """257 times as large as 8 bits, which Pillow would clip to white."""
+    shades = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    values = 257 * shades - (shades % 2) * 100  # not half a shade more
+    if kind == "big-endian tiff":
+        values = values.astype(">u2")
+    path = tmp_path / f"shades.{kind[-4:].strip()}"
+    Image.fromarray(values).save(path)
+    with Image.open(path) as image:
+        assert image.mode.startswith("I;16")
+        assert np.array_equal(np.asarray(in_rgb(image)), np.stack([shades] * 3, axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.full((4, 4), 40_000, dtype=np.int32), "mode I with values from 40000 to 40000 is not read"),
+        (np.full((4, 4), -1, dtype=np.int32), "mode I with values from -1 to -1 is not read"),
+        (np.full((4, 4), 256.0, dtype=np.float32), "mode F with values from 256 to 256 is not read"),
+        (np.full((4, 4), np.nan, dtype=np.float32), "mode F with values from nan to nan is not read"),
+        (np.full((4, 4), 0.5, dtype=np.float32), "mode F with values from 0.5 to 0.5 is not read"),
+    ],
+)
+def test_no_image_is_clipped_in_silence(own_folder: Path, values: np.ndarray, words: str) -> None:
+    put(own_folder / "val" / "digit_2" / "deep.png", Image.fromarray(values), format="TIFF")
+    with pytest.raises(InputError, match=rf"deep\.png cannot be read \({words}"):
+        everything(load(own_folder), "test")
+    in_range = Image.fromarray(np.clip(np.nan_to_num(values), 2, 255))
+    assert np.asarray(in_rgb(in_range)).max() in (2, 255)
+
+
 def test_a_truncated_image_is_named_or_counted(own_folder: Path) -> None:
     for split in ("train", "val"):
         path = sorted((own_folder / split / "digit_1").iterdir())[0]
@@ -322,6 +407,15 @@ def test_ill_formed_data_is_a_sentence(own_folder: Path, what: str, words: str) 
     options = broken(own_folder, what)
     with pytest.raises(InputError, match=words):
         load(own_folder, **options)
+
+
+@pytest.mark.parametrize("inside", ["./", "v1.2/"])
+def test_folders_in_shards_may_have_dots(digit_folder: Path, tmp_path: Path, inside: str) -> None:
+    for split in ("train", "val"):
+        sharded(digit_folder / split, tmp_path, split, inside)
+    data = load(tmp_path, dataset="wds/")
+    assert sum(data.sizes.values()) == 108
+    assert sorted_rows(*everything(data, "test")) == sorted_rows(*everything(load(digit_folder), "test"))
 
 
 def test_shards_without_labels_are_named(tmp_path: Path) -> None:

@@ -94,3 +94,5 @@ def test_knowing_all_but_the_category_reaches_the_baseline() -> None:
 def test_too_many_digits_are_refused() -> None:
     with pytest.raises(InputError, match="16 digits and the key do not fit into 4 x 4 cells"):
         SceneDetection(digits=16)
+    with pytest.raises(InputError, match="digits: Input should be less than or equal to 100"):
+        TASKS.create(TASKS.parse("scenes-detect(side=11, digits=101)"))

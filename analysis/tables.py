@@ -168,6 +168,7 @@ LATEX = {
     '"': r"\textquotedbl{}",
     "±": r"$\pm$",
     "×": r"$\times$",
+    "²": "$^2$",
     q.MINUS: "$-$",
     q.MISSING: "--",
     "…": r"\ldots{}",

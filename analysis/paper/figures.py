@@ -291,8 +291,8 @@ def claim_margins() -> Drawing:
     ]
     caption = (
         "What the claim rests on: MambaOut minus the best model of its size that has an SSM, from the "
-        "paper's Tables 1 to 3. One published number each, no seeds: nobody can say which of the small bars "
-        "would survive a second run."
+        "paper's Tables 1 to 3. One published number each, no seeds: how far a second run would move a bar "
+        "is not known."
     )
     return finished_drawing("margins", "Margins of the claim", caption, figure, rows)
 

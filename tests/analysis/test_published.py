@@ -32,6 +32,20 @@ def test_known_values() -> None:
     line = (published.FOLDER / "mambaout_table1_imagenet.csv").read_text().splitlines()[row.line - 1]
     assert line.startswith("tiny,MambaOut-Tiny,")
     assert imagenet.find(model="Mamba-2D-S").cells["macs_G"] is None
+    assert imagenet.find(model="Mamba-2D-S").text("macs_G") == ""
+
+
+def test_a_number_is_shown_as_its_source_writes_it() -> None:
+    row = published.load("mambaout_table2_coco").find(backbone="MambaOut-Tiny")
+    assert (row.number("APm"), row.text("APm")) == (41, "41.0")
+
+
+def test_two_numbers_of_one_paper_are_both_there() -> None:
+    """MambaVision's table and its prose."""
+    row = published.load("discrepancies").find(paper="MambaVision, Table 5", quantity="ImageNet top-1 (%)")
+    quoted = published.load("mambavision_ablation_mixer").find(variant=row.text("model"))
+    assert row.number("quoted") == quoted.number("imagenet_top1") == 80.5
+    assert row.number("elsewhere") == 80.9
 
 
 @pytest.mark.parametrize(
@@ -47,7 +61,10 @@ def test_known_values() -> None:
         ("four scans without depthwise conv", -0.35),
         ("1 state in place of 16", -0.44),
         ("without gate, parameters not matched", -0.07),
-        ("Mamba's block design on linear attention", +3.3),
+        ("Mamba's whole block design on linear attention", +1.8),
+        ("Mamba's block design in the attention sub-block only, linear attention", +3.3),
+        ("regular in place of causal conv before the SSM (0.0 by the paper's prose)", +0.4),
+        ("overlapping in place of patch downsampling, stage 2 of 2 layers in place of 4", +0.7),
         ("middle class token in place of mean pooling", +2.2),
     ],
 )

@@ -121,9 +121,9 @@ def accuracy_against_macs(studies: Sequence[OurStudy]) -> Drawing:
 
 def memory(decoding: Sequence[Json]) -> Drawing | None:
     """Figure 2, measured: bytes carried and time per token against the length of the context."""
+    decoding = [row for row in decoding if float(row["state_bytes"]) > 0]
     if not decoding:
         return None
-    decoding = [row for row in decoding if float(row["state_bytes"]) > 0]
     names = list(dict.fromkeys(str(row["mixer"]) for row in decoding))
     figure = Figure(figsize=(PAGE, max(2.4, 0.5 + 0.14 * len(names))), layout="constrained")
     carried, timed = figure.subplots(1, 2)
@@ -157,12 +157,35 @@ def memory(decoding: Sequence[Json]) -> Drawing | None:
     where = q.listing(sorted({str(row["machine"]) for row in decoding}))
     caption = (
         "What a token mixer carries while decoding, and the time of one step, against the tokens before it. "
-        "A cache grows and loses nothing, a state keeps its size and forgets. Measured by "
-        f"benchmarks/decoding.py: {where}. A mixer that carries nothing is left out."
+        f"{_carried_in_words(decoding)} One run of benchmarks/decoding.py, so without intervals: {where}. A "
+        "mixer that carries nothing is left out."
     )
     return finished_drawing(
         "figure_2", "Figure 2, measured: cache and state", caption, figure, list(decoding)
     )
+
+
+CARRIED = {
+    "causal-attention": (
+        "Causal attention keeps every token, and its step here copies the whole cache, so its time has that "
+        "copy in it."
+    ),
+    "window-attention": (
+        "Window attention is neither a growing cache nor a state: it keeps the last tokens as they are and "
+        "drops the others."
+    ),
+}
+"""What is to be known of single mixers of Figure 2."""
+
+
+def _carried_in_words(decoding: Sequence[Json]) -> str:
+    """Which mixers of Figure 2 carry more after more tokens, and what is to be known of single ones."""
+    sizes: dict[str, set[float]] = {}
+    for row in decoding:
+        sizes.setdefault(str(row["mixer"]), set()).add(float(row["state_bytes"]))
+    growing = [name for name, seen in sizes.items() if len(seen) > 1]
+    said = [f"What is carried grows with the context for {q.listing(growing)} only."] if growing else []
+    return " ".join([*said, *(about for name, about in CARRIED.items() if name in sizes)])
 
 
 def causality(studies: Sequence[OurStudy]) -> Drawing:

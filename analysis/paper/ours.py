@@ -67,10 +67,10 @@ class OurStudy:
 def find_studies(folders: Sequence[Path]) -> tuple[list[OurStudy], list[str]]:
     """The studies of some runs folders that have results, by name, and a sentence for each unreadable one.
 
-    A study that several folders have is taken from the first.
+    A study that several folders have is taken from the first in which it can be read and has results.
     """
     found: dict[str, OurStudy] = {}
-    notes = []
+    damaged: dict[str, str] = {}
     for folder in folders:
         for plan in sorted((folder / "studies").glob("*/plan.json")):
             name = plan.parent.name
@@ -79,10 +79,19 @@ def find_studies(folders: Sequence[Path]) -> tuple[list[OurStudy], list[str]]:
             try:
                 study = load_study(plan.parent, folder / "trials")
             except RecordError as error:
-                notes.append(f"{name} is left out: {str(error).replace(f'{folder}/', '')}")
+                damaged.setdefault(name, str(error).replace(f"{folder}/", ""))
                 continue
             arms = summarise(study)
             ours = OurStudy(study, arms, judge(study, arms), folder)
             if ours.finished:
                 found[name] = ours
+    notes = [_not_read(name, error, found.get(name)) for name, error in sorted(damaged.items())]
     return [found[name] for name in sorted(found)], notes
+
+
+def _not_read(name: str, error: str, shown: OurStudy | None) -> str:
+    """What became of a study whose plan is damaged."""
+    if shown is None:
+        return f"{name} is left out: {error}"
+    which = "the checked-in one" if shown.checked_in else f"that of {shown.folder}"
+    return f"{name}: yours cannot be read, {which} is shown: {error}"

@@ -106,8 +106,9 @@ def test_every_figure_and_table_is_written(paper: PaperReport) -> None:
     tables = {path.stem for path in (root / "tables").iterdir()}
     assert {"table_1", "table_2", "table_3", "margins", "effects", "discrepancies"} <= tables
     page = paper.index.read_text()
-    for path in re.findall(r'href="((?:figures|tables|published)/[^"]+)"', page):
+    for path in re.findall(r'href="((?:figures|tables|published|studies)/[^"]+)"', page):
         assert (root / path).is_file(), path
+    assert 'href="studies/demo_study.csv"' in page
     assert paper.studies == ("demo_study",)
     assert paper.notes == ()
 
@@ -358,6 +359,64 @@ def test_what_cannot_be_read_is_said(runs: Path, tmp_path: Path) -> None:
     notes = write_paper(tmp_path / "paper", runs).notes
     assert any(note.startswith("broken is left out:") and str(runs) not in note for note in notes)
     assert any("decoding.csv is left out: it lacks the columns machine" in note for note in notes)
+
+
+COLUMNS = "mixer,context,microseconds_per_token,state_bytes,machine"
+
+
+def test_a_damaged_line_of_decoding_is_left_out_and_named(runs: Path, tmp_path: Path) -> None:
+    lines = [
+        COLUMNS,
+        "ssm,64,80,4864,a",
+        "ssm,128,,4864,a",
+        "ssm,256,80,many,a",
+        "ssm,512,80",
+        "ssm,512,0,4864,a",
+    ]
+    (runs / "decoding.csv").write_text("\n".join(lines) + "\n")
+    report = write_paper(tmp_path / "paper", runs)
+    assert [note for note in report.notes if "lines 3, 4, 5 and 6 left out" in note]
+    with open(tmp_path / "paper" / "figures" / "figure_2.csv", newline="") as file:
+        assert [row["context"] for row in csv.DictReader(file)] == ["64"]
+
+
+def test_nothing_carried_nothing_drawn(runs: Path, tmp_path: Path) -> None:
+    (runs / "decoding.csv").write_text(f"{COLUMNS}\nidentity,64,1,0,a\n")
+    report = write_paper(tmp_path / "paper", runs)
+    assert any("no mixer in it carries anything, so Figure 2 is left out" in note for note in report.notes)
+    assert not (tmp_path / "paper" / "figures" / "figure_2.png").exists()
+
+
+def test_the_caption_of_figure_2_names_what_fits_no_rule() -> None:
+    sizes = {"causal-attention": (64, 128), "window-attention": (64, 64), "ssm": (16, 16)}
+    rows = [
+        {"mixer": name, "context": 2**place, "microseconds_per_token": 1, "state_bytes": size, "machine": "a"}
+        for name, found in sizes.items()
+        for place, size in enumerate(found)
+    ]
+    drawing = figures.memory(rows)
+    assert drawing is not None
+    assert "grows with the context for causal-attention only" in drawing.caption
+    assert "copies the whole cache" in drawing.caption
+    assert "Window attention is neither" in drawing.caption
+    assert "One run of benchmarks/decoding.py" in drawing.caption
+    (alone,) = [figures.memory([row for row in rows if row["mixer"] == "ssm"])]
+    assert alone is not None
+    assert "attention" not in alone.caption
+
+
+def test_a_damaged_copy_of_a_study_is_not_passed_off_as_the_users(
+    write_records_in: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = write_records_in(tmp_path / "mine", ARMS)
+    (mine.study / "plan.json").write_text("{")
+    checked_in = Path(write_records_in(tmp_path / "theirs", ARMS).study).parents[1]
+    set_checked_in(monkeypatch, checked_in)
+    report = write_paper(tmp_path / "paper", Path(mine.study).parents[1])
+    (note,) = report.notes
+    assert note.startswith("demo: yours cannot be read, the checked-in one is shown: ")
+    page = report.index.read_text()
+    assert '<a href="studies/demo_study.csv">demo_study</a> (checked in): digits in mambaout-nano' in page
 
 
 def test_the_command_needs_no_torch(runs: Path) -> None:

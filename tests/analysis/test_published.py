@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from analysis import published
 from analysis.published import PublishedError
+from experiments import commands
+from experiments.request import EvaluateRequest
 
 
 @pytest.mark.parametrize("name", published.names())
@@ -71,6 +74,22 @@ def test_two_numbers_of_one_paper_are_both_there() -> None:
 def test_effects_are_what_the_papers_say(component: str, points: float) -> None:
     (effect,) = [effect for effect in published.effects() if effect.component == component]
     assert effect.points == pytest.approx(points, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({}, "published: top-1 82.7 %"),
+        ({"mixer": "conv(kernel_size=7)"}, "published: top-1 82.7 %"),
+        ({"mixer": "conv(kernel_size=3)"}, "nothing is published"),
+        ({"mixer": "conv*2,ssm"}, "nothing is published"),
+        ({"skeleton": "mambaout-tiny(expansion_ratio=3)"}, "nothing is published"),
+        ({"options": {"skeleton": {"expansion_ratio": "3"}}}, "nothing is published"),
+        ({"skeleton": "isotropic-nano"}, "nothing is published"),
+    ],
+)
+def test_a_number_is_cited_for_the_published_model_only(asked: dict[str, Any], said: str) -> None:
+    assert commands._published_top1(EvaluateRequest(**asked)).startswith(said)
 
 
 @pytest.fixture

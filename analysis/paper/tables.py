@@ -13,7 +13,7 @@ from analysis.paper.evidence import arms_of, no_spread, reservations
 from analysis.paper.our_rows import arms_elsewhere, arms_on, caption_of, rows_beside, table_of_our_own
 from analysis.paper.ours import OurStudy
 from analysis.published import PublishedTable, Row
-from analysis.tables import Cell, Column, Table, escape_latex
+from analysis.tables import Cell, Column, Table, escape_latex, latex_alignment
 from analysis.verdict import Comparison
 
 SIZES = ("femto", "tiny", "small", "base")
@@ -84,7 +84,7 @@ def margins() -> list[Margin]:
 
 def latex_long(table: Table, label: str) -> str:
     """A `longtable`, for tables of more rows than a page has; needs longtable and booktabs."""
-    alignment = "".join("r" if column.numeric else "l" for column in table.columns)
+    alignment = latex_alignment(table, table.columns, 0.2)
     heading = " & ".join(escape_latex(column.heading) for column in table.columns) + r" \\"
     body = [
         " & ".join(escape_latex(row[column.key].line) for column in table.columns) + r" \\"

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 import run_ablation
 from analysis import published
 from analysis.paper import PaperReport, figures, ours, write_paper
-from analysis.paper.tables import all_tables, margins
-from analysis.tables import Cell, Table
+from analysis.paper.tables import all_tables, latex_long, margins
+from analysis.tables import Cell, Column, Table
 
 Write = Callable[..., Any]
 ROOT = Path(__file__).parents[3]
@@ -284,6 +284,16 @@ def test_the_area_of_a_marker_is_counted_right(marker: str) -> None:
     assert figures.marker_area(marker) == pytest.approx(filled * (72 / 400) ** 2 / 900, rel=0.02)
 
 
+def test_every_bubble_has_the_area_of_its_parameters() -> None:
+    axes = Figure().subplots()
+    rows = figures._published_bubbles(axes)
+    assert len({row["family"] for row in rows}) > 5
+    for row, bubble in zip(rows, axes.collections, strict=True):
+        x, y = np.asarray(bubble.get_paths()[0].to_polygons()[0]).T
+        area = bubble.get_sizes()[0] * abs(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1])) / 2
+        assert area == pytest.approx(figures.AREA_PER_MILLION * row["params"] / 1e6), row["name"]
+
+
 def test_what_is_missing_or_mixed_is_seen(write_records: Write) -> None:
     records = write_records(
         {"conv": [97.0, 97.5, 97.2], "ssm": [96.0, 96.5, 96.2], "causal conv": [95.0] * 3}
@@ -332,6 +342,12 @@ def test_margins(task: str, size: str, points: float, best: str) -> None:
     (margin,) = [each for each in margins() if (each.task, each.size) == (task, size)]
     assert margin.points == pytest.approx(points)
     assert margin.best.text(margin.model_column) == best
+
+
+def test_a_long_text_is_broken_where_a_table_is_long() -> None:
+    rows = [{"what": Cell(text), "n": Cell("1")} for text in ("short", 61 * "x")]
+    table = Table([Column("what", "what", False), Column("n", "n", True)], rows, [], [])
+    assert r"\begin{longtable}{@{}p{0.2\textwidth}r@{}}" in latex_long(table, "label")
 
 
 def test_what_is_known_of_noise_is_a_row_of_a_file() -> None:

@@ -234,6 +234,7 @@ def test_a_verdict_and_what_it_is_worth_stand_with_every_difference(write_record
     for drawing in (figures.causality(studies), figures.ingredients(studies)):
         assert improving in drawing.caption
         assert "Hollow circles: undecided, or no verdict" in drawing.caption
+    assert "Crosses: the same difference on all seeds" in figures.ingredients(studies).caption
     rows = list(csv.DictReader(figures.ingredients(studies).files["csv"].decode().splitlines()))
     by_name = {row["component"]: row for row in rows}
     same = by_name["ssm in place of conv"]

@@ -239,6 +239,9 @@ def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         f"exists in recurrent form only. Memory and throughput are measured while training, on the machine "
         f"named below. {_counted([arm.test.n for arm in arms])} {selection_rule(study, arms)}"
     )
+    nothing = [arm.name for arm in arms if arm.costs.state_bytes == 0]
+    if nothing and "state_bytes" in known:
+        caption += f" Carrying 0 bytes, so not on the logarithmic axis of bytes: {q.listing(nothing)}."
     if outside:
         caption += f" Too far out to draw: {q.listing(list(outside))}."
     return finished_drawing("costs", "Cost", caption + left_out, figure, rows)

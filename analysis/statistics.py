@@ -47,6 +47,11 @@ class Estimate:
     low: float
     high: float
 
+    @property
+    def without_spread(self) -> bool:
+        """Whether all of several values are equal: the interval is degenerate and says nothing."""
+        return self.n > 1 and self.sd == 0
+
 
 def paired_differences(arm: ArrayLike, baseline: ArrayLike) -> Floats:
     """``d_i = arm_i - baseline_i`` over the pairs in which both values are finite.

@@ -28,6 +28,7 @@ MOST_PLACES = 3  # tasks, skeletons and budgets that a caption names
 RESULT_KEYS = ("arm", "metric", "against", "difference", "p", "verdict")
 NO_COMPARISON: tuple[Comparison | None, ...] = (None,)
 SHORTENED = ("arm", "against", "backend")  # where the terminal is too narrow
+LONG_TEXT = 60  # characters of a cell, from which on LaTeX breaks it into lines
 COST_KEYS = ("params", "macs", "state", "memory", "speed", "backend")
 
 
@@ -128,14 +129,7 @@ def latex(table: Table, label: str) -> str:
 def _tabular(table: Table, columns: list[Column]) -> str:
     """Some columns of a table, shrunk if they are wider than the page; equal rows once."""
     rows = dict.fromkeys(tuple(row[column.key].line for column in columns) for row in table.rows)
-    wide = {
-        column.key
-        for column in columns
-        if not column.numeric and max((len(row[column.key].line) for row in table.rows), default=0) > 60
-    }
-    alignment = "".join(
-        r"p{.35\textwidth}" if column.key in wide else "r" if column.numeric else "l" for column in columns
-    )
+    alignment = latex_alignment(table, columns, 0.35)
     return "\n".join(
         [
             r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{\small",
@@ -147,6 +141,23 @@ def _tabular(table: Table, columns: list[Column]) -> str:
             r"\bottomrule",
             r"\end{tabular}}",
         ]
+    )
+
+
+def latex_alignment(table: Table, columns: list[Column], width: float) -> str:
+    """The letters of a `tabular`: numbers to the right, long texts in paragraphs.
+
+    Args:
+        table: with the texts.
+        columns: of them, those to be set.
+        width: of a paragraph, as a share of the width of the text.
+    """
+    longest = {
+        column.key: max((len(row[column.key].line) for row in table.rows), default=0) for column in columns
+    }
+    paragraph = rf"p{{{width}\textwidth}}"
+    return "".join(
+        "r" if column.numeric else paragraph if longest[column.key] > LONG_TEXT else "l" for column in columns
     )
 
 
@@ -168,6 +179,7 @@ LATEX = {
     '"': r"\textquotedbl{}",
     "±": r"$\pm$",
     "×": r"$\times$",
+    "²": "$^2$",
     q.MINUS: "$-$",
     q.MISSING: "--",
     "…": r"\ldots{}",

@@ -152,17 +152,24 @@ def _evaluate(arguments: Sequence[str]) -> int:
     print(f"{found.examples:,} images answered, {found.unreadable:,} passed over as unreadable")
     for name, metric in (("top-1", "accuracy"), ("top-5", "top_5")):
         print(f"{name} {found.metrics[metric]:6.2f} %")
-    print(_published_top1(asked.skeleton, asked.mixer))
+    print(_published_top1(asked))
     return 0
 
 
-def _published_top1(skeleton: str, mixer: str) -> str:
-    """What the paper has for this model."""
+def _published_top1(asked: request.EvaluateRequest) -> str:
+    """What the paper has for this model: its skeleton and mixer, every option as it is by default."""
     from analysis import published
+    from experiments.build import with_options
+    from experiments.skeletons import SKELETONS, option_defaults
+    from mixers import MIXERS
 
-    name = skeleton.partition("(")[0].replace("-", "_")
+    skeleton = with_options(SKELETONS.parse(asked.skeleton), asked.options.get("skeleton", {}))
+    bare = SKELETONS.parse(skeleton.name)
+    resolved, default = (SKELETONS.resolve(each, option_defaults(each)) for each in (skeleton, bare))
+    chosen = {str(MIXERS.resolve(each)) for each in MIXERS.parse_pattern(asked.mixer)}
+    name = skeleton.name.replace("-", "_")
     rows = [row for row in published.load("mambaout_released_models").rows if row.text("model") == name]
-    if not rows or mixer != "conv":
+    if not rows or resolved != default or chosen != {str(MIXERS.resolve(MIXERS.parse("conv")))}:
         return "nothing is published for this model"
     return (
         f"published: top-1 {rows[0].text('top1')} % on ImageNet-1k's 50,000 validation images at 224 x 224 "

@@ -13,12 +13,14 @@ are checked in. Nothing here needs torch.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis import published
+from analysis import quantities as q
 from analysis.page import inline_svg, render, write_atomically
 from analysis.paper.ours import CHECKED_IN, OurStudy, find_studies
 from analysis.paper.tables import PaperTable, all_tables, latex_long
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 PAGE_ROWS = 45
 """More rows than this do not fit on a page: such a table becomes a longtable."""
 DECODING = ("mixer", "context", "microseconds_per_token", "state_bytes", "machine")
+MEASURED = DECODING[1:4]
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,11 @@ def _texts(entry: PaperTable) -> dict[str, str]:
 
 
 def _decoding(runs: Path, notes: list[str]) -> list[Json]:
-    """The measurements of benchmarks/decoding.py: the user's own if there are any."""
+    """The measurements of benchmarks/decoding.py that can be drawn: the user's own if there are any.
+
+    Lines without a number where one belongs are left out and named in the notes, as is a file of mixers that
+    carry nothing.
+    """
     for folder in (runs, CHECKED_IN):
         path = folder / "decoding.csv"
         if not path.is_file():
@@ -97,10 +104,29 @@ def _decoding(runs: Path, notes: list[str]) -> list[Json]:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             missing = set(DECODING) - set(reader.fieldnames or ())
-            if not missing:
-                return list(reader)
-        notes.append(f"{path.name} is left out: it lacks the columns {', '.join(sorted(missing))}")
+            rows = list(reader) if not missing else []
+        if missing:
+            notes.append(f"{path.name} is left out: it lacks the columns {', '.join(sorted(missing))}")
+            continue
+        damaged = [str(line) for line, row in enumerate(rows, start=2) if not _measured(row)]
+        if damaged:
+            lines = f"{'line' if len(damaged) == 1 else 'lines'} {q.listing(damaged)}"
+            notes.append(f"{path.name}: {lines} left out: no positive number in {q.listing(MEASURED, 'or')}")
+        carrying = [row for row in rows if _measured(row) and float(row["state_bytes"]) > 0]
+        if not carrying:
+            notes.append(f"{path.name}: no mixer in it carries anything, so Figure 2 is left out")
+        return carrying
     return []
+
+
+def _measured(row: Json) -> bool:
+    """Whether a line of decoding.csv has its numbers; bytes may be zero."""
+    try:
+        numbers = {name: float(row[name]) for name in MEASURED}
+    except (TypeError, ValueError):
+        return False
+    least = min(numbers["context"], numbers["microseconds_per_token"])
+    return all(map(math.isfinite, numbers.values())) and least > 0 and numbers["state_bytes"] >= 0
 
 
 def _html(

@@ -39,7 +39,8 @@ def blocks() -> Drawing:
     caption = (
         "A block of the first stage of mambaout-tiny, as built here with the mixers conv and ssm; sizes are "
         "read off the modules. Some of the value's channels go through the mixer (orange), the rest past it. "
-        "What is in orange is the only difference between two arms of a study."
+        "Orange is the difference that a study asks about; where its arms are matched in size, the hidden "
+        "width makes up for it."
     )
     return finished_drawing("figure_1a", "Figure 1(a): the block and its slot", caption, figure, records)
 

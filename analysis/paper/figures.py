@@ -1,4 +1,4 @@
-"""The paper's figures, published numbers and ours told apart at a glance: ours are filled, with intervals.
+"""The paper's figures, published numbers and ours told apart: ours have intervals, and are filled if decided.
 
 Figures 1(b), 2 and 3(b) of MambaOut (arXiv 2405.07992), the analysis of sequence lengths, the margins of its
 claim, and what single ingredients were worth. Every data file names the row that each number comes from.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from analysis import published
@@ -19,7 +21,6 @@ from analysis import quantities as q
 from analysis.drawing import (
     COLOURS,
     GREY,
-    INK,
     MARKERS,
     PAGE,
     ZONE,
@@ -34,10 +35,26 @@ from analysis.drawing import (
 )
 from analysis.figures import looks_of
 from analysis.paper import diagrams, long_sequences
+from analysis.paper.evidence import (
+    HOLLOW,
+    LOOKS,
+    NO_SPREAD,
+    OPEN,
+    PUBLISHED,
+    arms_of,
+    bounds,
+    draw_difference,
+    evidence,
+    kind,
+    legend_of,
+    reservations,
+    still_improving,
+)
 from analysis.paper.ours import OurStudy
 from analysis.paper.tables import margins
+from analysis.published import Effect
 from analysis.records import Json
-from analysis.summary import differing
+from analysis.summary import ArmSummary
 from analysis.verdict import Comparison
 
 FAMILIES = {
@@ -50,17 +67,15 @@ FAMILIES = {
 }
 """The families that Figure 1(b) shows, and the other SSM models of Table 1, by the beginnings of names."""
 
-OPEN: Json = {"linestyle": "", "markersize": 3.5, "markerfacecolor": "white"}
-"""How published numbers are drawn where ours stand beside them."""
 FULL: Json = {"marker": "o", "color": COLOURS[0], "linestyle": "", "markersize": 4}
 CAUSAL: Json = {
     "marker": "o",
     "color": COLOURS[1],
     "linestyle": "",
     "markersize": 4,
-    "markerfacecolor": "white",
+    **HOLLOW,
 }
-AREA_PER_MILLION = 1.1  # square points of a bubble per million parameters
+AREA_PER_MILLION = 0.9  # square points of a bubble per million parameters, whatever its shape
 
 
 def draw_all(studies: Sequence[OurStudy], decoding: Sequence[Json]) -> list[Drawing]:
@@ -85,26 +100,30 @@ def accuracy_against_macs(studies: Sequence[OurStudy]) -> Drawing:
     figure = Figure(figsize=(PAGE, 3.1), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1)) if ours else (figure.subplots(), None)
     rows = _published_bubbles(left)
+    shown = [] if ours is None else _with_macs(ours)
     if ours is not None and right is not None:
-        rows += _our_bubbles(right, ours)
+        rows += _our_bubbles(right, ours, shown)
     caption = (
         "Left: ImageNet-1K top-1 against multiply-accumulates, area by parameters, as published (MambaOut, "
-        "Table 1; grey: models without an SSM); models of one family are joined."
+        "Table 1; grey: other models without an SSM); models of one family are joined."
     )
     if ours is not None:
         caption += (
-            f" Right: our own trials of {ours.study.name} ({ours.study.task.partition('(')[0]}), mean and "
-            "95 % t interval over seeds; one skeleton, one switch. The panels share no axis: tasks differ."
-            f"{differing(ours.study)}"
+            f" Right ({ours.label}): {ours.place}, mean and 95 % t interval over seeds. {what_differs(ours)}"
         )
+        if still_improving(shown):
+            caption += " Hollow markers: under-trained."
+        if any(arm.test.without_spread for arm in shown):
+            caption += " Crossed: the same on all seeds, so without an interval."
+        caption += reservations([(ours, [arm.name for arm in shown])])
     return finished_drawing("figure_1b", "Figure 1(b): accuracy, MACs, size", caption, figure, rows)
 
 
 def memory(decoding: Sequence[Json]) -> Drawing | None:
     """Figure 2, measured: bytes carried and time per token against the length of the context."""
+    decoding = [row for row in decoding if float(row["state_bytes"]) > 0]
     if not decoding:
         return None
-    decoding = [row for row in decoding if float(row["state_bytes"]) > 0]
     names = list(dict.fromkeys(str(row["mixer"]) for row in decoding))
     figure = Figure(figsize=(PAGE, max(2.4, 0.5 + 0.14 * len(names))), layout="constrained")
     carried, timed = figure.subplots(1, 2)
@@ -138,51 +157,69 @@ def memory(decoding: Sequence[Json]) -> Drawing | None:
     where = q.listing(sorted({str(row["machine"]) for row in decoding}))
     caption = (
         "What a token mixer carries while decoding, and the time of one step, against the tokens before it. "
-        "A cache grows and loses nothing, a state keeps its size and forgets. Measured by "
-        f"benchmarks/decoding.py: {where}. A mixer that carries nothing is left out."
+        f"{_carried_in_words(decoding)} One run of benchmarks/decoding.py, so without intervals: {where}. A "
+        "mixer that carries nothing is left out."
     )
     return finished_drawing(
         "figure_2", "Figure 2, measured: cache and state", caption, figure, list(decoding)
     )
 
 
+CARRIED = {
+    "causal-attention": (
+        "Causal attention keeps every token, and its step here copies the whole cache, so its time has that "
+        "copy in it."
+    ),
+    "window-attention": (
+        "Window attention is neither a growing cache nor a state: it keeps the last tokens as they are and "
+        "drops the others."
+    ),
+}
+"""What is to be known of single mixers of Figure 2."""
+
+
+def _carried_in_words(decoding: Sequence[Json]) -> str:
+    """Which mixers of Figure 2 carry more after more tokens, and what is to be known of single ones."""
+    sizes: dict[str, set[float]] = {}
+    for row in decoding:
+        sizes.setdefault(str(row["mixer"]), set()).add(float(row["state_bytes"]))
+    growing = [name for name, seen in sizes.items() if len(seen) > 1]
+    said = [f"What is carried grows with the context for {q.listing(growing)} only."] if growing else []
+    return " ".join([*said, *(about for name, about in CARRIED.items() if name in sizes)])
+
+
 def causality(studies: Sequence[OurStudy]) -> Drawing:
     """Figure 3(b): fully visible against causal; published pairs, and ours with intervals."""
-    rows = [*_published_pairs(), *_our_pairs(studies)]
-    ours = [row for row in rows if row["ours"]]
-    figure = Figure(figsize=(PAGE, 0.8 + 0.17 * len(rows)), layout="constrained")
+    pairs = _causal_pairs(studies)
+    published_rows = _published_pairs()
+    rows = [*published_rows, *(_our_pair(study, comparison) for study, comparison in pairs)]
+    kinds = [PUBLISHED] * len(published_rows) + [kind(comparison) for _, comparison in pairs]
+    figure = Figure(figsize=(PAGE, 1.0 + 0.17 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, row in enumerate(rows):
         pair = [row["full"], row["causal"]]
         left.plot(pair, [place, place], color=GREY, linewidth=0.8, zorder=1)
         left.plot(pair[:1], [place], label="fully visible" if place == 0 else None, **FULL)
         left.plot(pair[1:], [place], label="causal" if place == 0 else None, **CAUSAL)
-        if row["ours"]:
-            right.plot([row["low"], row["high"]], [place, place], color=INK, linewidth=0.9)
-            right.plot([row["difference"]], [place], marker="o", color=INK, markersize=3.5)
-        else:
-            right.plot([row["difference"]], [place], marker="D", color=COLOURS[0], **OPEN)
+        draw_difference(right, place, kinds[place], row, "difference")
     _rows(left, [row["label"] for row in rows])
     _rows(right, [""] * len(rows))
     right.axvline(0, color=GREY, linewidth=0.7, zorder=0)
     for axes in (left, right):
         axes.grid(axis="x")
-        if ours:
-            axes.axhline(len(rows) - len(ours) - 0.5, color=GREY, linewidth=0.5, linestyle=(0, (1, 2)))
-    left.set_xlabel("accuracy (%); ours on its own task" if ours else "ImageNet top-1 (%)")
+        if pairs:
+            axes.axhline(len(published_rows) - 0.5, color=GREY, linewidth=0.5, linestyle=(0, (1, 2)))
+    left.set_xlabel("accuracy (%): published on ImageNet, ours below" if pairs else "ImageNet top-1 (%)")
     right.set_xlabel("causal \N{MINUS SIGN} fully visible (points)")
     left.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
+    figure.legend(handles=legend_of(kinds), loc="outside lower right", ncols=4)
     caption = (
         "Left: accuracy with fully visible and with causal token mixing. Right: the difference. Published "
-        "(MambaOut, Figure 3(b); De-focus Attention Networks, Table 1, the same comparison by others): one "
-        "training each, open diamonds."
+        "(MambaOut, Figure 3(b); De-focus Attention Networks, Table 1, the same comparison by others with "
+        "DeiT): one training each."
     )
-    if ours:
-        names = sorted({row["study"] for row in ours})
-        caption += (
-            f" Ours ({q.listing(names)}, a small task of its own): mean paired difference and 95 % t "
-            f"interval over seeds, filled.{_differing([s for s in studies if s.study.name in names])}"
-        )
+    if pairs:
+        caption += _our_differences(pairs)
     return finished_drawing("figure_3b", "Figure 3(b): the price of causality", caption, figure, rows)
 
 
@@ -277,8 +314,8 @@ def claim_margins() -> Drawing:
     ]
     caption = (
         "What the claim rests on: MambaOut minus the best model of its size that has an SSM, from the "
-        "paper's Tables 1 to 3. One published number each, no seeds: nobody can say which of the small bars "
-        "would survive a second run."
+        "paper's Tables 1 to 3. One published number each, no seeds: how far a second run would move a bar "
+        "is not known."
     )
     return finished_drawing("margins", "Margins of the claim", caption, figure, rows)
 
@@ -287,79 +324,94 @@ def ingredients(studies: Sequence[OurStudy]) -> Drawing:
     """What each ingredient was worth: in papers, and in our trials on the task of the widest study."""
     effects = sorted(published.effects(), key=lambda effect: effect.points)
     ours = _our_effects(studies)
+    rows = [*map(_published_effect, effects), *(_our_effect(study, comparison) for study, comparison in ours)]
     counts = [len(effects), len(ours)]
     figure = Figure(figsize=(PAGE, 0.9 + 0.16 * sum(counts)), layout="constrained")
     if ours:
         top, bottom = figure.subplots(2, 1, height_ratios=counts)
-        _our_effect_rows(bottom, ours)
+        _our_effect_rows(bottom, ours, rows[len(effects) :])
     else:
         top = figure.subplots()
     for place, effect in enumerate(effects):
         top.plot([0, effect.points], [place, place], color=GREY, linewidth=0.7, zorder=1)
-        top.plot([effect.points], [place], marker="D", color=COLOURS[0], **OPEN)
+        draw_difference(top, place, PUBLISHED, rows[place], "points")
     _rows(top, [f"{effect.component} ({effect.paper})" for effect in effects])
     top.axvline(0, color=GREY, linewidth=0.7, zorder=0)
     top.grid(axis="x")
     top.set_xlabel("published, one training each (points)")
+    kinds = [PUBLISHED, *(kind(comparison) for _, comparison in ours)]
+    figure.legend(handles=legend_of(kinds), loc="outside lower right", ncols=4)
     caption = (
         "What a change was worth: published differences of two rows of one table (open diamonds; ImageNet "
         "top-1 unless said otherwise), one training each."
     )
-    rows: list[Json] = [
-        {
-            "component": effect.component,
-            "from": effect.paper,
-            "points": effect.points,
-            "low": None,
-            "high": None,
-            "origin": f"{effect.before.origin}, {effect.after.line}",
-        }
-        for effect in effects
-    ]
     if ours:
         caption += (
-            f" Below, on another task ({ours[0][0].study.task.partition('(')[0]}) and another scale: our "
-            "paired differences with 95 % t intervals over seeds (filled), linear between −1 and 1 point, "
-            f"logarithmic beyond.{_differing([study for study, _ in ours])}"
+            f"{_our_differences(ours)} The scale of ours is linear between −1 and 1 point, logarithmic "
+            "beyond."
         )
-        rows += [
-            {
-                "component": f"{comparison.arm} in place of {comparison.baseline}",
-                "from": study.study.name,
-                "points": comparison.interval.mean,
-                "low": comparison.interval.low,
-                "high": comparison.interval.high,
-                "origin": f"studies/{study.study.name}.csv",
-            }
-            for study, comparison in ours
-        ]
     return finished_drawing("ingredients", "What each ingredient was worth", caption, figure, rows)
 
 
-def _differing(studies: Sequence[OurStudy]) -> str:
-    """What is not the same in all trials of a study, for a caption."""
-    found = {ours.study.name: differing(ours.study) for ours in studies}
-    return "".join(f" {name}: t{said.removeprefix(' T')}" for name, said in found.items() if said)
+def _our_differences(shown: Sequence[tuple[OurStudy, Comparison]]) -> str:
+    """What a caption says of differences of ours: of which studies, how sure, and with which reservations."""
+    by_study: dict[str, list[tuple[OurStudy, Comparison]]] = {}
+    for study, comparison in shown:
+        by_study.setdefault(study.study.name, []).append((study, comparison))
+    studies = [(pairs[0][0], arms_of(comparison for _, comparison in pairs)) for pairs in by_study.values()]
+    named = "; ".join(f"{study.label}, {study.place}" for study, _ in studies)
+    kinds = {kind(comparison) for _, comparison in shown}
+    text = f" Below ({named}): mean paired difference and 95 % t interval over seeds."
+    if OPEN in kinds:
+        text += (
+            " Hollow circles: undecided, or no verdict, by the study's own rules; their sign is no result."
+        )
+    if NO_SPREAD in kinds:
+        text += " Crosses: the same difference on all seeds, which says nothing about further seeds."
+    return text + reservations(studies)
 
 
 def _our_effects(studies: Sequence[OurStudy]) -> list[tuple[OurStudy, Comparison]]:
-    """Our comparisons on one task: effects in points are comparable only there."""
+    """Our comparisons by one metric on one task: effects in points are comparable only there."""
     widest = _widest(studies)
     return [
         (study, comparison)
         for study in studies
-        if widest is not None and study.study.task == widest.study.task and not study.study.cases
+        if widest is not None and study.on_one_scale and _measured(study) == _measured(widest)
         for comparison in study.comparisons
         if math.isfinite(comparison.interval.mean)
     ]
 
 
-def _our_effect_rows(axes: Axes, ours: Sequence[tuple[OurStudy, Comparison]]) -> None:
-    for place, (_, comparison) in enumerate(ours):
-        estimate = comparison.interval
-        axes.plot([estimate.low, estimate.high], [place, place], color=INK, linewidth=0.9)
-        axes.plot([estimate.mean], [place], marker="o", color=INK, markersize=3.5)
-    _rows(axes, [f"{c.arm} in place of {c.baseline} ({s.study.name})" for s, c in ours])
+def _measured(ours: OurStudy) -> tuple[list[str], str]:
+    return ours.study.settings["task"], ours.study.metric.name
+
+
+def _published_effect(effect: Effect) -> Json:
+    return {
+        "component": effect.component,
+        "from": effect.paper,
+        "points": effect.points,
+        "low": None,
+        "high": None,
+        "origin": f"{effect.before.origin}, {effect.after.line}",
+    }
+
+
+def _our_effect(ours: OurStudy, comparison: Comparison) -> Json:
+    return {
+        "component": f"{comparison.arm} in place of {comparison.baseline}",
+        "from": ours.study.name,
+        "points": comparison.interval.mean,
+        **evidence(ours, comparison),
+    }
+
+
+def _our_effect_rows(axes: Axes, ours: Sequence[tuple[OurStudy, Comparison]], rows: Sequence[Json]) -> None:
+    kinds = [kind(comparison) for _, comparison in ours]
+    for place, (what, row) in enumerate(zip(kinds, rows, strict=True)):
+        draw_difference(axes, place, what, row, "points")
+    _rows(axes, [f"{row['component']} ({row['from']})" for row in rows])
     axes.axvline(0, color=GREY, linewidth=0.7, zorder=0)
     axes.grid(axis="x")
     axes.set_xscale("symlog", linthresh=1.0)
@@ -379,11 +431,12 @@ def _published_bubbles(axes: Axes) -> list[Json]:
     for row in sorted(drawn, key=lambda row: -row.number("params_M")):  # small bubbles stay visible
         family = family_of[row.text("model")]
         place = None if family is None else list(FAMILIES).index(family)
+        marker = "o" if place is None else MARKERS[place]
         axes.scatter(
             [row.number("macs_G")],
             [row.number("top1")],
-            s=AREA_PER_MILLION * row.number("params_M"),
-            marker="o" if place is None else MARKERS[place],
+            s=AREA_PER_MILLION * row.number("params_M") / marker_area(marker),
+            marker=marker,
             facecolor=GREY if place is None else COLOURS[place],
             alpha=0.18 if family is None else 0.6,
             edgecolor="white",
@@ -414,10 +467,19 @@ def _published_bubbles(axes: Axes) -> list[Json]:
         for family, colour, marker in zip(FAMILIES, COLOURS, MARKERS, strict=False)
     ]
     handles.append(
-        Line2D([], [], marker="o", linestyle="", markersize=4, color=GREY, alpha=0.4, label="without an SSM")
+        Line2D(
+            [],
+            [],
+            marker="o",
+            linestyle="",
+            markersize=4,
+            color=GREY,
+            alpha=0.4,
+            label="other, without an SSM",
+        )
     )
     for millions in (10, 50, 90):
-        size = math.sqrt(AREA_PER_MILLION * millions)
+        size = math.sqrt(AREA_PER_MILLION * millions / marker_area("o"))
         handles.append(
             Line2D(
                 [],
@@ -438,15 +500,37 @@ def _published_bubbles(axes: Axes) -> list[Json]:
     return rows
 
 
-def _our_bubbles(axes: Axes, ours: OurStudy) -> list[Json]:
-    arms = [arm for arm in ours.arms.values() if arm.test.n and arm.costs.macs is not None]
+def marker_area(marker: str) -> float:
+    """Area of a marker of `scatter` at s = 1: that of its outline, in square points."""
+    style = MarkerStyle(marker)
+    (outline,) = style.get_path().transformed(style.get_transform()).to_polygons()
+    x, y = np.asarray(outline).T
+    return float(abs(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1])) / 2)
+
+
+def what_differs(ours: OurStudy) -> str:
+    """How the arms of a study differ, for a caption."""
+    size = {"none": "", "params": "parameters", "macs": "MACs"}.get(ours.study.match, ours.study.match)
+    width = f", and in the hidden width, which makes up for the difference in {size}" if size else ""
+    return f"Its arms differ in what the study asks about{width}."
+
+
+def _with_macs(ours: OurStudy) -> list[ArmSummary]:
+    return [arm for arm in ours.arms.values() if arm.test.n and arm.costs.macs is not None]
+
+
+def _our_bubbles(axes: Axes, ours: OurStudy, arms: list[ArmSummary]) -> list[Json]:
     looks = looks_of(arms)
     rows: list[Json] = []
     for arm in arms:
         test = arm.test
-        error = [[test.mean - test.low], [test.high - test.mean]] if test.n > 1 else None
+        low, high = bounds(test)
+        error = None if low is None or high is None else [[test.mean - low], [high - test.mean]]
         style: Json = {"linestyle": "", "elinewidth": 0.8, "markersize": 5, "label": legend_label(arm.name)}
-        axes.errorbar([arm.costs.macs or math.nan], [test.mean], error, **style, **looks[arm.name])
+        style |= looks[arm.name] | (HOLLOW if arm.under_trained else {})
+        axes.errorbar([arm.costs.macs or math.nan], [test.mean], error, **style)
+        if test.without_spread:
+            axes.plot([arm.costs.macs or math.nan], [test.mean], zorder=4, **LOOKS[NO_SPREAD])
         rows.append(
             {
                 "ours": 1,
@@ -455,8 +539,10 @@ def _our_bubbles(axes: Axes, ours: OurStudy) -> list[Json]:
                 "macs": arm.costs.macs,
                 "params": arm.costs.params,
                 "accuracy": test.mean,
-                "low": test.low,
-                "high": test.high,
+                "low": low,
+                "high": high,
+                "seeds": test.n,
+                "under_trained": int(arm.under_trained),
                 "origin": f"studies/{ours.study.name}.csv",
             }
         )
@@ -472,8 +558,6 @@ def _our_bubbles(axes: Axes, ours: OurStudy) -> list[Json]:
 def _published_pairs() -> list[Json]:
     """Published accuracies of the same model with fully visible and with causal mixing."""
     vit, defocus = published.load("mambaout_fig3_causal_vit"), published.load("defocus_causal_vs_full")
-    causal = {row.text("model"): row for row in defocus.rows if row.number("causal") == 1}
-    full = {row.text("model"): row for row in defocus.rows if row.number("causal") == 0}
     found = [
         (
             f"{model} (MambaOut)",
@@ -484,7 +568,13 @@ def _published_pairs() -> list[Json]:
         for model in ("ViT-Ti", "ViT-S")
     ]
     found += [
-        (f"{model} (De-focus)", full[model], causal[model], "top1") for model in causal if model in full
+        (
+            f"{model} (De-focus)",
+            defocus.find(model=model, causal=0),
+            defocus.find(model=model, causal=1),
+            "top1",
+        )
+        for model in ("DeiT-Small", "DeiT-Base")  # its other pairs are other models, not plain ViTs
     ]
     return [
         {
@@ -502,20 +592,10 @@ def _published_pairs() -> list[Json]:
     ]
 
 
-def _our_pairs(studies: Sequence[OurStudy]) -> list[Json]:
+def _causal_pairs(studies: Sequence[OurStudy]) -> list[tuple[OurStudy, Comparison]]:
     """Our comparisons of an arm "causal X" with its baseline "X"."""
     return [
-        {
-            "label": f"{comparison.baseline} (ours)",
-            "ours": 1,
-            "study": study.study.name,
-            "full": study.arms[comparison.baseline].test.mean,
-            "causal": study.arms[comparison.arm].test.mean,
-            "difference": comparison.interval.mean,
-            "low": comparison.interval.low,
-            "high": comparison.interval.high,
-            "origin": f"studies/{study.study.name}.csv",
-        }
+        (study, comparison)
         for study in studies
         if study.in_percent
         for comparison in study.comparisons
@@ -523,10 +603,29 @@ def _our_pairs(studies: Sequence[OurStudy]) -> list[Json]:
     ]
 
 
+def _our_pair(ours: OurStudy, comparison: Comparison) -> Json:
+    return {
+        "label": f"{comparison.baseline} (ours)",
+        "ours": 1,
+        "study": ours.study.name,
+        "full": ours.arms[comparison.baseline].test.mean,
+        "causal": ours.arms[comparison.arm].test.mean,
+        "difference": comparison.interval.mean,
+        **evidence(ours, comparison),
+    }
+
+
 def _widest(studies: Sequence[OurStudy]) -> OurStudy | None:
-    """The study to stand beside Figure 1(b): digits-ladder, or the one with most arms."""
-    fit = [ours for ours in studies if ours.in_percent and not ours.study.cases]
-    return max(fit, key=lambda ours: (ours.study.name == "digits-ladder", len(ours.arms)), default=None)
+    """The study to stand beside Figure 1(b): of the user's own or else those checked in, the best fit.
+
+    Best is the paper's own task, then digits-ladder, then the most arms.
+    """
+
+    def fitness(ours: OurStudy) -> tuple[bool, bool, bool, int]:
+        paper = ours.study.settings["task"][0].partition("(")[0] == "images"
+        return not ours.checked_in, paper, ours.study.name == "digits-ladder", len(ours.arms)
+
+    return max((ours for ours in studies if ours.on_one_scale), key=fitness, default=None)
 
 
 def _family(model: str) -> str | None:

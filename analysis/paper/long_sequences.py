@@ -133,9 +133,10 @@ def lines(records: list[dict[str, Any]], mlp_ratio: float = MLP_RATIO, causal: b
             f"{'  long' if each['ratio'] > 1 else ''}"
         )
     kind = "causal Transformer block" if causal else "Transformer block"
+    source = "MambaOut," if mlp_ratio == MLP_RATIO and not causal else "after MambaOut,"
     return [
         *said,
         "",
-        f"Operations of a {kind} with an MLP of ratio {mlp_ratio:g} on L tokens of D channels (MambaOut,",
+        f"Operations of a {kind} with an MLP of ratio {mlp_ratio:g} on L tokens of D channels ({source}",
         f"eq. 6 and 7). Long: the part that is quadratic in L is the larger one, L > {limit}.",
     ]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis import quantities as q
 from analysis.records import RecordError, Study, load_study
 from analysis.summary import ArmSummary, summarise
 from analysis.verdict import Comparison, judge
@@ -24,9 +25,39 @@ class OurStudy:
     folder: Path
 
     @property
+    def checked_in(self) -> bool:
+        """Whether its records come with this project."""
+        return self.folder.resolve() == CHECKED_IN.resolve()
+
+    @property
+    def label(self) -> str:
+        """``ours: NAME``, or ``ours, checked in: NAME``."""
+        return f"ours{', checked in' if self.checked_in else ''}: {self.study.name}"
+
+    @property
+    def place(self) -> str:
+        """Tasks and skeletons without their options: ``digits in isotropic-nano``."""
+        tasks, skeletons = (
+            list(dict.fromkeys(text.partition("(")[0] for text in self.study.settings[what]))
+            for what in ("task", "skeleton")
+        )
+        return f"{q.listing(tasks)} in {q.listing(skeletons)}"
+
+    @property
     def in_percent(self) -> bool:
         """Whether its numbers may stand beside accuracies."""
         return self.study.metric.unit == "%"
+
+    def compared(self, arm: str) -> str:
+        """The metric by which an arm is compared."""
+        return self.study.arms[arm].metric or self.study.metric.name
+
+    @property
+    def on_one_scale(self) -> bool:
+        """Whether all its arms are measured by the same percentage on the same task."""
+        study = self.study
+        one_task = len(study.settings["task"]) == 1 and study.compared == study.metric.name
+        return self.in_percent and one_task
 
     @property
     def finished(self) -> bool:
@@ -36,10 +67,10 @@ class OurStudy:
 def find_studies(folders: Sequence[Path]) -> tuple[list[OurStudy], list[str]]:
     """The studies of some runs folders that have results, by name, and a sentence for each unreadable one.
 
-    A study that several folders have is taken from the first.
+    A study that several folders have is taken from the first in which it can be read and has results.
     """
     found: dict[str, OurStudy] = {}
-    notes = []
+    damaged: dict[str, str] = {}
     for folder in folders:
         for plan in sorted((folder / "studies").glob("*/plan.json")):
             name = plan.parent.name
@@ -48,10 +79,19 @@ def find_studies(folders: Sequence[Path]) -> tuple[list[OurStudy], list[str]]:
             try:
                 study = load_study(plan.parent, folder / "trials")
             except RecordError as error:
-                notes.append(f"{name} is left out: {str(error).replace(f'{folder}/', '')}")
+                damaged.setdefault(name, str(error).replace(f"{folder}/", ""))
                 continue
             arms = summarise(study)
             ours = OurStudy(study, arms, judge(study, arms), folder)
             if ours.finished:
                 found[name] = ours
+    notes = [_not_read(name, error, found.get(name)) for name, error in sorted(damaged.items())]
     return [found[name] for name in sorted(found)], notes
+
+
+def _not_read(name: str, error: str, shown: OurStudy | None) -> str:
+    """What became of a study whose plan is damaged."""
+    if shown is None:
+        return f"{name} is left out: {error}"
+    which = "the checked-in one" if shown.checked_in else f"that of {shown.folder}"
+    return f"{name}: yours cannot be read, {which} is shown: {error}"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis import published
 from analysis import quantities as q
 from analysis.paper import long_sequences
+from analysis.paper.evidence import arms_of, no_spread, reservations
+from analysis.paper.our_rows import arms_elsewhere, arms_on, caption_of, rows_beside, table_of_our_own
 from analysis.paper.ours import OurStudy
 from analysis.published import PublishedTable, Row
-from analysis.summary import ArmSummary, differing
-from analysis.tables import Cell, Column, Table, escape_latex
+from analysis.tables import Cell, Column, Table, escape_latex, latex_alignment
+from analysis.verdict import Comparison
 
 SIZES = ("femto", "tiny", "small", "base")
 
@@ -45,16 +46,16 @@ class Margin:
 
 def all_tables(studies: Sequence[OurStudy]) -> list[PaperTable]:
     """Every table, in the order of the page."""
+    own = table_of_our_own(arms_elsewhere(studies))
     return [
-        _published_with_ours(
-            "table_1", "Table 1: ImageNet", "mambaout_table1_imagenet", "model", "top1", studies
-        ),
-        _as_published("table_2", "Table 2: COCO", "mambaout_table2_coco"),
-        _as_published("table_3", "Table 3: ADE20K", "mambaout_table3_ade20k"),
+        _with_ours("table_1", "Table 1: ImageNet", "mambaout_table1_imagenet", "images", studies),
+        _with_ours("table_2", "Table 2: COCO", "mambaout_table2_coco", "coco", studies),
+        _with_ours("table_3", "Table 3: ADE20K", "mambaout_table3_ade20k", "ade20k", studies),
+        *([PaperTable("our_studies", "Our studies on other tasks", own)] if own.rows else []),
         PaperTable("margins", "Margins of the claim", _margin_table()),
         PaperTable("long_sequences", "Which stages are long", _long_sequence_table()),
         PaperTable("effects", "What each ingredient was worth", _effect_table(studies)),
-        _as_published("later_models", "Models after the paper", "later_ssm_models"),
+        _as_published("later_models", "Other SSM and linear-attention models", "later_ssm_models"),
         _as_published("same_block", "Same block, mixer swapped (PointMamba)", "pointmamba_same_block_swap"),
         _as_published("discrepancies", "Where papers disagree", "discrepancies"),
     ]
@@ -83,7 +84,7 @@ def margins() -> list[Margin]:
 
 def latex_long(table: Table, label: str) -> str:
     """A `longtable`, for tables of more rows than a page has; needs longtable and booktabs."""
-    alignment = "".join("r" if column.numeric else "l" for column in table.columns)
+    alignment = latex_alignment(table, table.columns, 0.2)
     heading = " & ".join(escape_latex(column.heading) for column in table.columns) + r" \\"
     body = [
         " & ".join(escape_latex(row[column.key].line) for column in table.columns) + r" \\"
@@ -112,13 +113,6 @@ def latex_long(table: Table, label: str) -> str:
     )
 
 
-def our_interval(arm: ArmSummary, decimals: int) -> str:
-    """``[98.1, 99.4] (5 seeds)``"""
-    test = arm.test
-    bounds = f"[{q.number(test.low, decimals)}, {q.number(test.high, decimals)}] " if test.n > 1 else ""
-    return f"{bounds}({arm.spread} {'seed' if arm.spread == '1' else 'seeds'})"
-
-
 def _as_published(name: str, title: str, source: str) -> PaperTable:
     table = published.load(source)
     return PaperTable(
@@ -126,51 +120,22 @@ def _as_published(name: str, title: str, source: str) -> PaperTable:
     )
 
 
-def _published_with_ours(
-    name: str, title: str, source: str, model: str, metric: str, studies: Sequence[OurStudy]
-) -> PaperTable:
-    """The published rows, then those of our studies that are measured in the same unit, under their task.
+def _with_ours(name: str, title: str, source: str, task: str, studies: Sequence[OurStudy]) -> PaperTable:
+    """The published rows, then those of our arms on the same task, in groups of their own.
 
-    Ours stand in groups of their own: they are other tasks at other sizes, so a difference from a published
-    row means nothing, a difference between our rows does.
+    Ours differ from one another in what their study asks about, but from a published row in more than that.
     """
-    table = published.load(source)
+    table, shown = published.load(source), arms_on(task, studies)
     columns = _columns(table)
-    rows = [_cells(row, table) for row in table.rows]
-    shown = [ours for ours in studies if ours.in_percent and not ours.study.cases]
-    for ours in shown:
-        decimals = q.decimals_for(ours.study.margin, "%")
-        for arm in ours.arms.values():
-            cells = {column.key: Cell("") for column in columns}
-            cells["group"] = Cell(f"ours: {ours.study.name}")
-            cells[model] = Cell(arm.name)
-            cells["token_mixing"] = Cell(arm.arm.mixer)
-            cells["params_M"] = _scaled(arm.costs.params, 1e6)
-            cells["macs_G"] = _scaled(arm.costs.macs, 1e9)
-            cells[metric] = _our_result(arm, decimals)
-            cells["origin"] = Cell(f"studies/{ours.study.name}.csv")
-            rows.append(cells)
-    caption = _caption(table)
-    caption += [f"{ours.study.name}:{said}" for ours in shown if (said := differing(ours.study))]
+    model = next(column for column in ("model", "backbone") if column in table.columns)
+    rows = [_cells(row, table) for row in table.rows] + rows_beside(task, columns, model, shown)
+    caption = _caption(table) + caption_of(shown)
     if shown:
-        tasks = q.listing([f"{ours.study.name} on {ours.study.task.partition('(')[0]}" for ours in shown])
         caption.append(
-            f"Rows of ours ({tasks}): mean and 95 % t interval over seeds; another task and size, so to be "
-            "compared with one another, not with the published rows."
+            "Code and data held out are not those of the published rows, and the recipe need not be: "
+            "differences among our rows are controlled, those from published rows are not."
         )
     return PaperTable(name, title, Table(columns, rows, caption, []))
-
-
-def _our_result(arm: ArmSummary, decimals: int) -> Cell:
-    """Mean and interval; what became of the trials where none has a number."""
-    if arm.test.n:
-        return Cell(q.number(arm.test.mean, decimals), our_interval(arm, decimals), arm.test.mean)
-    statuses = sorted(Counter(trial.status for trial in arm.arm.trials).items())
-    return Cell(q.MISSING, ", ".join(f"{count} {status}" for status, count in statuses))
-
-
-def _scaled(value: float | None, unit: float) -> Cell:
-    return Cell("" if value is None else f"{value / unit:.3g}", value=None if value is None else value / unit)
 
 
 HEADINGS = {
@@ -248,10 +213,29 @@ def _margin_table() -> Table:
     ]
     caption = [
         "MambaOut minus the best model of the same group with an SSM among its mixers, from Tables 1 to 3.",
-        "One published number each, without seeds. A user who trained MambaOut-Tiny again got 82.6 in place "
-        "of 82.7 (discrepancies.csv): noise may well be as large as the differences on ImageNet.",
+        f"One published number each, without seeds. {_one_rerun()}",
     ]
     return Table(columns, rows, caption, [])
+
+
+def _one_rerun() -> str:
+    """What is known of noise: one user's numbers for MambaOut-Tiny, beside the margins."""
+    found = published.load("discrepancies")
+    imagenet, dense = (
+        found.find(paper=paper, model="MambaOut-Tiny", quantity=quantity)
+        for paper, quantity in (
+            ("MambaOut", "ImageNet top-1 (%)"),
+            ("MambaOut, Table 3", "mIoU, single scale"),
+        )
+    )
+    points = [margin.points for margin in margins() if margin.task == "ImageNet top-1"]
+    least, most = (q.signed(choose(points), 1) for choose in (min, max))
+    return (
+        f"One user who trained MambaOut-Tiny again, at another batch size, got {imagenet.text('elsewhere')} "
+        f"in place of {imagenet.text('quoted')} on ImageNet, where the margins are {least} to {most}, and "
+        f"with code of their own {dense.text('elsewhere')} in place of {dense.text('quoted')} mIoU on ADE20K "
+        f"({imagenet.origin}, {dense.line}). A single rerun is no measure of noise."
+    )
 
 
 def _long_sequence_table() -> Table:
@@ -276,8 +260,8 @@ def _long_sequence_table() -> Table:
     caption = [
         "Tokens against the length from which attention's quadratic part is the larger one, 24 D² L + 4 D L² "
         "operations in all (MambaOut, eq. 6 and 7). Above 1 a sequence is long.",
-        "The paper looks at plain ViTs; in a hierarchy the first stages are long on every task, "
-        "the last one on none.",
+        "The paper looks at plain ViTs; in its own hierarchies stage 1 is long on every task, stage 4 on "
+        "none.",
     ]
     return Table(columns, rows, caption, [])
 
@@ -286,6 +270,7 @@ def _effect_table(studies: Sequence[OurStudy]) -> Table:
     columns = [
         Column("component", "ingredient", False),
         Column("points", "effect (points)", True),
+        Column("verdict", "verdict", False),
         Column("paper", "from", False),
         Column("origin", "rows", False),
     ]
@@ -293,28 +278,45 @@ def _effect_table(studies: Sequence[OurStudy]) -> Table:
         {
             "component": Cell(effect.component),
             "points": Cell(q.signed(effect.points, 2), value=effect.points),
+            "verdict": Cell(""),
             "paper": Cell(effect.paper),
             "origin": Cell(f"{effect.before.origin}, {effect.after.line}"),
         }
         for effect in published.effects()
     ]
-    for ours in studies:
-        decimals = q.decimals_for(ours.study.margin, "%")
-        for comparison in ours.comparisons if ours.in_percent and not ours.study.cases else ():
-            estimate = comparison.interval
-            if math.isfinite(estimate.mean):
-                bounds = q.interval(estimate.low, estimate.high, decimals)
-                rows.append(
-                    {
-                        "component": Cell(f"{comparison.arm} in place of {comparison.baseline}"),
-                        "points": Cell(q.signed(estimate.mean, decimals), bounds, estimate.mean),
-                        "paper": Cell(f"ours: {ours.study.name}"),
-                        "origin": Cell(f"studies/{ours.study.name}.csv"),
-                    }
-                )
+    pairs = [
+        (ours, comparison)
+        for ours in studies
+        if ours.in_percent
+        for comparison in ours.comparisons
+        if math.isfinite(comparison.interval.mean)
+    ]
+    rows += [_our_effect(ours, comparison) for ours, comparison in pairs]
     caption = [
         "Difference of two rows of one published table, ImageNet top-1 in points unless the ingredient says "
         "otherwise; single trainings without an interval.",
-        "Ours: mean paired difference with its 95 % t interval, on the study's own task.",
     ]
+    if pairs:
+        shown = [(o, arms_of(c for other, c in pairs if other is o)) for o in studies if o.in_percent]
+        caption += [
+            "Ours: mean paired difference with its 95 % t interval, on the study's own task and metric, and "
+            "the verdict by the study's own rules: what is undecided or without a verdict is no result, "
+            f"whatever its sign.{reservations(shown)}"
+        ]
     return Table(columns, rows, caption, [])
+
+
+def _our_effect(ours: OurStudy, comparison: Comparison) -> dict[str, Cell]:
+    estimate, decimals = comparison.interval, q.decimals_for(ours.study.margin, "%")
+    bounds = q.interval(estimate.low, estimate.high, decimals) if math.isfinite(estimate.low) else ""
+    return {
+        "component": Cell(f"{comparison.arm} in place of {comparison.baseline}"),
+        "points": Cell(
+            q.signed(estimate.mean, decimals),
+            no_spread(estimate) if estimate.without_spread else bounds,
+            estimate.mean,
+        ),
+        "verdict": Cell(comparison.label),
+        "paper": Cell(f"{ours.label} ({ours.compared(comparison.arm)})"),
+        "origin": Cell(f"studies/{ours.study.name}.csv"),
+    }

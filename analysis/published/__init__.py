@@ -25,11 +25,12 @@ class PublishedError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a published table: its cells by column, and the line of the file it stands on."""
+    """One row of a published table: its cells by column, as values and as written, and its line."""
 
     table: str
     line: int
     cells: dict[str, Value]
+    written: dict[str, str]
 
     @property
     def origin(self) -> str:
@@ -37,9 +38,8 @@ class Row:
         return f"{self.table}.csv:{self.line}"
 
     def text(self, column: str) -> str:
-        """A cell as words; numbers without needless zeros, nothing for an empty cell."""
-        value = self.cells[column]
-        return f"{value:g}" if isinstance(value, float) else value or ""
+        """A cell as it is written in the file: ``83.0`` keeps its zero."""
+        return self.written[column]
 
     def number(self, column: str) -> float:
         """A number; NaN where the source gives none.
@@ -148,7 +148,7 @@ def _row(table: str, line: int, header: list[str], cells: list[str], text: list[
         column: cell or None if column in text else _number(cell, column, f"{table}.csv:{line}")
         for column, cell in zip(header, cells, strict=True)
     }
-    return Row(table, line, values)
+    return Row(table, line, values, dict(zip(header, cells, strict=True)))
 
 
 PERCENTAGES = ("top1", "top5", "AP", "mIoU", "ade_", "OBJ_")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from analysis import published
 from analysis.published import PublishedError
+from experiments import commands
+from experiments.request import EvaluateRequest
 
 
 @pytest.mark.parametrize("name", published.names())
@@ -32,6 +35,20 @@ def test_known_values() -> None:
     line = (published.FOLDER / "mambaout_table1_imagenet.csv").read_text().splitlines()[row.line - 1]
     assert line.startswith("tiny,MambaOut-Tiny,")
     assert imagenet.find(model="Mamba-2D-S").cells["macs_G"] is None
+    assert imagenet.find(model="Mamba-2D-S").text("macs_G") == ""
+
+
+def test_a_number_is_shown_as_its_source_writes_it() -> None:
+    row = published.load("mambaout_table2_coco").find(backbone="MambaOut-Tiny")
+    assert (row.number("APm"), row.text("APm")) == (41, "41.0")
+
+
+def test_two_numbers_of_one_paper_are_both_there() -> None:
+    """MambaVision's table and its prose."""
+    row = published.load("discrepancies").find(paper="MambaVision, Table 5", quantity="ImageNet top-1 (%)")
+    quoted = published.load("mambavision_ablation_mixer").find(variant=row.text("model"))
+    assert row.number("quoted") == quoted.number("imagenet_top1") == 80.5
+    assert row.number("elsewhere") == 80.9
 
 
 @pytest.mark.parametrize(
@@ -47,13 +64,32 @@ def test_known_values() -> None:
         ("four scans without depthwise conv", -0.35),
         ("1 state in place of 16", -0.44),
         ("without gate, parameters not matched", -0.07),
-        ("Mamba's block design on linear attention", +3.3),
+        ("Mamba's whole block design on linear attention", +1.8),
+        ("Mamba's block design in the attention sub-block only, linear attention", +3.3),
+        ("regular in place of causal conv before the SSM (0.0 by the paper's prose)", +0.4),
+        ("overlapping in place of patch downsampling, stage 2 of 2 layers in place of 4", +0.7),
         ("middle class token in place of mean pooling", +2.2),
     ],
 )
 def test_effects_are_what_the_papers_say(component: str, points: float) -> None:
     (effect,) = [effect for effect in published.effects() if effect.component == component]
     assert effect.points == pytest.approx(points, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({}, "published: top-1 82.7 %"),
+        ({"mixer": "conv(kernel_size=7)"}, "published: top-1 82.7 %"),
+        ({"mixer": "conv(kernel_size=3)"}, "nothing is published"),
+        ({"mixer": "conv*2,ssm"}, "nothing is published"),
+        ({"skeleton": "mambaout-tiny(expansion_ratio=3)"}, "nothing is published"),
+        ({"options": {"skeleton": {"expansion_ratio": "3"}}}, "nothing is published"),
+        ({"skeleton": "isotropic-nano"}, "nothing is published"),
+    ],
+)
+def test_a_number_is_cited_for_the_published_model_only(asked: dict[str, Any], said: str) -> None:
+    assert commands._published_top1(EvaluateRequest(**asked)).startswith(said)
 
 
 @pytest.fixture

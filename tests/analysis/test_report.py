@@ -345,3 +345,13 @@ def test_the_pareto_front_is_what_no_arm_beats(
     prices, means = pareto_front(list(arms.values()), "params", direction)
     assert means == [arms[name].test.mean for name in expected]
     assert prices == sorted(prices)
+
+
+def test_an_arm_that_carries_0_bytes_is_named_where_it_cannot_be_drawn(write_records: Write) -> None:
+    records = write_records(ACCURACIES)
+    costs = json.loads((records.folder("conv", 0) / "result.json").read_text())["costs"]
+    for arm, seed in records.ids:
+        if arm == "conv":
+            records.edit(arm, seed, costs=costs | {"state_bytes": 0})
+    report_on(records)
+    assert "Carrying 0 bytes, so not on the logarithmic axis of bytes: conv." in page(records)

@@ -91,6 +91,7 @@ def test_latex_escapes_every_special_character() -> None:
         r"a\_b \& 5\% \$x \#1 \{y\} \textasciitilde{}\textasciicircum{}\textbackslash{}"
     )
     assert tables.escape_latex("−1 ± 2 × 3 – é 試") == r"$-$1 $\pm$ 2 $\times$ 3 -- e ?"
+    assert tables.escape_latex("24 D² L") == "24 D$^2$ L"
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")

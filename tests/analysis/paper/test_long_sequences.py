@@ -81,6 +81,21 @@ def test_the_command_prints_the_numbers_of_the_paper(capsys: pytest.CaptureFixtu
     assert [row[9] for row in rows if row[2] == "ImageNet"][1:] == ["5.444", "0.681", "0.085", "0.014"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "source"),
+    [
+        ([], "(MambaOut, eq. 6 and 7)"),
+        (["--causal"], "(after MambaOut, eq. 6 and 7)"),
+        (["--mlp-ratio", "2"], "(after MambaOut, eq. 6 and 7)"),
+    ],
+)
+def test_the_paper_is_cited_for_its_own_formula_only(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], source: str
+) -> None:
+    assert run_ablation.main(["long", "--dims", "64", "--patch", "16", *arguments]) == 0
+    assert source in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_command_takes_any_backbone_and_resolution(capsys: pytest.CaptureFixture[str]) -> None:
     rows = printed(capsys, "--dims", "32", "80", "--patch", "4", "14", "--size", "64x30", "28")
     assert [row[5] for row in rows] == ["128", "49", "15", "4"], "tokens, the last row and column filled up"

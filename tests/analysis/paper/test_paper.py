@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import resource
 import shutil
@@ -12,20 +13,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 import run_ablation
 from analysis import published
 from analysis.paper import PaperReport, figures, ours, write_paper
-from analysis.paper.tables import all_tables, margins
+from analysis.paper.tables import all_tables, latex_long, margins
+from analysis.tables import Cell, Column, Table
 
 Write = Callable[..., Any]
 ROOT = Path(__file__).parents[3]
 
 
+def set_checked_in(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    for module in ("analysis.paper", "analysis.paper.ours"):
+        patch.setattr(f"{module}.CHECKED_IN", folder)
+
+
 @pytest.fixture(autouse=True)
 def nothing_checked_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("analysis.paper.CHECKED_IN", tmp_path / "none")
+    set_checked_in(monkeypatch, tmp_path / "none")
 
 
 ARMS = {
@@ -62,8 +72,17 @@ def paper(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> PaperRepo
     """All of it, written once."""
     folder = tmp_path_factory.mktemp("paper")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("analysis.paper.CHECKED_IN", folder / "none")
+        set_checked_in(patch, folder / "none")
         return write_paper(folder / "paper", recorded)
+
+
+def table_of(studies: list[ours.OurStudy], name: str) -> Table:
+    (entry,) = [entry for entry in all_tables(studies) if entry.name == name]
+    return entry.table
+
+
+def own_rows(table: Table) -> list[dict[str, Cell]]:
+    return [row for row in table.rows if row["origin"].text.startswith("studies/")]
 
 
 def seconds_of(code: str) -> tuple[float, str]:
@@ -87,8 +106,9 @@ def test_every_figure_and_table_is_written(paper: PaperReport) -> None:
     tables = {path.stem for path in (root / "tables").iterdir()}
     assert {"table_1", "table_2", "table_3", "margins", "effects", "discrepancies"} <= tables
     page = paper.index.read_text()
-    for path in re.findall(r'href="((?:figures|tables|published)/[^"]+)"', page):
+    for path in re.findall(r'href="((?:figures|tables|published|studies)/[^"]+)"', page):
         assert (root / path).is_file(), path
+    assert 'href="studies/demo_study.csv"' in page
     assert paper.studies == ("demo_study",)
     assert paper.notes == ()
 
@@ -120,11 +140,159 @@ def test_every_published_number_names_its_row(paper: PaperReport) -> None:
 
 def test_ours_stand_in_the_table_with_their_interval(runs: Path) -> None:
     studies, _ = ours.find_studies([runs])
-    table = all_tables(studies)[0].table
-    (row,) = [row for row in table.rows if row["model"].text == "ssm"]
-    assert row["group"].text == "ours: demo_study"
-    assert row["top1"].value == pytest.approx((97.1 + 97.9 + 97.0) / 3)
-    assert row["top1"].detail.endswith("(3 seeds)")
+    (row,) = [row for row in table_of(studies, "our_studies").rows if row["arm"].text == "ssm"]
+    assert (row["study"].text, row["task"].text) == ("ours: demo_study", "digits")
+    assert row["metric"].text == "accuracy (%)"
+    assert row["result"].value == pytest.approx((97.1 + 97.9 + 97.0) / 3)
+    assert row["result"].detail == "[96.11, 98.56] (3 seeds)"
+    assert not any(row["group"].text.startswith("ours") for row in table_of(studies, "table_1").rows)
+
+
+COCO = {"box_AP": 40.0, "mask_AP": 36.5, "box_AP50": 60.0}
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "table", "numbers"),
+    [
+        ("images(data=there)", "accuracy", "table_1", {"top1": 80.0}),
+        ("coco", "box_AP", "table_2", {"APb": 40.0, "APm": 36.5, "APb50": 60.0}),
+        ("coco", "mask_AP", "table_2", {"APb": 40.0, "APm": 36.5}),
+        ("ade20k(crop=512)", "miou", "table_3", {"mIoU_SS": 45.0}),
+        ("images(data=there)", "top_5", "our_studies", {"result": 95.0}),
+        ("scenes-detect", "box_AP", "our_studies", {"result": 40.0}),
+    ],
+)
+def test_task_and_metric_choose_the_table(
+    write_records: Write, task: str, metric: str, table: str, numbers: dict[str, float]
+) -> None:
+    records = write_records({"conv": [80.0, 80.5], "ssm": [79.5, 80.5]}, task=task)
+    records.edit_plan(
+        metric={"name": metric, "unit": "%", "difference_unit": "points", "higher_is_better": True}
+    )
+    measured = {"accuracy": 80.0, "top_5": 95.0, "miou": 45.0, **COCO}
+    for arm in ("conv", "ssm"):
+        for seed, more in enumerate((-0.5, 0.5)):
+            values = {name: value + more for name, value in measured.items()}
+            records.edit(arm, seed, metrics={"test": values})
+    studies, _ = ours.find_studies([Path(records.study).parents[1]])
+    found = {entry.name: own_rows(entry.table) for entry in all_tables(studies) if own_rows(entry.table)}
+    found.pop("effects")
+    assert list(found) == [table]
+    assert len(found[table]) == 2
+    for column, value in numbers.items():
+        assert found[table][0][column].value == pytest.approx(value)
+
+
+def test_a_row_per_arm_and_case(write_records: Write) -> None:
+    records = write_records({"conv": [80.0, 80.5, 80.1], "ssm": [79.5, 80.5, 80.4]})
+    plan = json.loads((records.study / "plan.json").read_text())
+    by_case = [
+        arm | {"name": f"{arm['name']} @ {case}", "arm": arm["name"], "case": case}
+        for case in ("femto", "tiny")
+        for arm in plan["arms"]
+    ]
+    entries = [
+        {
+            "name": case,
+            "at": None,
+            "series": None,
+            "about": "images(size=224)",
+            "skeleton": f"mambaout-{case}",
+        }
+        for case in ("femto", "tiny")
+    ]
+    pairs = [{"arm": f"ssm @ {case}", "baseline": f"conv @ {case}"} for case in ("femto", "tiny")]
+    records.edit_plan(
+        arms=by_case, comparisons=pairs, cases={"axis": "size", "log": False, "entries": entries}
+    )
+    studies, _ = ours.find_studies([Path(records.study).parents[1]])
+    names = [row["model"].text for row in own_rows(table_of(studies, "table_1"))]
+    assert names == ["conv @ femto", "ssm @ femto", "conv @ tiny", "ssm @ tiny"]
+    assert len(own_rows(table_of(studies, "effects"))) == 2
+    assert "mambaout-femto and mambaout-tiny" in figures.accuracy_against_macs(studies).caption
+
+
+def test_a_verdict_and_what_it_is_worth_stand_with_every_difference(write_records: Write) -> None:
+    """Undecided, decided and without spread are told apart in table, data and legend."""
+    records = write_records(
+        {
+            "conv": [97.0, 97.5, 97.25],
+            "identity": [70.1, 69.5, 70.6],
+            "causal conv": [98.0, 99.5, 97.0],
+            "ssm": [96.0, 96.5, 96.25],
+        },
+        rising=("causal conv",),
+    )
+    studies, _ = ours.find_studies([Path(records.study).parents[1]])
+    table = table_of(studies, "effects")
+    cells = {row["component"].text: row for row in own_rows(table)}
+    assert cells["ssm in place of conv"]["points"].line == "\N{MINUS SIGN}1.00 no spread over 3 seeds"
+    verdicts = [row["verdict"].text for row in cells.values()]
+    assert verdicts == ["hurts (> margin)", "undecided", "no verdict"]
+    improving = "demo_study: still improving when training stopped: causal conv."
+    assert improving in " ".join(table.caption)
+    for drawing in (figures.causality(studies), figures.ingredients(studies)):
+        assert improving in drawing.caption
+        assert "Hollow circles: undecided, or no verdict" in drawing.caption
+    assert "Crosses: the same difference on all seeds" in figures.ingredients(studies).caption
+    rows = list(csv.DictReader(figures.ingredients(studies).files["csv"].decode().splitlines()))
+    by_name = {row["component"]: row for row in rows}
+    same = by_name["ssm in place of conv"]
+    assert (same["low"], same["high"], same["verdict"]) == ("", "", "no verdict")
+    assert by_name["causal conv in place of conv"]["under_trained"] == "causal conv"
+
+
+def test_the_same_on_all_seeds_has_no_interval(write_records: Write) -> None:
+    records = write_records({"conv": [100.0] * 3, "ssm": [99.0, 98.0, 99.5]}, rising=("ssm",))
+    studies, _ = ours.find_studies([Path(records.study).parents[1]])
+    assert own_rows(table_of(studies, "our_studies"))[0]["result"].line == "100.00 (no spread over 3 seeds)"
+    drawing = figures.accuracy_against_macs(studies)
+    (row,) = [
+        row for row in csv.DictReader(drawing.files["csv"].decode().splitlines()) if row["name"] == "conv"
+    ]
+    assert (row["low"], row["high"], row["under_trained"]) == ("", "", "0")
+    assert "Crossed: the same on all seeds" in drawing.caption
+    assert "Hollow markers: under-trained." in drawing.caption
+
+
+def test_the_users_own_study_stands_beside_the_figure(
+    write_records_in: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = Path(write_records_in(tmp_path / "mine", ARMS).study).parents[1]
+    theirs = write_records_in(tmp_path / "theirs", {**ARMS, "attention": [98.0, 98.5, 97.0]})
+    checked_in = Path(theirs.study).parents[1]
+    theirs.edit_plan(study={"name": "digits-ladder"})
+    theirs.study.rename(theirs.study.with_name("digits-ladder"))
+    set_checked_in(monkeypatch, checked_in)
+    studies, _ = ours.find_studies([mine, checked_in])
+    assert (
+        "Right (ours: demo_study): digits in mambaout-nano" in figures.accuracy_against_macs(studies).caption
+    )
+    studies, _ = ours.find_studies([checked_in])
+    assert "Right (ours, checked in: digits-ladder)" in figures.accuracy_against_macs(studies).caption
+
+
+@pytest.mark.parametrize("marker", ["o", "s", "^", "v", "D", "P"])
+def test_the_area_of_a_marker_is_counted_right(marker: str) -> None:
+    """Against the pixels that matplotlib fills."""
+    figure = Figure(figsize=(1, 1), dpi=400)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    axes.scatter([0.5], [0.5], s=900, marker=marker, color="black", linewidth=0)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    filled = (255 - np.asarray(canvas.buffer_rgba())[..., 0].astype(float)).sum() / 255
+    assert figures.marker_area(marker) == pytest.approx(filled * (72 / 400) ** 2 / 900, rel=0.02)
+
+
+def test_every_bubble_has_the_area_of_its_parameters() -> None:
+    axes = Figure().subplots()
+    rows = figures._published_bubbles(axes)
+    assert len({row["family"] for row in rows}) > 5
+    for row, bubble in zip(rows, axes.collections, strict=True):
+        x, y = np.asarray(bubble.get_paths()[0].to_polygons()[0]).T
+        area = bubble.get_sizes()[0] * abs(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1])) / 2
+        assert area == pytest.approx(figures.AREA_PER_MILLION * row["params"] / 1e6), row["name"]
 
 
 def test_what_is_missing_or_mixed_is_seen(write_records: Write) -> None:
@@ -135,10 +303,10 @@ def test_what_is_missing_or_mixed_is_seen(write_records: Write) -> None:
         records.edit("ssm", seed, status="diverged", error="loss is NaN", metrics={})
     records.edit("conv", 0, provenance={"code": "another", "backend": {}})
     studies, _ = ours.find_studies([Path(records.study).parents[1]])
-    table = all_tables(studies)[0].table
-    (row,) = [row for row in table.rows if row["model"].text == "ssm"]
-    assert row["top1"].line == "– 3 diverged"
-    assert "demo_study: Trials differ in code." in table.caption
+    table = table_of(studies, "our_studies")
+    (row,) = [row for row in table.rows if row["arm"].text == "ssm"]
+    assert row["result"].line == "– 3 diverged"
+    assert "demo_study: trials differ in code." in table.caption
     for drawing in (figures.accuracy_against_macs, figures.causality, figures.ingredients):
         assert "rials differ in code." in drawing(studies).caption, drawing
 
@@ -151,7 +319,12 @@ def test_pairs_that_differ_in_causality_are_found(runs: Path) -> None:
     assert own["label"] == "conv (ours)"
     assert float(own["difference"]) == pytest.approx(float(own["causal"]) - float(own["full"]))
     assert float(own["low"]) < float(own["difference"]) < float(own["high"])
-    assert {row["label"] for row in rows} >= {"ViT-Ti (MambaOut)", "DeiT-Small (De-focus)"}
+    assert [row["label"] for row in rows if row["ours"] == "0"] == [
+        "ViT-Ti (MambaOut)",
+        "ViT-S (MambaOut)",
+        "DeiT-Small (De-focus)",
+        "DeiT-Base (De-focus)",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +345,24 @@ def test_margins(task: str, size: str, points: float, best: str) -> None:
     assert margin.best.text(margin.model_column) == best
 
 
+def test_a_long_text_is_broken_where_a_table_is_long() -> None:
+    rows = [{"what": Cell(text), "n": Cell("1")} for text in ("short", 61 * "x")]
+    table = Table([Column("what", "what", False), Column("n", "n", True)], rows, [], [])
+    assert r"\begin{longtable}{@{}p{0.2\textwidth}r@{}}" in latex_long(table, "label")
+
+
+def test_what_is_known_of_noise_is_a_row_of_a_file() -> None:
+    caption = " ".join(table_of([], "margins").caption)
+    assert "got 82.6 in place of 82.7 on ImageNet, where the margins are 0.0 to +0.4" in caption
+    assert "46.1 in place of 47.4 mIoU on ADE20K" in caption
+
+
+def test_models_of_reference_are_marked() -> None:
+    rows = table_of([], "later_models").rows
+    marked = [row["model"].text for row in rows if row["caveat"].text.startswith("reference")]
+    assert marked == ["MambaOut-Tiny", "MambaOut-Small", "MambaOut-Base"]
+
+
 def test_without_any_record(tmp_path: Path) -> None:
     report = write_paper(tmp_path / "paper", tmp_path / "no runs")
     assert report.studies == ()
@@ -185,6 +376,64 @@ def test_what_cannot_be_read_is_said(runs: Path, tmp_path: Path) -> None:
     notes = write_paper(tmp_path / "paper", runs).notes
     assert any(note.startswith("broken is left out:") and str(runs) not in note for note in notes)
     assert any("decoding.csv is left out: it lacks the columns machine" in note for note in notes)
+
+
+COLUMNS = "mixer,context,microseconds_per_token,state_bytes,machine"
+
+
+def test_a_damaged_line_of_decoding_is_left_out_and_named(runs: Path, tmp_path: Path) -> None:
+    lines = [
+        COLUMNS,
+        "ssm,64,80,4864,a",
+        "ssm,128,,4864,a",
+        "ssm,256,80,many,a",
+        "ssm,512,80",
+        "ssm,512,0,4864,a",
+    ]
+    (runs / "decoding.csv").write_text("\n".join(lines) + "\n")
+    report = write_paper(tmp_path / "paper", runs)
+    assert [note for note in report.notes if "lines 3, 4, 5 and 6 left out" in note]
+    with open(tmp_path / "paper" / "figures" / "figure_2.csv", newline="") as file:
+        assert [row["context"] for row in csv.DictReader(file)] == ["64"]
+
+
+def test_nothing_carried_nothing_drawn(runs: Path, tmp_path: Path) -> None:
+    (runs / "decoding.csv").write_text(f"{COLUMNS}\nidentity,64,1,0,a\n")
+    report = write_paper(tmp_path / "paper", runs)
+    assert any("no mixer in it carries anything, so Figure 2 is left out" in note for note in report.notes)
+    assert not (tmp_path / "paper" / "figures" / "figure_2.png").exists()
+
+
+def test_the_caption_of_figure_2_names_what_fits_no_rule() -> None:
+    sizes = {"causal-attention": (64, 128), "window-attention": (64, 64), "ssm": (16, 16)}
+    rows = [
+        {"mixer": name, "context": 2**place, "microseconds_per_token": 1, "state_bytes": size, "machine": "a"}
+        for name, found in sizes.items()
+        for place, size in enumerate(found)
+    ]
+    drawing = figures.memory(rows)
+    assert drawing is not None
+    assert "grows with the context for causal-attention only" in drawing.caption
+    assert "copies the whole cache" in drawing.caption
+    assert "Window attention is neither" in drawing.caption
+    assert "One run of benchmarks/decoding.py" in drawing.caption
+    (alone,) = [figures.memory([row for row in rows if row["mixer"] == "ssm"])]
+    assert alone is not None
+    assert "attention" not in alone.caption
+
+
+def test_a_damaged_copy_of_a_study_is_not_passed_off_as_the_users(
+    write_records_in: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = write_records_in(tmp_path / "mine", ARMS)
+    (mine.study / "plan.json").write_text("{")
+    checked_in = Path(write_records_in(tmp_path / "theirs", ARMS).study).parents[1]
+    set_checked_in(monkeypatch, checked_in)
+    report = write_paper(tmp_path / "paper", Path(mine.study).parents[1])
+    (note,) = report.notes
+    assert note.startswith("demo: yours cannot be read, the checked-in one is shown: ")
+    page = report.index.read_text()
+    assert '<a href="studies/demo_study.csv">demo_study</a> (checked in): digits in mambaout-nano' in page
 
 
 def test_the_command_needs_no_torch(runs: Path) -> None:

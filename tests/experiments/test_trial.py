@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments import code_version
 from experiments.trial import SCHEMA_VERSION, Recipe, Trial, canonical_json, stream
 from mixers.registry import Component
 
@@ -76,3 +79,25 @@ def test_streams_are_distinct_and_repeatable(seed: int, index: int) -> None:
     assert len(set(drawn)) == len(drawn)
     assert drawn[0] == stream(seed, "init", index)
     assert all(0 <= each < 2**63 for each in drawn)
+
+
+def test_records_in_a_checkout_are_no_change_of_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> None:
+        identity = ("-c", "user.name=n", "-c", "user.email=e")
+        subprocess.run(["git", "-C", tmp_path, *identity, *words], check=True, capture_output=True)
+
+    for folder in ("mixers", "experiments/results"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a").write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    monkeypatch.setattr(code_version, "ROOT", tmp_path)
+    version = code_version.code_version.__wrapped__
+    clean = version()
+    (tmp_path / "experiments" / "results" / "b").write_text("2")
+    assert version() == clean
+    (tmp_path / "mixers" / "a").write_text("2")
+    assert version() == f"{clean}+changes"

@@ -30,6 +30,7 @@ from analysis.summary import ArmSummary, selection_rule
 from analysis.verdict import Comparison
 
 MOST_PANELS = 4  # of learning rates
+BESIDE = 0.6  # of the distance between two named cases, over which their points are spread
 
 
 def draw_all(study: Study, arms: dict[str, ArmSummary], comparisons: list[Comparison]) -> list[Drawing]:
@@ -126,19 +127,26 @@ def _style(index: int) -> Json:
 def _lines(
     axes: Axes, study: Study, values: dict[str, dict[str | None, Estimate]], styles: dict[str, Json]
 ) -> None:
-    """A line per name through its cases, with intervals; a line of its own for each series of cases."""
+    """A line per name through its cases, with intervals; a line of its own for each series of cases.
+
+    Where cases are no numbers there is nothing between them: no lines, and names side by side.
+    """
     many = len(_series(study)) > 1
-    for name, by_case in values.items():
+    named = _has_named_cases(study)
+    for index, (name, by_case) in enumerate(values.items()):
+        aside = BESIDE * ((index + 0.5) / len(values) - 0.5) if named else 0.0
         for number, (series, cases) in enumerate(_series(study).items()):
             known = [case for case in cases if case.name in by_case and by_case[case.name].n]
             if not known:
                 continue
-            x = [_position(study, case) for case in known]
+            x = [_position(study, case) + aside for case in known]
             estimates = [by_case[case.name] for case in known]
             y = np.array([estimate.mean for estimate in estimates])
             low, high = (np.array([getattr(e, side) for e in estimates]) for side in ("low", "high"))
             label = f"{name}, {series}" if many else name
             style = {**styles[name], "markerfacecolor": styles[name]["color"] if number == 0 else "white"}
+            if named:
+                style["linestyle"] = ""
             error = np.nan_to_num(np.stack([y - low, high - y]))
             axes.errorbar(x, y, error, elinewidth=0.8, label=label, **style)
     axes.grid(axis="y")
@@ -158,9 +166,13 @@ def _series_note(study: Study) -> str:
 
 def _position(study: Study, case: Case) -> float:
     """Where a case lies on the axis: its place in the list if any has no number."""
-    if any(each.at is None for each in study.cases) or case.at is None:
+    if _has_named_cases(study) or case.at is None:
         return float(study.cases.index(case))
     return case.at
+
+
+def _has_named_cases(study: Study) -> bool:
+    return any(each.at is None for each in study.cases)
 
 
 def _case_axis(axes: Axes, study: Study) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from matplotlib.axes import Axes
 
-from analysis import figures
+from analysis import figures, sweep
 from analysis.against_published import DIFFERS, MATCH, NOT_COMPARABLE, OPEN, published_table, stand
 from analysis.records import FAILED, OK, NaiveBaseline, Study, load_study, trial_row
 from analysis.report import verdict_lines, verdicts_by_case, write_study
@@ -158,6 +158,31 @@ def test_the_report_has_it_all(records: Any) -> None:
     assert {
         name: path.read_bytes() for name, path in write_study(records.study, records.trials).paths.items()
     } == again
+
+
+def test_cases_without_numbers_are_not_joined(records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between one head and another there is nothing; names stand side by side."""
+    study = study_of(records)
+    arms = summarise(study)
+    drawn: list[tuple[list[float], str]] = []
+    original = Axes.errorbar
+
+    def watch(axes: Axes, x: list[float], *rest: Any, **style: Any) -> Any:
+        drawn.append((list(x), style["linestyle"]))
+        return original(axes, x, *rest, **style)
+
+    monkeypatch.setattr(Axes, "errorbar", watch)
+    sweep.draw_all(study, arms, judge(study, arms))
+    assert all(style != "" for _, style in drawn)
+    numbers = [x for x, _ in drawn]
+    assert numbers[0] == numbers[1]
+
+    drawn.clear()
+    named = replace(study, cases=[replace(case, at=None) for case in study.cases])
+    sweep.draw_all(named, arms, judge(named, arms))
+    assert {style for _, style in drawn} == {""}
+    numbers = [x for x, _ in drawn]
+    assert numbers[0] != numbers[1]
 
 
 def change_result(records: Any, arm: str, seed: int, **changes: Any) -> None:

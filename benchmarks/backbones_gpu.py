@@ -160,11 +160,14 @@ def measure_all(rows: list[Model], setting: Setting) -> bool:
         connections.append(ours)
     alive = [heard(connection) is not None for connection in connections]
     print(f"{'all are ready':32s} {time.perf_counter() - begin:9.0f} s", flush=True)
+    whole = True
     for row, connection, lives in zip(rows, connections, alive, strict=True):
         if lives:
             connection.send("measure")
-        print(f"{row.name:32s} {heard(connection) or 'failed'}", flush=True)
-    return all(alive)
+        result = heard(connection) if lives else None
+        whole &= result is not None
+        print(f"{row.name:32s} {result or 'failed'}", flush=True)
+    return whole
 
 
 def heard(connection: Connection) -> str | None:

@@ -111,6 +111,14 @@ class Request:
     """Processes per trial that read and augment images from files; 0 for none beside the one that trains."""
     options: Annotated[Mapping[str, Mapping[str, str]], tyro.conf.Suppress] = field(default_factory=dict)
 
+    def check(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            InputError: what is wrong with a placement, a shard or how trials run.
+        """
+        _ = self.share, self.placement, self.runtime
+
     @property
     def placement(self) -> Placement:
         """Where trials go.

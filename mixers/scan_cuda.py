@@ -6,7 +6,7 @@ adds dA, dB, dC and dD with atomics, so two runs may differ in the last bits.
 
 The compiled module is called as mamba-ssm's own `selective_scan_fn` calls it, which would break the graph of
 every block under torch.compile: there an operator calls it, into which the compiler does not look. Elsewhere
-it is an autograd function, since an operator written in Python costs half a millisecond more per step.
+it is an autograd function, since an operator written in Python takes longer to get through.
 """
 
 from __future__ import annotations

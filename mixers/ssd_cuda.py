@@ -4,8 +4,8 @@ Source: github.com/state-spaces/mamba, `mamba_ssm/ops/triton/ssd_combined.py::ma
 kernels take any length. They multiply float32 as TF32, with 11 bits, unless TRITON_F32_DEFAULT=ieee is set,
 and pass bfloat16 inputs' states from chunk to chunk in bfloat16; sums and decays are float32.
 
-Each kernel times its variants on the first call with a new size, half a minute for all of them. What they
-found is kept on disk, so that the next process need not ask again, and takes the same variants.
+Each kernel compiles and times its variants on the first call with a new size, which together takes long. What
+they found is kept on disk, so that the next process need not ask again, and takes the same variants.
 """
 
 import os

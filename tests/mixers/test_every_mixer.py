@@ -416,7 +416,10 @@ def test_the_text_of_a_resolved_mixer_reads_back(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # which torch.compile does, to trace them
 @pytest.mark.parametrize(("text", "rank"), [case for case in ranks() if case[0] in TRACED])
 def test_torch_compile_sees_one_graph(text: str, rank: int) -> None:
-    """Each break of a graph costs time in every step, and a minute of compiling in a deep model."""
+    """Each break of a graph costs time in every step, and more in compiling.
+
+    Of scans the default of each: torch.compile does not follow the segments of `atrous`.
+    """
     mixer = build(text, rank).float()
     choose_backend(mixer, "auto", torch.device("cpu"))
     x = inputs(GRIDS[rank][-1]).float()

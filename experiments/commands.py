@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments import request, study_commands
+from experiments import command_line, request, study_commands
 from experiments.store import Store
 from experiments.study_commands import WIDTH
 from mixers.registry import InputError, suggest
@@ -28,12 +28,12 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         InputError: something in it cannot be used.
     """
-    verb, rest = request.split_verb(arguments)
-    if verb == "run" and set(request.HELP) & set(rest):
-        print(request.overview())
-    if verb in ("list", "doctor") and rest and rest[0] in request.HELP:
+    verb, rest = command_line.split_verb(arguments)
+    if verb == "run" and set(command_line.HELP) & set(rest):
+        print(command_line.overview())
+    if verb in ("list", "doctor") and rest and rest[0] in command_line.HELP:
         print(f"usage: run_ablation.py {verb}{' [NAME ...]' if verb == 'list' else ''}\n")
-        print(request.COMMANDS[verb])
+        print(command_line.COMMANDS[verb])
         return 0
     if verb == "list":
         return _list(rest)
@@ -57,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
 def _paper(arguments: Sequence[str]) -> int:
     from analysis.paper import write_paper
 
-    asked = request.read(request.PaperRequest(), arguments, "run_ablation.py report --paper")
+    asked = command_line.read(request.PaperRequest(), arguments, "run_ablation.py report --paper")
     runs = Store(asked.runs).root
     report = write_paper(runs / "paper", runs)
     for note in report.notes:
@@ -70,7 +70,7 @@ def _paper(arguments: Sequence[str]) -> int:
 
 
 def _long(arguments: Sequence[str]) -> int:
-    asked = request.read(request.LongRequest(), arguments, "run_ablation.py long")
+    asked = command_line.read(request.LongRequest(), arguments, "run_ablation.py long")
     asked.check()
     patches, images = asked.patches, asked.images
 
@@ -104,7 +104,7 @@ def _published_stages(names: Sequence[str]) -> list[Stage]:
 
 
 def _look(arguments: Sequence[str]) -> int:
-    asked = request.read(request.LookRequest(), arguments, "run_ablation.py look")
+    asked = command_line.read(request.LookRequest(), arguments, "run_ablation.py look")
     if not 1 <= asked.side <= 64:
         raise InputError(f"--side must be from 1 to 64, got {asked.side}")
     runs = Store(asked.runs).root
@@ -126,7 +126,7 @@ def _look(arguments: Sequence[str]) -> int:
 
 
 def _demo(arguments: Sequence[str]) -> int:
-    asked = request.read(request.DemoRequest(), arguments, "run_ablation.py demo")
+    asked = command_line.read(request.DemoRequest(), arguments, "run_ablation.py demo")
     if not 1024 <= asked.port < 65536:
         raise InputError(f"--port must be from 1024 to 65535, got {asked.port}")
 
@@ -143,7 +143,7 @@ def _demo(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
-    asked = request.parse_evaluate(arguments)
+    asked = command_line.parse_evaluate(arguments)
 
     from experiments.evaluate_weights import evaluate_weights
 
@@ -178,7 +178,7 @@ def _published_top1(asked: request.EvaluateRequest) -> str:
 
 
 def _bench(arguments: Sequence[str]) -> int:
-    asked = request.read(request.BenchRequest(), arguments, "run_ablation.py bench")
+    asked = command_line.read(request.BenchRequest(), arguments, "run_ablation.py bench")
     asked.check()
     runs = Store(asked.runs).root  # it can be written to, or is refused before anything is measured
 

@@ -1,16 +1,12 @@
-"""The flags of every verb, and how they are read. Free of torch."""
+"""What each command takes, as dataclasses of its flags. Free of torch."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
-import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import tyro
 
@@ -18,28 +14,7 @@ from experiments import study as studies
 from experiments.launch import Shard
 from experiments.runtime import Placement, Runtime
 from experiments.trial import Precision, Recipe
-from mixers.registry import InputError, suggest
-
-Form = TypeVar("Form")
-
-COMMANDS = {
-    "plan": "what would run, and in what the arms differ; trains nothing",
-    "status": "how far a study is, while it runs here or elsewhere; trains nothing",
-    "report": "table, figures, verdict and report again, from what is stored; --paper for the paper's own",
-    "long": "which stages of any backbone see long sequences, at any resolution",
-    "evaluate": "accuracy of trained weights on a data set",
-    "look": "what a token can see, mixer by mixer, before and after training",
-    "bench": "latency and memory of mixers against length and width",
-    "demo": "a page to play with trained models",
-    "list": "mixers, skeletons, tasks and studies; with names, each of them in full",
-    "doctor": "which kernels run on this machine",
-}
-"""What each does, by its name; without one, a study is run."""
-HELP = ("-h", "--help")
-
-DOTTED = ("task", "skeleton", "train")
-"""Parts of a trial whose fields go by dotted name: `--task.canvas 20`."""
-
+from mixers.registry import InputError
 
 OF_STUDY = "(default: the study's)"
 
@@ -367,160 +342,3 @@ class EvaluateRequest:
     loaders: int = 2
     """Processes that read images; 0 for none beside the one that answers."""
     options: Annotated[Mapping[str, Mapping[str, str]], tyro.conf.Suppress] = field(default_factory=dict)
-
-
-def parse_evaluate(arguments: Sequence[str]) -> EvaluateRequest:
-    """Read the command line of `evaluate`.
-
-    Raises:
-        InputError: a flag that does not fit.
-        SystemExit: after printing help.
-    """
-    rest, options = _take_dotted(arguments)
-    if options.pop("train"):
-        raise InputError("evaluate trains nothing: it takes no --train options")
-    asked = read(EvaluateRequest(), rest, "run_ablation.py evaluate")
-    for name, least in (("threads", 1), ("loaders", 0)):
-        if getattr(asked, name) < least:
-            raise InputError(f"--{name} must be at least {least}, got {getattr(asked, name)}")
-    return dataclasses.replace(asked, options=options)
-
-
-def parse(arguments: Sequence[str], verb: str = "run") -> Request:
-    """Read the command line; the study's recipe supplies the defaults of `--train.*`.
-
-    Raises:
-        InputError: anything that does not fit, as far as it shows without building a model.
-        SystemExit: after printing help.
-    """
-    rest, options = _take_dotted(arguments)
-    _check_values(rest)
-    if "lr" in options["train"] and _value_of("--lr-grid", rest) is not None:
-        raise InputError("--train.lr and --lr-grid exclude each other: one rate, or those to choose from")
-    chosen = _value_of("--study", rest) or studies.DEFAULT
-    recipe = studies.changed_recipe(
-        studies.load(studies.find(chosen)).train, options.pop("train"), "--train."
-    )
-    program = "run_ablation.py" if verb == "run" else f"run_ablation.py {verb}"
-    about = None if verb == "run" else f"{COMMANDS[verb][0].upper()}{COMMANDS[verb][1:]}."
-    asked = read(Request(train=recipe), rest, program, about)
-    return dataclasses.replace(asked, options=options)
-
-
-def overview() -> str:
-    """The commands, a line for each."""
-    lines = (f"  {name:9} {what}" for name, what in COMMANDS.items())
-    return "\n".join(["Commands, each with a --help of its own; a study is run without one:", *lines, ""])
-
-
-def _check_values(arguments: Sequence[str]) -> None:
-    """Refuse what would be passed over in silence.
-
-    Raises:
-        InputError: an empty name, or no mixer after --mixer.
-    """
-    for flag in ("--mixer", "--baseline", "--study", "--task", "--skeleton"):
-        value = _value_of(flag, [*arguments, "--"])
-        if value is not None and (not value or value.startswith("--")):
-            raise InputError(f"{flag} is empty: it takes a name (see list)")
-    if _value_of("--match", arguments) == "None":
-        raise InputError("--match None: say --match none for arms that are not matched")
-
-
-def read(default: Form, arguments: Sequence[str], program: str, about: str | None = None) -> Form:
-    """The flags of a command as its dataclass; those not given are taken from `default`.
-
-    Args:
-        default: an instance of the dataclass.
-        arguments: of the command line.
-        program: what the help calls the command.
-        about: what the help says first; what the dataclass says by default.
-
-    Raises:
-        InputError: an unknown flag or a value that does not fit.
-        SystemExit: after printing help.
-    """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                type(default), args=list(arguments), default=default, prog=program, description=about
-            )
-    except SystemExit as leaving:
-        if leaving.code in (0, None):
-            raise
-        message = _unboxed(said.getvalue())
-        raise InputError(f"{message}{_nearest_flag(message, default)} (see --help)") from None
-
-
-def _nearest_flag(message: str, form: object) -> str:
-    """The flag that an unrecognized one was probably meant to be, as `suggest` says it."""
-    unknown = re.search(r"Unrecognized options?: (--[\w.-]+)", message)
-    if unknown is None:
-        return ""
-    flags = [f"--{each.name.replace('_', '-')}" for each in dataclasses.fields(form)]  # type: ignore[arg-type]
-    if isinstance(form, Request):
-        flags += [f"--train.{each.name.replace('_', '-')}" for each in dataclasses.fields(Recipe)]
-    wanted = unknown.group(1)
-    dotted = [flag for flag in flags if flag.endswith(f".{wanted.removeprefix('--')}")]
-    return f"; did you mean {dotted[0]!r}?" if dotted else suggest(wanted, flags)
-
-
-def _unboxed(message: str) -> str:
-    """What tyro says in the first part of its box, as one line."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in message.splitlines()]
-    said = itertools.takewhile(bool, lines[1:])  # after the title; up to the first rule or empty line
-    return " ".join(said)
-
-
-def _take_dotted(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """Split `--task.x v`, `--skeleton.x v` and `--train.x v` off the rest."""
-    rest: list[str] = []
-    options: dict[str, dict[str, str]] = {name: {} for name in DOTTED}
-    remaining = list(arguments)
-    while remaining:
-        argument = remaining.pop(0)
-        match = re.fullmatch(r"--(\w+)\.([\w-]+)(?:=(.*))?", argument)
-        if match and match.group(1) == "mixer":
-            raise InputError(f"{argument}: a mixer's options go with its name: --mixer 'ssm(d_state=8)'")
-        if match is None or match.group(1) not in DOTTED:
-            rest.append(argument)
-            continue
-        kind, option, value = match.groups()
-        if value is None:
-            if not remaining or remaining[0].startswith("--"):
-                raise InputError(f"{argument} needs a value")
-            several = [remaining.pop(0)]
-            while (
-                kind == "train" and remaining and not remaining[0].startswith("--")
-            ):  # --train.betas 0.9 0.98
-                several.append(remaining.pop(0))
-            value = ",".join(several)
-        options[kind][option.replace("-", "_")] = value
-    return rest, options
-
-
-def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    for position, argument in enumerate(arguments):
-        if argument.startswith(f"{flag}="):
-            return argument.removeprefix(f"{flag}=")
-        if argument == flag and position + 1 < len(arguments):
-            return arguments[position + 1]
-    return None
-
-
-def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The verb ("run" if none is given) and what follows it.
-
-    Raises:
-        InputError: a first word that is no verb.
-    """
-    if not arguments or arguments[0].startswith("-"):
-        return "run", list(arguments)
-    verb, *rest = arguments
-    if verb == "help":
-        return "run", ["--help"]
-    if verb not in COMMANDS:
-        hint = "; a study is run without a command" if verb in ("run", "train") else suggest(verb, COMMANDS)
-        raise InputError(f"unknown command {verb!r}{hint} (known: {', '.join(COMMANDS)})")
-    return verb, rest

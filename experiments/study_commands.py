@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import executors, history, launch, plan, ranks, request, search, status, study
+from experiments import command_line, executors, history, launch, plan, ranks, search, status, study
 from experiments.history import History
 from experiments.launch import Shard
 from experiments.monitor import Monitor
@@ -45,7 +45,7 @@ def perform(verb: str, arguments: Sequence[str]) -> int:
         return _alone(verb, arguments) if ranks.is_first() else 0
     from experiments.executors import torchrun
 
-    device = request.parse(arguments, verb).device
+    device = command_line.parse(arguments, verb).device
     if not ranks.is_first():
         torchrun.follow(device)
         return 0
@@ -54,7 +54,7 @@ def perform(verb: str, arguments: Sequence[str]) -> int:
 
 
 def _alone(verb: str, arguments: Sequence[str]) -> int:
-    asked = request.parse(arguments, verb)
+    asked = command_line.parse(arguments, verb)
     asked.check()  # whatever is to be done
     name, wanted = requested_study(asked)
     command = _command(arguments)

@@ -20,7 +20,7 @@ import pytest
 import run_ablation
 from analysis.verdict import MINIMUM_SEEDS
 from experiments import study as studies
-from experiments.request import COMMANDS
+from experiments.command_line import COMMANDS
 from experiments.tasks.digits import Digits
 from experiments.trial import SCHEMA_VERSION
 

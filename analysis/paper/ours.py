@@ -95,3 +95,16 @@ def _not_read(name: str, error: str, shown: OurStudy | None) -> str:
         return f"{name} is left out: {error}"
     which = "the checked-in one" if shown.checked_in else f"that of {shown.folder}"
     return f"{name}: yours cannot be read, {which} is shown: {error}"
+
+
+def widest(studies: Sequence[OurStudy]) -> OurStudy | None:
+    """The study to stand beside Figure 1(b): of the user's own or else those checked in, the best fit.
+
+    Best is the paper's own task, then digits-ladder, then the most arms.
+    """
+
+    def fitness(ours: OurStudy) -> tuple[bool, bool, bool, int]:
+        paper = ours.study.settings["task"][0].partition("(")[0] == "images"
+        return not ours.checked_in, paper, ours.study.name == "digits-ladder", len(ours.arms)
+
+    return max((ours for ours in studies if ours.on_one_scale), key=fitness, default=None)

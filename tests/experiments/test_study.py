@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis.verdict import MINIMUM_SEEDS
-from experiments import plan, request
+from experiments import command_line, plan
 from experiments import study as studies
 from experiments.requested_study import requested_study
 from mixers.registry import InputError
@@ -129,7 +129,7 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
 
 def test_a_changed_study_does_not_tell_the_answer_of_the_original() -> None:
     def told(*arguments: str) -> studies.Study:
-        return requested_study(request.parse(arguments))[1]
+        return requested_study(command_line.parse(arguments))[1]
 
     original, seeds = told(), told("--seeds", "9")
     assert original.answer
@@ -147,7 +147,7 @@ def test_a_changed_study_does_not_tell_the_answer_of_the_original() -> None:
 
 def test_another_baseline_is_another_study() -> None:
     def asked(*arguments: str) -> tuple[str, studies.Study]:
-        return requested_study(request.parse(arguments))
+        return requested_study(command_line.parse(arguments))
 
     name, original = asked()
     assert asked("--baseline", original.baseline) == (name, original)

@@ -86,8 +86,8 @@ def test_a_trial_has_not_failed_because_the_processes_lost_each_other(
 def test_what_torchrun_decides_is_refused() -> None:
     environment = {**os.environ, "TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"}
     code = (
-        "from experiments import request, study_commands as commands; "
-        "commands._check(request.parse(['--workers', '3'], 'run'))"
+        "from experiments import command_line, study_commands as commands; "
+        "commands._check(command_line.parse(['--workers', '3'], 'run'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 import run_ablation
 from analysis import published
-from analysis.paper import PaperReport, figures, ours, write_paper
+from analysis.paper import PaperReport, bubbles, figures, ours, write_paper
 from analysis.paper.tables import all_tables, latex_long, margins
 from analysis.tables import Cell, Column, Table
 
@@ -209,7 +209,7 @@ def test_a_row_per_arm_and_case(write_records: Write) -> None:
     names = [row["model"].text for row in own_rows(table_of(studies, "table_1"))]
     assert names == ["conv @ femto", "ssm @ femto", "conv @ tiny", "ssm @ tiny"]
     assert len(own_rows(table_of(studies, "effects"))) == 2
-    assert "mambaout-femto and mambaout-tiny" in figures.accuracy_against_macs(studies).caption
+    assert "mambaout-femto and mambaout-tiny" in bubbles.accuracy_against_macs(studies).caption
 
 
 def test_a_verdict_and_what_it_is_worth_stand_with_every_difference(write_records: Write) -> None:
@@ -246,7 +246,7 @@ def test_the_same_on_all_seeds_has_no_interval(write_records: Write) -> None:
     records = write_records({"conv": [100.0] * 3, "ssm": [99.0, 98.0, 99.5]}, rising=("ssm",))
     studies, _ = ours.find_studies([Path(records.study).parents[1]])
     assert own_rows(table_of(studies, "our_studies"))[0]["result"].line == "100.00 (no spread over 3 seeds)"
-    drawing = figures.accuracy_against_macs(studies)
+    drawing = bubbles.accuracy_against_macs(studies)
     (row,) = [
         row for row in csv.DictReader(drawing.files["csv"].decode().splitlines()) if row["name"] == "conv"
     ]
@@ -266,10 +266,10 @@ def test_the_users_own_study_stands_beside_the_figure(
     set_checked_in(monkeypatch, checked_in)
     studies, _ = ours.find_studies([mine, checked_in])
     assert (
-        "Right (ours: demo_study): digits in mambaout-nano" in figures.accuracy_against_macs(studies).caption
+        "Right (ours: demo_study): digits in mambaout-nano" in bubbles.accuracy_against_macs(studies).caption
     )
     studies, _ = ours.find_studies([checked_in])
-    assert "Right (ours, checked in: digits-ladder)" in figures.accuracy_against_macs(studies).caption
+    assert "Right (ours, checked in: digits-ladder)" in bubbles.accuracy_against_macs(studies).caption
 
 
 @pytest.mark.parametrize("marker", ["o", "s", "^", "v", "D", "P"])
@@ -282,17 +282,17 @@ def test_the_area_of_a_marker_is_counted_right(marker: str) -> None:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     filled = (255 - np.asarray(canvas.buffer_rgba())[..., 0].astype(float)).sum() / 255
-    assert figures.marker_area(marker) == pytest.approx(filled * (72 / 400) ** 2 / 900, rel=0.02)
+    assert bubbles.marker_area(marker) == pytest.approx(filled * (72 / 400) ** 2 / 900, rel=0.02)
 
 
 def test_every_bubble_has_the_area_of_its_parameters() -> None:
     axes = Figure().subplots()
-    rows = figures._published_bubbles(axes)
+    rows = bubbles._published_bubbles(axes)
     assert len({row["family"] for row in rows}) > 5
     for row, bubble in zip(rows, axes.collections, strict=True):
         x, y = np.asarray(bubble.get_paths()[0].to_polygons()[0]).T
         area = bubble.get_sizes()[0] * abs(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1])) / 2
-        assert area == pytest.approx(figures.AREA_PER_MILLION * row["params"] / 1e6), row["name"]
+        assert area == pytest.approx(bubbles.AREA_PER_MILLION * row["params"] / 1e6), row["name"]
 
 
 def test_what_is_missing_or_mixed_is_seen(write_records: Write) -> None:
@@ -307,7 +307,7 @@ def test_what_is_missing_or_mixed_is_seen(write_records: Write) -> None:
     (row,) = [row for row in table.rows if row["arm"].text == "ssm"]
     assert row["result"].line == "– 3 diverged"
     assert "demo_study: trials differ in code." in table.caption
-    for drawing in (figures.accuracy_against_macs, figures.causality, figures.ingredients):
+    for drawing in (bubbles.accuracy_against_macs, figures.causality, figures.ingredients):
         assert "rials differ in code." in drawing(studies).caption, drawing
 
 

@@ -107,7 +107,8 @@ def _reference(module: str, function: str) -> Backend:
 # after 2.3.2.post1 a plain install builds no CUDA scan; that release's sources need torch < 2.14, and nothing
 # of it can be imported without the scan
 _MAMBA_SSM = (
-    "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm (2.3.2.post1 needs torch < 2.14)"
+    "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm (2.3.2.post1 needs torch < 2.14;"
+    " mixers/nvcc_one_gpu.sh compiles for one kind of GPU)"
 )
 
 BACKENDS: dict[str, Backend] = {

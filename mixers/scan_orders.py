@@ -41,16 +41,27 @@ class Order(NamedTuple):
     segments: tuple[int, ...]
     targets: Tensor | None = None
 
-    def scan(self, x: Tensor) -> tuple[Tensor, ...]:
+    def scan(self, x: Tensor) -> list[Tensor]:
         """(B, L, C) in raster order -> each segment (B, l, C) in the order of its visits."""
-        segments: tuple[Tensor, ...] = _Take.apply(self.tokens, self.segments, x)
-        return segments
+        batch, _, channels = x.shape
+        visits = _Permute.apply(x.flatten(0, 1), self._rows(self.tokens, batch), False)  # (B L, C)
+        parts = visits.split([batch * length for length in self.segments])
+        sizes = zip(parts, self.segments, strict=True)
+        return [part.view(batch, length, channels) for part, length in sizes]
 
     def unscan(self, parts: Sequence[Tensor]) -> Tensor:
         """The inverse of `scan`."""
+        batch, _, channels = parts[0].shape
         targets = self.tokens if self.targets is None else self.targets
-        x: Tensor = _Put.apply(targets, self.segments, *parts)
-        return x
+        rows = [part.flatten(0, 1) for part in parts]
+        visits = torch.cat(rows) if len(rows) > 1 else rows[0]  # (B L, C)
+        x: Tensor = _Permute.apply(visits, self._rows(targets, batch), True)
+        return x.view(batch, -1, channels)
+
+    def _rows(self, tokens: Tensor, batch: int) -> Tensor:
+        """(B L,): the rows of (B L, C) segment by segment, so that each of them is contiguous in memory."""
+        first = torch.arange(batch, device=tokens.device)[:, None] * len(tokens)
+        return torch.cat([(first + part).flatten() for part in tokens.split(self.segments)])
 
     def steps(self) -> Tensor:
         """(L,): at which step each token is visited."""
@@ -229,43 +240,23 @@ def _inverse(permutation: Tensor) -> Tensor:
     return inverse
 
 
-class _Take(torch.autograd.Function):
-    """x (B, L, C) -> x[:, part] for each segment of the order.
+class _Permute(torch.autograd.Function):
+    """(rows, C) -> (rows, C): x[order], or its inverse.
 
-    Its gradient is `_Put`, as every token is visited once; that of indexing would be added up token by token.
+    The gradient of each is the other, as every row is taken once; that of indexing is added up row by row.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(order: Tensor, segments: tuple[int, ...], x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(x.index_select(1, part) for part in order.split(segments))
+    def forward(x: Tensor, order: Tensor, invert: bool) -> Tensor:
+        return x.index_select(0, _inverse(order) if invert else order)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[int, ...], Tensor], output: Any) -> None:
-        order, ctx.segments, _ = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+        _, order, ctx.invert = inputs
         ctx.save_for_backward(order)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor]:
-        return None, None, _Put.apply(*ctx.saved_tensors, ctx.segments, *grads)
-
-
-class _Put(torch.autograd.Function):
-    """Segments (B, l, C) -> (B, L, C): the inverse of `_Take`."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(order: Tensor, segments: tuple[int, ...], *parts: Tensor) -> Tensor:
-        visited = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return visited.index_select(1, _inverse(order))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        order, ctx.segments, *_ = inputs
-        ctx.save_for_backward(order)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *_Take.apply(*ctx.saved_tensors, ctx.segments, grad)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Permute.apply(grad, *ctx.saved_tensors, not ctx.invert), None, None

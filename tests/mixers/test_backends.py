@@ -1,10 +1,13 @@
 """Backend choice: by running, once, out loud; and the adapters to CUDA packages, on stand-ins for them."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -372,3 +375,23 @@ def test_a_model_is_told_its_backends() -> None:
         choose_backend(model, "numba", torch.device("cpu"))
     with pytest.raises(InputError, match="conv backend 'causal_conv1d': does not run on cpu"):
         choose_backend(model, "causal_conv1d", torch.device("cpu"))
+
+
+def test_nvcc_for_one_kind_of_gpu(tmp_path: Path) -> None:
+    """It drops every kind that a setup.py names and hands on the rest."""
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    nvcc.chmod(0o755)
+    script = [str(Path(backends.__file__).parent / "nvcc_one_gpu.sh")]
+    named = ["-c", "a b.cu", "-gencode", "arch=compute_75,code=sm_75", "-gencode=arch=compute_80,code=sm_80"]
+    environment = {"PATH": os.environ["PATH"], "CUDA_HOME": str(tmp_path)}
+
+    done = subprocess.run(
+        [*script, *named, "-O3"], env=environment | {"SM": "90"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["-c", "a b.cu", "-O3", "-gencode", "arch=compute_90,code=sm_90"]
+
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "Say for instance SM=90" in done.stderr

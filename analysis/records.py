@@ -352,7 +352,7 @@ def _study(plan: Json, trials_folder: Path) -> Study:
             metric["name"], metric["unit"], metric["difference_unit"], bool(metric["higher_is_better"])
         ),
         margin=None if margin is None else _positive(margin, "margin"),
-        alpha=_positive(plan.get("alpha", 0.05), "alpha"),
+        alpha=_level(plan.get("alpha", 0.05)),
         match=str(plan.get("match") or "none"),
         task=str(plan.get("task") or ""),
         skeleton=str(plan.get("skeleton") or ""),
@@ -401,6 +401,13 @@ def _positive(value: float, name: str) -> float:
     if not float(value) > 0:
         raise ValueError(f"{name} must be positive, got {value}")
     return float(value)
+
+
+def _level(alpha: float) -> float:
+    """Below a half, since the equivalence test's interval is at 1 - 2 alpha."""
+    if not 0 < float(alpha) < 0.5:
+        raise ValueError(f"alpha must lie between 0 and 0.5, got {alpha}")
+    return float(alpha)
 
 
 def _families(families: list[list[int]] | None, comparisons: int) -> list[list[int]]:

@@ -174,6 +174,14 @@ def minimum_detectable_difference(sd: float, n: int, alpha: float = 0.05, power:
     return float(nctdtrinc(n - 1, 1 - power, critical)) * sd / math.sqrt(n)
 
 
+def share_that_may_differ(n: int, alpha: float) -> float:
+    """The largest share of seeds that can differ when none of `n` did, with confidence 1 - alpha.
+
+    Clopper and Pearson's (1934) upper bound for no event in n, ``1 - alpha^(1/n)``: about 3 / n at 95 %.
+    """
+    return 1.0 - float(alpha ** (1.0 / n))
+
+
 def seeds_to_decide(
     mean: float, sd: float, margin: float | None, alpha: float = 0.05, more_than: int = 2, limit: int = 200
 ) -> int | None:

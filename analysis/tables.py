@@ -351,7 +351,8 @@ def _caption(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compar
         over = q.listing([q.plural(size, "comparison") for size in families])
         sentences.append(
             f"Differences are paired by seed, with {level} Student t intervals; p values are two-sided and "
-            f"adjusted by Holm's method over {over}, the intervals are not."
+            f"adjusted by Holm's method over {over}, the intervals are not. Both take differences to be "
+            "roughly normal, which they are not where runs now and then fail outright."
         )
         sentences.append(
             f"Equivalence margin ±{q.with_unit(study.margin, unit)}, {margin_set(study)} (two one-sided "
@@ -402,7 +403,7 @@ def _in_the_intervals(test_sets: Set[TestSets | None]) -> str:
         return "; all seeds have the same test set, so it is not part of the intervals"
     if "overlapping" in test_sets:
         return "; the test sets of the seeds overlap, so it is only partly in the intervals"
-    return "; it is part of the intervals"
+    return "; it is part of the intervals, but for luck"
 
 
 def _range(values: list[float], decimals: int) -> str:

@@ -23,10 +23,12 @@
 than alpha, and so do a margin or a choice of comparisons that was made with results at hand. The plan
 remembers them and the sentence says so; nothing is corrected.
 
-*No spread.* If all paired differences are exactly zero, the arms are called equivalent and the sentence says
-that the interval is degenerate; if they are all the same but not zero, there is no test to be had and no
-verdict. Failed, missing and unreadable trials are work to be done, not results: the verdict is over the
-finished pairs and is called provisional.
+*No spread.* If all paired differences are the same, there is no test to be had and no verdict. That they are
+all zero, as where both arms solve a task, bounds how many further seeds may differ, and the sentence says
+it: with few seeds an arm that fails outright now and then is easily missed.
+
+*Unfinished work.* Failed, missing and unreadable trials are work to be done, not results: the verdict is over
+the finished pairs and is called provisional.
 """
 
 from __future__ import annotations
@@ -35,17 +37,21 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from analysis import quantities as q
-from analysis.records import DIVERGED, OK, Arm, Study, Trial
+from analysis.records import DIVERGED, OK, Arm, Json, Study, Trial
 from analysis.sampling import Baselines, SamplingErrors, sampling_errors
 from analysis.statistics import (
     Estimate,
+    Floats,
     equivalence_test,
     holm,
     minimum_detectable_difference,
     minimum_effect_test,
     paired_differences,
     seeds_to_decide,
+    share_that_may_differ,
     t_interval,
     t_test,
 )
@@ -87,11 +93,13 @@ class Comparison:
     p_holm: float = math.nan
     p_equivalence_holm: float = math.nan
     p_beyond_holm: float = math.nan
+    word_at_sampling_error: str = NO_VERDICT  # the word, did the seeds differ as their test sets make expect
     minimum_detectable: float = math.nan
     seeds_needed: int | None = None
     word: str = NO_VERDICT
     qualifier: str = ""
-    guessing: str = ""  # what neither arm is reliably better than, in words; empty if one of them is
+    guess: str = ""  # the best one and its value, where neither arm is shown to be better than it
+    guessing: bool = False  # both arms are shown not to be
     sentence: str = ""
 
     @property
@@ -101,14 +109,18 @@ class Comparison:
     @property
     def label(self) -> str:
         """The verdict in a table cell."""
+        if self.guessing and self.word != NO_VERDICT:
+            return f"{self.word} (both guess)"  # however large: a difference of guesses has no size
+        if self.identical:
+            return f"{self.word} (identical)"
         return {LESS: f"{self.word} (< margin)", MORE: f"{self.word} (> margin)"}.get(
-            self.qualifier, self.claim
+            self.qualifier, self.word
         )
 
     @property
-    def claim(self) -> str:
-        """The word, with what it must not be read without."""
-        return f"{self.word} (both guess)" if self.word == EQUIVALENT and self.guessing else self.word
+    def identical(self) -> bool:
+        """Whether the arms have the same result on every seed, of enough seeds for a verdict."""
+        return self.n >= MINIMUM_SEEDS and not any(self.differences)
 
 
 def judge(study: Study, arms: dict[str, ArmSummary]) -> list[Comparison]:
@@ -120,7 +132,11 @@ def compare(study: Study) -> list[Comparison]:
     """The numbers of every comparison of the plan, in its order, without verdicts."""
     baselines: Baselines = {}
     compared = [_compare(study, *pair, baselines) for pair in study.comparisons]
-    return _adjust(compared, study.families)
+    stretched = _adjust([_at_sampling_error(c, study) for c in compared], study.families)
+    return [
+        replace(comparison, word_at_sampling_error=decide(other, study)[0])
+        for comparison, other in zip(_adjust(compared, study.families), stretched, strict=True)
+    ]
 
 
 def pronounce(comparisons: list[Comparison], study: Study, arms: dict[str, ArmSummary]) -> list[Comparison]:
@@ -130,11 +146,13 @@ def pronounce(comparisons: list[Comparison], study: Study, arms: dict[str, ArmSu
         alpha = study.alpha / comparison.family_size
         estimate = comparison.interval
         word, qualifier = decide(comparison, study)
+        guess, guessing = _guess(comparison, study, arms)
         comparison = replace(
             comparison,
             word=word,
             qualifier=qualifier,
-            guessing=_guessing(comparison, study, arms),
+            guess=guess,
+            guessing=guessing,
             minimum_detectable=minimum_detectable_difference(estimate.sd, estimate.n, alpha, POWER),
             seeds_needed=seeds_to_decide(
                 estimate.mean, estimate.sd, study.margin, alpha, estimate.n, SEED_LIMIT
@@ -159,11 +177,9 @@ def decide(comparison: Comparison, study: Study) -> tuple[str, str]:
 
 
 def _word_on_finished_pairs(comparison: Comparison, study: Study) -> tuple[str, str]:
-    estimate, margin = comparison.interval, study.margin
-    if comparison.n < MINIMUM_SEEDS or comparison.mismatched:
+    estimate = comparison.interval
+    if comparison.n < MINIMUM_SEEDS or comparison.mismatched or estimate.sd == 0:
         return NO_VERDICT, ""
-    if estimate.sd == 0:
-        return (EQUIVALENT if estimate.mean == 0 and margin is not None else NO_VERDICT), ""
     within = comparison.p_equivalence_holm <= study.alpha
     if comparison.p_holm <= study.alpha:
         beyond = comparison.p_beyond_holm <= study.alpha
@@ -188,15 +204,34 @@ def _compare(study: Study, arm_name: str, baseline_name: str, baselines: Baselin
         differences=tuple(float(d) for d in differences),
         interval=t_interval(differences, study.alpha),
         inner=t_interval(differences, 2 * study.alpha),
-        p=t_test(differences),
-        p_equivalence=math.nan if study.margin is None else equivalence_test(differences, study.margin),
-        p_beyond=math.nan if study.margin is None else minimum_effect_test(differences, study.margin),
+        **_p_values(differences, study.margin),
         diverged_arm=sum(a.status == DIVERGED for a, _ in pairs),
         diverged_baseline=sum(b.status == DIVERGED for _, b in pairs),
         unfinished=sum(not {a.status, b.status} <= {OK, DIVERGED} for a, b in pairs),
         mismatched=tuple(a.seed for a, b in finished if _fingerprint(a) != _fingerprint(b)),
         sampling=sampling_errors(study, finished, baselines),
     )
+
+
+def _p_values(differences: Floats, margin: float | None) -> Json:
+    return {
+        "p": t_test(differences),
+        "p_equivalence": math.nan if margin is None else equivalence_test(differences, margin),
+        "p_beyond": math.nan if margin is None else minimum_effect_test(differences, margin),
+    }
+
+
+def _at_sampling_error(c: Comparison, study: Study) -> Comparison:
+    """The tests, if the seeds differed at least as their test sets alone make expect.
+
+    Test sets that are not the same make seeds differ, so a spread below the sets' sampling error is luck.
+    """
+    spread = c.interval.sd / math.sqrt(c.n) if c.n else math.nan
+    if c.sampling.test_sets == "the same" or not 0 < spread < c.sampling.mean:
+        return c
+    stretch = c.sampling.mean / spread
+    differences = c.interval.mean + stretch * (np.array(c.differences) - c.interval.mean)
+    return replace(c, **_p_values(differences, study.margin))
 
 
 def _pairs(arm: Arm, baseline: Arm) -> Iterable[tuple[Trial, Trial]]:
@@ -279,8 +314,8 @@ def _why_none(c: Comparison) -> str:
         return f"because the two arms saw different data on {noun} {seeds}"
     if c.n < MINIMUM_SEEDS:
         return f"because {q.plural(c.n, 'paired seed')} finished and a verdict takes at least {MINIMUM_SEEDS}"
-    if c.interval.mean == 0:
-        return "because the results are identical on all seeds and no margin was fixed"
+    if c.identical:
+        return "because the results are identical on all seeds: without any spread there is no test"
     return "because the difference is the same on all seeds: without any spread there is no test"
 
 
@@ -302,7 +337,7 @@ def _evidence(c: Comparison, study: Study) -> str:
     bounds = q.interval(c.interval.low, c.interval.high, decimals)
     family = f" after Holm over {c.family_size} comparisons" if c.family_size > 1 else ""
     tests = [f"{q.percent(1 - study.alpha)} t interval", q.plural(c.n, "paired seed")]
-    if c.word == EQUIVALENT and c.interval.sd > 0:
+    if c.word == EQUIVALENT:
         tests.append(f"equivalence {q.p_equation(c.p_equivalence_holm)}{family}")
     elif math.isfinite(c.p_holm) and c.word != NO_VERDICT:
         tests.append(f"{q.p_equation(c.p_holm)}{family}")
@@ -329,7 +364,7 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
     if c.word in (HELPS, HURTS) and _diverged(c):
         found.append(f"{_diverged(c)}; the difference is between the seeds that survived.")
     if c.n >= 2 and c.interval.sd == 0:
-        found.append(_no_spread(c))
+        found += _no_spread(c, study)
     if c.unfinished and c.word != NO_VERDICT:
         found.append(f"Provisional: {c.n} of {c.planned} planned pairs are finished.")
     if c.sampling.test_sets == "the same" and math.isfinite(c.sampling.mean):
@@ -338,6 +373,8 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
             f"All seeds share one test set, whose own sampling error ({q.number(c.sampling.mean, decimals)} "
             f"{study.metric.difference_unit}, standard error) is not in the interval."
         )
+    if c.word in (HELPS, HURTS, EQUIVALENT) and c.word != c.word_at_sampling_error:
+        found.append(_luckily_close(c, study))
     if study.margin_after and study.margin is not None:
         found.append(f"The margin was {margin_set(study)}.")
     if c.word != NO_VERDICT:
@@ -346,11 +383,10 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
         found.append(
             f"{c.sampling.unreadable} cannot be read: what the finite test set adds to the error is unknown."
         )
-    if c.guessing:
+    if c.guess:
+        reliably, so = ("", ", so this compares what was not learned") if c.guessing else ("reliably ", "")
         by = "" if study.margin is None else " by more than the margin"
-        found.append(
-            f"Neither is reliably better than {c.guessing}{by}, so this compares what was not learned."
-        )
+        found.append(f"Neither is {reliably}better than {c.guess}{by}{so}.")
     stopped = [name for name in (c.arm, c.baseline) if arms[name].under_trained]
     if stopped:
         verb = "was" if len(stopped) == 1 else "were"
@@ -382,29 +418,51 @@ def margin_set(study: Study) -> str:
     return f"set when {q.plural(study.margin_after, 'trial')} had already finished"
 
 
-def _guessing(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> str:
-    """The best guess, if neither arm beats it by more than the margin.
+def _luckily_close(c: Comparison, study: Study) -> str:
+    """What the verdict would be if the seeds had differed as their test sets make expect."""
+    decimals = q.decimals_for(study.margin, study.metric.unit)
+    spread = q.number(c.interval.sd / math.sqrt(c.n), decimals)
+    sampling = q.number(c.sampling.mean, decimals)
+    return (
+        f"The seeds are closer to one another ({spread} {study.metric.difference_unit}, standard error) than "
+        f"test sets of this size make expect ({sampling}); with the latter it would be "
+        f"{c.word_at_sampling_error}."
+    )
 
-    Two that guess are equal in any case, and less than the margin is nothing by the study's own measure. Of
-    the naive baselines a task names that guess first.
+
+def _guess(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> tuple[str, bool]:
+    """The best guess, if neither arm is shown to beat it, and whether both are shown not to.
+
+    To beat it is to be better by more than the margin, since less is nothing by the study's own measure. An
+    arm is shown to by its interval, or by all its seeds, however far apart they lie. Of the naive baselines
+    a task names the best guess first.
     """
     direction, case = study.metric.direction, study.arms[c.arm].case
     naive = next((each for each in study.baselines if each.case in (None, case)), None)
     if naive is None:
-        return ""
-    tests = [arms[name].test for name in (c.arm, c.baseline)]
-    worst = [each.low if direction > 0 else each.high for each in tests]
+        return "", False
     enough = direction * naive.value + (study.margin or 0.0)
-    if not all(direction * value <= enough for value in worst):  # NaN: of a single seed
-        return ""
-    return f"{naive.name} ({q.with_unit(naive.value, study.metric.unit)})"
+    pair = [arms[name] for name in (c.arm, c.baseline)]
+    ends = [sorted((direction * arm.test.low, direction * arm.test.high)) for arm in pair]
+    if not all(low <= enough for low, _ in ends):  # NaN: of a single seed
+        return "", False
+    compared = [arm.arm.compared(study.metric.name).values() for arm in pair]
+    if any(min(direction * value for value in values) > enough for values in compared):
+        return "", False
+    value = q.number(naive.value, q.decimals_for(study.margin, study.metric.unit))
+    return f"{naive.name} ({value} {study.metric.unit})", all(high <= enough for _, high in ends)
 
 
-def _no_spread(c: Comparison) -> str:
+def _no_spread(c: Comparison, study: Study) -> list[str]:
     """Say what an interval of zero width is worth, and when to suspect that the switch did nothing."""
-    text = "The paired results do not vary: the interval is degenerate and says nothing about further seeds"
-    if c.interval.mean == 0 and c.sampling.identical_predictions:
-        return (
-            f"{text}. Both arms predict the same on every example: check that the switch reached the model."
-        )
-    return f"{text}."
+    found = [
+        "The paired results do not vary: the interval is degenerate and says nothing about further seeds."
+    ]
+    if c.identical:
+        level, share = q.percent(1 - study.alpha), share_that_may_differ(c.n, study.alpha)
+        found = [f"Up to {100 * share:.0f} % of further seeds may differ ({level} confidence)."]
+        if c.sampling.identical_predictions:
+            found.append(
+                "Both arms predict the same on every example: check that the switch reached the model."
+            )
+    return found

@@ -17,7 +17,7 @@ from analysis.records import FAILED, OK, NaiveBaseline, Study, load_study, trial
 from analysis.report import verdict_lines, verdicts_by_case, write_study
 from analysis.summary import selection_rule, summarise
 from analysis.tables import comparison_table
-from analysis.verdict import EQUIVALENT, judge, sentence
+from analysis.verdict import EQUIVALENT, HURTS, MORE, Comparison, judge, sentence
 
 ARMS = {
     "conv @ 64": [90.0, 91.0, 90.4],
@@ -122,12 +122,13 @@ def test_two_arms_that_guess_are_said_to(records: Any) -> None:
     naive = [NaiveBaseline("a guess", 99.0, "64"), NaiveBaseline("a guess", 60.0, "1024")]
     study = replace(study_of(records), baselines=naive)
     at_64, at_1024 = judge(study, summarise(study))
-    said = "Neither is reliably better than a guess"
-    assert f"{said} (99 %) by more than the margin" in at_64.sentence
-    assert said not in at_1024.sentence
+    said = "Neither is better than a guess (99.00 %) by more than the margin, so this compares"
+    assert said in at_64.sentence
+    assert "than a guess" not in at_1024.sentence
     same = replace(at_64, word=EQUIVALENT, qualifier="")
     assert same.label == "equivalent (both guess)"
-    assert "so either will do" in sentence(replace(same, guessing=""), study, summarise(study))
+    assert replace(at_64, word=HURTS, qualifier=MORE).label == "hurts (both guess)"
+    assert "so either will do" in sentence(replace(same, guessing=False), study, summarise(study))
     assert "so either will do" not in sentence(same, study, summarise(study))
     assert verdict_lines(study, [same, at_1024])[0] == (
         "ssm against conv: equivalent (both guess) at 64; helps (> margin) at 1024."
@@ -135,12 +136,39 @@ def test_two_arms_that_guess_are_said_to(records: Any) -> None:
 
 
 def test_better_than_a_guess_by_less_than_the_margin_is_guessing(records: Any) -> None:
-    arms = summarise(study_of(records))
-    lowest = arms["ssm @ 64"].test.low
-    for guess, expected in ((lowest - 0.5, True), (lowest - 1.5, False)):
-        study = replace(study_of(records), baselines=[NaiveBaseline("a guess", guess, "64")])
-        at_64, _ = judge(study, arms)
-        assert bool(at_64.guessing) == expected
+    """Of the better arm at 64: below its interval a guess is beaten, within it that is open."""
+    study = study_of(records)
+    arms = summarise(study)
+    test = arms["ssm @ 64"].test
+    seeds = list(study.arms["ssm @ 64"].compared(study.metric.name).values())
+    assert study.margin == 1.0
+
+    def judged_against(guess: float) -> Comparison:
+        return judge(replace(study, baselines=[NaiveBaseline("a guess", guess, "64")]), arms)[0]
+
+    beaten = judged_against(test.low - 1.5)
+    assert not beaten.guess
+    open_question = judged_against(min(seeds) - 0.5)
+    assert test.low < min(seeds) + 0.5 < test.high
+    assert open_question.guess
+    assert not open_question.guessing
+    assert "Neither is reliably better than a guess" in open_question.sentence
+    assert "(both guess)" not in open_question.label
+    assert judged_against(test.high - 0.5).guessing
+
+
+def test_arms_whose_every_seed_beats_a_guess_do_not_guess(records: Any) -> None:
+    """Far apart as they lie: their interval reaches below the guess all the same."""
+    study = study_of(records)
+    arms = summarise(study)
+    wide = replace(arms["ssm @ 64"].test, low=0.0)
+    arms["ssm @ 64"] = replace(arms["ssm @ 64"], test=wide)
+    arms["conv @ 64"] = replace(arms["conv @ 64"], test=wide)
+    lowest = min(study.arms["ssm @ 64"].compared(study.metric.name).values())
+    for guess, said in ((lowest - 1.1, ""), (lowest - 0.9, "a guess")):
+        judged = judge(replace(study, baselines=[NaiveBaseline("a guess", guess, "64")]), arms)
+        assert judged[0].guess.startswith(said)
+        assert bool(judged[0].guess) == bool(said)
 
 
 def test_the_report_has_it_all(records: Any) -> None:

@@ -71,9 +71,18 @@ def test_the_sentence_carries_everything(write_records: Write) -> None:
     expected = (
         r"On digits in mambaout-nano, ssm helps over conv: \+1\.35 points \[\+1\.00, \+1\.70\] "
         r"\(95 % t interval, 5 paired seeds, p < 0\.001, margin ±1\), "
-        r"at 20 epochs of 1,077 images, batch 64\."
+        r"at 20 epochs of 1,077 images, batch 64\. The seeds are closer to one another \(0\.13 points, "
+        r"standard error\) than test sets of this size make expect \(0\.58\); "
+        r"with the latter it would be undecided\."
     )
     assert re.fullmatch(expected, c.sentence)
+
+
+def test_a_luckily_small_spread_is_told_only_where_it_decides(write_records: Write) -> None:
+    (c,) = judged(write_records({"conv": BASE, "ssm": plus(1.75, 2.0, 1.5, 2.25, 1.75)}))
+    assert c.interval.sd / c.n**0.5 < c.sampling.mean
+    assert c.word == c.word_at_sampling_error == "helps"
+    assert "closer to one another" not in c.sentence
 
 
 def test_undecided_says_what_could_be_seen_and_how_many_seeds_would_decide(write_records: Write) -> None:
@@ -164,9 +173,12 @@ def test_pairs_that_saw_different_data_are_no_pairs(write_records: Write) -> Non
 
 
 def test_identical_results_are_called_identical(write_records: Write) -> None:
+    """And no more: five ties do not show that a sixth seed ties."""
     (c,) = judged(write_records({"conv": BASE, "ssm": BASE}))
-    assert (c.word, c.interval.low, c.interval.high) == ("equivalent", 0.0, 0.0)
-    assert "degenerate" in c.sentence
+    assert (c.word, c.interval.low, c.interval.high) == ("no verdict", 0.0, 0.0)
+    assert c.label == "no verdict (identical)"
+    assert "identical on all seeds: without any spread there is no test" in c.sentence
+    assert "Up to 45 % of further seeds may differ (95 % confidence)." in c.sentence
     assert "check that the switch" not in c.sentence  # the same score from different predictions
 
 
@@ -176,7 +188,7 @@ def test_identical_predictions_raise_suspicion(write_records: Write) -> None:
         source = records.folder("conv", seed) / "predictions.npz"
         (records.folder("ssm", seed) / "predictions.npz").write_bytes(source.read_bytes())
     (c,) = judged(records)
-    assert c.word == "equivalent"
+    assert c.word == "no verdict"
     assert "check that the switch reached the model" in c.sentence
 
 

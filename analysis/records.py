@@ -182,7 +182,7 @@ class Study:
     families: list[list[int]]  # indices into comparisons; Holm's adjustment runs within each
     arms: dict[str, Arm]
     margin_after: int = 0  # trials that were finished when the margin was first stored
-    comparisons_before: int = 0  # in the family that these were taken from when there were results
+    comparisons_before: int = 0  # asked of a case, these among them, if there were results of more
     looks: list[int] = field(default_factory=list)  # numbers of seeds, finished before there were more
     axis: str = ""  # what the cases vary
     log_axis: bool = False

@@ -20,7 +20,7 @@ from analysis.records import Json, NaiveBaseline, Study, timing_row, trial_row
 from analysis.sampling import TestSets
 from analysis.statistics import Estimate
 from analysis.summary import ArmSummary, notes, warnings
-from analysis.verdict import Comparison, margin_set
+from analysis.verdict import Comparison, margin_set, settled_late
 
 TERMINAL_WIDTH = 100
 MOST_PLACES = 3  # tasks, skeletons and budgets that a caption names
@@ -360,6 +360,7 @@ def _caption(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compar
             if study.margin is not None
             else "No equivalence margin was fixed before the run, so nothing can be called equivalent."
         )
+    sentences += settled_late(comparisons, study)
     return sentences + notes(study, arms) + _sampling_error(study, comparisons)
 
 

@@ -378,7 +378,7 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
     if study.margin_after and study.margin is not None:
         found.append(f"The margin was {margin_set(study)}.")
     if c.word != NO_VERDICT:
-        found += _settled_late(c, study)
+        found += settled_late([c], study)
     if c.sampling.unreadable:
         found.append(
             f"{c.sampling.unreadable} cannot be read: what the finite test set adds to the error is unknown."
@@ -394,19 +394,21 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
     return found
 
 
-def _settled_late(c: Comparison, study: Study) -> list[str]:
-    """What was decided when there were results, and no test here allows for."""
+def settled_late(comparisons: list[Comparison], study: Study) -> list[str]:
+    """What was decided of some comparisons when there were results, and no test here allows for."""
     found = []
-    if study.comparisons_before > c.family_size:
+    families = sorted({c.family_size for c in comparisons if c.family_size < study.comparisons_before})
+    if families:
+        allowed = q.listing([str(size) for size in families], "or")
         found.append(
-            f"With results at hand it was taken from a family of {study.comparisons_before} comparisons: p "
-            f"allows for {c.family_size}."
+            f"Asked with results at hand, from among {study.comparisons_before} comparisons: p allows for "
+            f"{allowed}."
         )
-    looks = [look for look in study.looks if look < c.planned]
+    seeds = max((c.planned for c in comparisons), default=0)
+    looks = [str(look) for look in study.looks if look < seeds]
     if looks:
         found.append(
-            f"Seeds were added after a look at {q.listing([str(look) for look in looks])}: neither p nor "
-            "interval allows for that."
+            f"Seeds were added after a look at {q.listing(looks)}: neither p nor interval allows for that."
         )
     return found
 

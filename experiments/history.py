@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,8 @@ class History:
     Attributes:
         margin_after: how many of its trials were finished when its margin was first stored: 0 if it was fixed
             before the run.
-        comparisons_before: how many comparisons a family had in a plan with results of which these are a
-            part; 0 if there was none.
+        comparisons_before: how many comparisons of a case had been asked, these among them, when there were
+            results of more than these; 0 if there were none.
         looks: numbers of seeds that were planned, and finished, before there were more.
     """
 
@@ -36,7 +37,13 @@ CountFinished = Callable[[Collection[str]], int]
 
 
 def trace(
-    planned: Plan, own: Stored | None, whole: Stored | None, finished: CountFinished, *, margin_is_fixed: bool
+    planned: Plan,
+    own: Stored | None,
+    whole: Stored | None,
+    parts: Sequence[Stored],
+    finished: CountFinished,
+    *,
+    margin_is_fixed: bool,
 ) -> History:
     """The history of a plan that is about to be stored.
 
@@ -44,6 +51,7 @@ def trace(
         planned: the plan, its learning rates chosen as far as they can be.
         own: what is stored in its place, if anything is.
         whole: the stored plan of its study file as it is, of which it may be a part.
+        parts: what else was asked of that file and stored; empty for the file as it is.
         finished: counts trials.
         margin_is_fixed: whether the margin is that of a file which is not this user's to change.
     """
@@ -57,9 +65,13 @@ def trace(
         margin_after = 0
     else:
         margin_after = finished([trial.id for trial in planned.trials()])
-    stored = [content for content in stored if _is_of_the_same_trials(planned, content)]
+    if own is not None and not _is_of_the_same_trials(planned, own):
+        own = None
+    others = [content for content in (whole, *parts) if content and _is_of_the_same_trials(planned, content)]
     return History(
-        margin_after, _comparisons_before(planned, stored, finished), _looks(planned, stored, finished)
+        margin_after,
+        _comparisons_before(planned, own, others, finished),
+        _looks(planned, [content for content in (own, whole) if content is not None], finished),
     )
 
 
@@ -75,21 +87,44 @@ def _without_rate(template: Mapping[str, Any]) -> str:
     return canonical_json({**template, "train": {**template["train"], "lr": None}})
 
 
-def _comparisons_before(planned: Plan, stored: list[Stored], finished: CountFinished) -> int:
-    now = _pairs(planned.comparisons()[0])
-    for content in stored:
-        if _pairs(content["comparisons"]) == now:
+def _comparisons_before(
+    planned: Plan, own: Stored | None, others: Sequence[Stored], finished: CountFinished
+) -> int:
+    """As in `History`; what was asked before there were results of more was not chosen, and stays so."""
+    pairs, families = planned.comparisons()
+    now = _asked(pairs, {arm.name: arm.case for arm in planned.arms})
+    before = [content for content in (own, *others) if content is not None]
+    for content in before:
+        if _asked_in(content) == now:
             return int(content.get("comparisons_before", 0))
-    larger = [
-        max(map(len, content["families"]))
-        for content in stored
-        if _pairs(content["comparisons"]) > now and finished(_trial_ids(content["arms"]))
-    ]
-    return max(larger, default=0)
+    # What a file asks in another's place may be the same under a new name: of its own, only more counts.
+    counted = [content for content in before if content is not own or _asked_in(content) > now]
+    results = (_asked_in(content) for content in counted if _has_results(content, finished))
+    cases = Counter(case for case, _ in now.union(*results))
+    largest = max((cases[case] for case, _ in now), default=0)
+    family = max(map(len, families), default=0)
+    stored = 0 if own is None else int(own.get("comparisons_before", 0))
+    return max(stored, largest) if largest > family else stored
 
 
-def _pairs(comparisons: list[dict[str, str]]) -> set[tuple[str, str]]:
-    return {(pair["arm"], pair["baseline"]) for pair in comparisons}
+Asked = set[tuple[str, frozenset[str]]]
+"""Cases, and the two arms that are compared there: either way round, it is one comparison."""
+
+
+def _asked(comparisons: Iterable[Mapping[str, str]], cases: Mapping[str, str]) -> Asked:
+    """What is compared, given the case of each arm."""
+    return {(cases[pair["arm"]], frozenset((pair["arm"], pair["baseline"]))) for pair in comparisons}
+
+
+def _asked_in(content: Stored) -> Asked:
+    return _asked(content["comparisons"], {arm["name"]: arm.get("case") or "" for arm in content["arms"]})
+
+
+def _has_results(content: Stored, finished: CountFinished) -> bool:
+    """Whether any difference can be told; a baseline alone, which many plans have in common, tells none."""
+    trials = {arm["name"]: [trial["trial_id"] for trial in arm["trials"]] for arm in content["arms"]}
+    known = {name for name, ids in trials.items() if any(finished([trial]) for trial in ids)}
+    return any({pair["arm"], pair["baseline"]} <= known for pair in content["comparisons"])
 
 
 def _looks(planned: Plan, stored: list[Stored], finished: CountFinished) -> tuple[int, ...]:

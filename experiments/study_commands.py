@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import importlib.util
 import shlex
 import textwrap
@@ -212,13 +213,22 @@ def _history(planned: Plan, path: Path, store: Store, asked: Request) -> History
     """What of the plan was settled late; the margin of a checked-in study was not."""
     file = study.find(asked.study)
     whole = store.studies / file.stem / "plan.json"
+    is_part = path != whole
     return history.trace(
         search.settle(planned, store).plan,
         plan.load_stored(path),
-        None if whole == path else plan.load_stored(whole),
+        plan.load_stored(whole) if is_part else None,
+        _other_parts(path, file.stem) if is_part else [],
         lambda trials: sum(launch.finished(store.folder(trial)) for trial in trials),
         margin_is_fixed=asked.study in study.names() and study.load(file).margin == planned.study.margin,
     )
+
+
+def _other_parts(path: Path, stem: str) -> list[history.Stored]:
+    """The stored plans of what else was asked of a study file, told by their names: there may be hundreds."""
+    names = f"{glob.escape(stem)}-*/plan.json"
+    found = (plan.load_stored(each) for each in sorted(path.parents[1].glob(names)) if each != path)
+    return [content for content in found if content is not None]
 
 
 def _command(arguments: Sequence[str]) -> str:

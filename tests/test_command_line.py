@@ -344,6 +344,22 @@ def test_a_checked_in_margin_that_is_edited_after_the_run_was_set_late(
     assert margin_after() == 6
 
 
+def test_one_question_at_a_time_is_said_to_be_one_of_several(
+    study: Path, tmp_path: Path, ablate: Ablate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.write_text(STUDY.format(epochs=1))
+
+    def said(*arguments: object) -> str:
+        assert ablate(*arguments, "--study", study, "--runs", tmp_path / "runs") == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "results at hand" not in said("--mixer", "pooling")
+    second = said("--mixer", "conv(kernel_size=3)")
+    note = "Asked with results at hand, from among 2 comparisons: p allows for 1."
+    assert second.count(note) == 2, "below the table and with the verdict"
+    assert "results at hand" not in said("report", "--mixer", "pooling"), "it came first"
+
+
 def _lines_of_metrics(runs: Path) -> int:
     return sum(path.read_text().count("\n") for path in runs.glob("trials/*/metrics.jsonl"))
 

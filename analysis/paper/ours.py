@@ -15,6 +15,10 @@ CHECKED_IN = Path(__file__).parents[2] / "experiments" / "results" / "cpu"
 """Records of the studies that come with this project, a runs folder like any other."""
 
 
+Result = tuple[Path, str]
+"""The folder of a trial, which another machine's result of the same trial does not share, and the metric."""
+
+
 @dataclass(frozen=True)
 class OurStudy:
     """A study, its arms, its comparisons, and the runs folder that it was read from."""
@@ -63,11 +67,18 @@ class OurStudy:
     def finished(self) -> bool:
         return any(arm.test.n for arm in self.arms.values())
 
+    @property
+    def results(self) -> set[Result]:
+        """Of all its trials that have one."""
+        metric = self.study.metric.name
+        return {(trial.folder, trial.own_metric or metric) for trial in self.study.trials if trial.result}
+
 
 def find_studies(folders: Sequence[Path]) -> tuple[list[OurStudy], list[str]]:
-    """The studies of some runs folders that have results, by name, and a sentence for each unreadable one.
+    """The studies of some runs folders that have results, by name, and a sentence for each one left out.
 
-    A study that several folders have is taken from the first in which it can be read and has results.
+    A study that several folders have is taken from the first in which it can be read and has results. One
+    whose results are all part of another's in its folder is left out.
     """
     found: dict[str, OurStudy] = {}
     damaged: dict[str, str] = {}
@@ -86,7 +97,24 @@ def find_studies(folders: Sequence[Path]) -> tuple[list[OurStudy], list[str]]:
             if ours.finished:
                 found[name] = ours
     notes = [_not_read(name, error, found.get(name)) for name, error in sorted(damaged.items())]
-    return [found[name] for name in sorted(found)], notes
+    parts = _parts({name: ours.results for name, ours in found.items()})
+    notes += [f"{name} is left out: its trials are all part of {whole}" for name, whole in parts.items()]
+    return [found[name] for name in sorted(found) if name not in parts], notes
+
+
+def _parts(results: dict[str, set[Result]]) -> dict[str, str]:
+    """The studies whose results are all among those of another, and which that is: the largest.
+
+    Of several with the same results the shortest name stays: the command line adds to the name of a file
+    what it changes.
+    """
+    largest_first = sorted(results, key=lambda name: (-len(results[name]), len(name), name))
+    parts = {}
+    for place, name in enumerate(largest_first):
+        wholes = [other for other in largest_first[:place] if results[name] <= results[other]]
+        if wholes:
+            parts[name] = wholes[0]
+    return dict(sorted(parts.items()))
 
 
 def _not_read(name: str, error: str, shown: OurStudy | None) -> str:

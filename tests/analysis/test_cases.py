@@ -17,7 +17,7 @@ from analysis.records import FAILED, OK, NaiveBaseline, Study, load_study, trial
 from analysis.report import verdict_lines, verdicts_by_case, write_study
 from analysis.summary import selection_rule, summarise
 from analysis.tables import comparison_table
-from analysis.verdict import EQUIVALENT, HURTS, MORE, Comparison, judge, sentence
+from analysis.verdict import EQUIVALENT, HURTS, MORE, Comparison, judge, sentence, settled_late
 
 ARMS = {
     "conv @ 64": [90.0, 91.0, 90.4],
@@ -301,7 +301,21 @@ def test_last_epochs_may_differ_between_cases(records: Any) -> None:
 
 
 def test_what_was_settled_late_is_said(records: Any) -> None:
+    """With each verdict and below the table, in the same words."""
     late = replace(study_of(records), comparisons_before=5, looks=[2, 3])
-    first, _ = judge(late, summarise(late))
-    assert "taken from a family of 5 comparisons: p allows for 1." in first.sentence
-    assert "Seeds were added after a look at 2: neither" in first.sentence, "and not at the seeds there are"
+    arms = summarise(late)
+    comparisons = judge(late, arms)
+    table = comparison_table(late, arms, comparisons)
+    for text in (comparisons[0].sentence, " ".join(table.caption)):
+        assert "Asked with results at hand, from among 5 comparisons: p allows for 1." in text
+        assert "Seeds were added after a look at 2: neither" in text, "and not at the seeds there are"
+
+
+def test_what_the_tests_allow_for_is_not_said(records: Any) -> None:
+    study = replace(study_of(records), comparisons_before=2, looks=[3])
+    first, second = judge(study, summarise(study))
+    assert settled_late([replace(first, family_size=2)], study) == []
+    assert settled_late([], study) == []
+    several = replace(study, comparisons_before=5)
+    (said,) = settled_late([replace(first, family_size=3), second], several)
+    assert said.endswith("p allows for 1 or 3.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,14 +140,21 @@ def test_a_plan_says_each_case_and_each_budget(tmp_path: Path) -> None:
 
 
 def traced(
-    study: Study, own: dict | None, whole: dict | None = None, done: Collection[str] | None = None
+    study: Study,
+    own: dict | None,
+    whole: dict | None = None,
+    parts: Sequence[dict] = (),
+    done: Collection[str] | None = None,
 ) -> History:
     """With the trials of the stored plans finished, unless it is said which are."""
     if done is None:
-        plans = [content for content in (own, whole) if content]
-        done = {each["trial_id"] for content in plans for arm in content["arms"] for each in arm["trials"]}
+        done = trial_ids(*(content for content in (own, whole, *parts) if content))
     made = plan.make("words", study, Path("none"))
-    return trace(made, own, whole, lambda ids: len(set(ids) & set(done)), margin_is_fixed=False)
+    return trace(made, own, whole, parts, lambda ids: len(set(ids) & set(done)), margin_is_fixed=False)
+
+
+def trial_ids(*plans: dict[str, Any]) -> set[str]:
+    return {each["trial_id"] for content in plans for arm in content["arms"] for each in arm["trials"]}
 
 
 def content_of(study: Study, **late: Any) -> dict[str, Any]:
@@ -175,9 +182,53 @@ def test_comparisons_chosen_among_more_with_results_are_remembered(whole: dict[s
     assert traced(STUDY, first).comparisons_before == 0, "more are adjusted for"
 
 
+def of(*mixers: str, **changes: Any) -> Study:
+    """What `--mixer` asks of the study: those mixers against its baseline."""
+    return replace(STUDY, mixers=("conv", *mixers), **changes)
+
+
+def test_comparisons_asked_one_at_a_time_are_counted(whole: dict[str, Any]) -> None:
+    first = content_of(of("pooling"))
+    assert traced(of("identity"), None, None, [first]).comparisons_before == 2
+    second = content_of(of("identity"), comparisons_before=2)
+    assert traced(of("attention"), None, None, [first, second]).comparisons_before == 3
+    assert traced(of("attention"), None, whole, [first]).comparisons_before == 3, "a comparison counts once"
+    assert traced(of("attention", "identity"), None, None, [first]).comparisons_before == 3
+    assert traced(of("pooling", "identity"), None, None, [first]).comparisons_before == 0, "adjusted for"
+
+
+def test_what_was_asked_before_the_others_was_not_chosen() -> None:
+    first, second = (content_of(of(mixer)) for mixer in ("pooling", "identity"))
+    assert traced(of("pooling"), first, None, [second]).comparisons_before == 0
+    assert traced(of("pooling", margin=2.0), None, None, [second, first]).comparisons_before == 0
+    assert traced(of("pooling"), first | {"comparisons_before": 4}, None, [second]).comparisons_before == 4
+
+
+def test_a_part_without_a_difference_is_no_result() -> None:
+    """Planned beside one that has run, it has the trials of the baseline."""
+    other = content_of(of("pooling"))
+    baseline = trial_ids(content_of(of()))
+    assert baseline < trial_ids(other)
+    assert traced(of("identity"), None, None, [other], done=baseline).comparisons_before == 0
+
+
+def test_the_other_way_round_is_the_same_comparison() -> None:
+    turned = content_of(of("pooling", baseline="pooling"))
+    assert traced(of("pooling"), None, None, [turned]).comparisons_before == 0
+    assert traced(of("identity"), None, None, [turned]).comparisons_before == 2
+
+
+def test_each_case_is_a_question_of_its_own() -> None:
+    cases = (Case("a"), Case("b", task={"canvas": 9}))
+    other = content_of(of("pooling", cases=cases))
+    assert traced(of("identity", cases=cases), None, None, [other]).comparisons_before == 2
+
+
 def test_another_task_is_another_study() -> None:
-    whole = content_of(replace(STUDY, task="digits(canvas=9)"), margin_after=9)
-    assert traced(FEWER, None, whole) == History()
+    other = replace(STUDY, task="digits(canvas=9)")
+    assert traced(FEWER, None, content_of(other, margin_after=9)) == History()
+    parts = [content_of(replace(other, mixers=("conv", "identity")))]
+    assert traced(of("pooling"), None, None, parts) == History()
 
 
 def test_seeds_added_after_a_look_are_remembered(whole: dict[str, Any]) -> None:
@@ -193,6 +244,6 @@ def test_seeds_added_after_a_look_are_remembered(whole: dict[str, Any]) -> None:
 def test_a_report_of_fewer_seeds_is_no_look(whole: dict[str, Any]) -> None:
     """All of the later ones were there."""
     five = content_of(replace(STUDY, seeds=5))
-    done = {each["trial_id"] for arm in five["arms"] for each in arm["trials"]}
+    done = trial_ids(five)
     assert traced(STUDY, five, done=done).looks == ()
     assert traced(replace(STUDY, seeds=5), whole, done=done).looks == ()

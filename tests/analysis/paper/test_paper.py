@@ -272,6 +272,46 @@ def test_the_users_own_study_stands_beside_the_figure(
     assert "Right (ours, checked in: digits-ladder)" in bubbles.accuracy_against_macs(studies).caption
 
 
+def add_study(records: Any, name: str, arms: tuple[str, ...], **changes: Any) -> None:
+    """Another study in the same runs folder, of some of the trials of this one."""
+    plan = json.loads((records.study / "plan.json").read_text())
+    plan["study"]["name"] = name
+    plan["arms"] = [arm for arm in plan["arms"] if arm["name"] in arms]
+    plan["comparisons"] = [pair for pair in plan["comparisons"] if pair["arm"] in arms]
+    folder = records.study.with_name(name)
+    folder.mkdir()
+    (folder / "plan.json").write_text(json.dumps(plan | changes))
+
+
+def test_the_same_trials_are_shown_once(write_records: Write, tmp_path: Path) -> None:
+    records = write_records(ARMS)
+    add_study(records, "demo-conv-ssm", ("conv", "ssm"))
+    add_study(records, "demo-3f9a01", tuple(ARMS), margin=2.0)
+    report = write_paper(tmp_path / "paper", Path(records.study).parents[1])
+    assert report.studies == ("demo_study",)
+    said = [
+        f"{name} is left out: its trials are all part of demo" for name in ("demo-3f9a01", "demo-conv-ssm")
+    ]
+    assert list(report.notes) == said
+    page = report.index.read_text()
+    assert all(f"<li>{note}</li>" in page for note in said)
+    assert not (tmp_path / "paper" / "studies" / "demo-conv-ssm.csv").exists()
+
+
+def test_another_number_or_seed_of_the_same_trials_is_shown(write_records: Write) -> None:
+    records = write_records(ARMS)
+    loss = {"name": "loss", "unit": "nats", "difference_unit": "nats", "higher_is_better": False}
+    add_study(records, "demo-by-loss", ("conv", "ssm"), metric=loss)
+    plan = json.loads((records.study / "plan.json").read_text())
+    for arm in plan["arms"]:
+        del arm["trials"][2]
+    add_study(records, "demo-more-seeds", ("conv", "ssm"))
+    records.edit_plan(arms=plan["arms"])
+    studies, notes = ours.find_studies([Path(records.study).parents[1]])
+    assert [each.study.name for each in studies] == ["demo_study", "demo-by-loss", "demo-more-seeds"]
+    assert notes == []
+
+
 @pytest.mark.parametrize("marker", ["o", "s", "^", "v", "D", "P"])
 def test_the_area_of_a_marker_is_counted_right(marker: str) -> None:
     """Against the pixels that matplotlib fills."""

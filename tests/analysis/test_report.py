@@ -15,9 +15,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image, ImageChops
 
-from analysis.figures import pareto_front
+from analysis.figures import curves, pareto_front
 from analysis.page import keep_together
 from analysis.records import load_study
 from analysis.report import StudyReport, write_study
@@ -324,6 +325,26 @@ def test_the_page_in_a_real_browser(written: tuple[Any, StudyReport], browser: A
     assert asked == [address]
     assert wrong == []
     opened.close()
+
+
+@pytest.mark.parametrize(("epochs", "panels"), [(1, 1), (3, 1), (4, 2), (20, 2)])
+def test_few_epochs_have_one_panel_and_all_their_points(
+    write_records: Write, monkeypatch: pytest.MonkeyPatch, epochs: int, panels: int
+) -> None:
+    lines: list[tuple[int, tuple[int, int]]] = []
+    original = Axes.plot
+
+    def plot(axes: Axes, x: Any, *rest: Any, **style: Any) -> Any:
+        lines.append((len(x), style["markevery"]))
+        return original(axes, x, *rest, **style)
+
+    monkeypatch.setattr(Axes, "plot", plot)
+    records = write_records({name: values[:2] for name, values in ACCURACIES.items()}, epochs=epochs)
+    study = load_study(records.study, records.trials)
+    assert curves(study, list(summarise(study).values())) is not None
+    assert len(lines) == panels * len(ACCURACIES)
+    for points, (start, step) in lines:
+        assert len(range(start, points, step)) >= min(points, 4)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from analysis.paper.evidence import (
     bounds,
     reservations,
     still_improving,
+    t_interval_of,
 )
 from analysis.paper.ours import OurStudy, widest
 from analysis.records import Json
@@ -64,7 +65,7 @@ def accuracy_against_macs(studies: Sequence[OurStudy]) -> Drawing:
     )
     if ours is not None:
         caption += (
-            f" Right ({ours.label}): {ours.place}, mean and 95 % t interval over seeds. {what_differs(ours)}"
+            f" Right ({ours.label}): {ours.place}, mean and {t_interval_of([ours])}. {what_differs(ours)}"
         )
         if still_improving(shown):
             caption += " Hollow markers: under-trained."

@@ -322,6 +322,13 @@ def test_the_page_in_a_real_browser(written: tuple[Any, StudyReport], browser: A
         figures = [svg.bounding_box() for svg in opened.locator("figure svg").all()]
         assert len(figures) == len(FIGURES)
         assert all(box is not None and box["width"] > 250 and box["height"] > 100 for box in figures)
+        assert opened.locator("figure table").is_visible() == (width == 400)
+    verdicts = opened.locator("figure table tbody tr")
+    said = "ssm \N{MINUS SIGN} conv\thelps (> margin)\n+1.88 [+1.36,\N{NO-BREAK SPACE}+2.39]"
+    assert verdicts.first.inner_text() == said
+    box = verdicts.first.bounding_box()
+    assert box is not None
+    assert 0 <= box["x"] < box["x"] + box["width"] <= 400  # the figure beside it has to be scrolled
     assert asked == [address]
     assert wrong == []
     opened.close()

@@ -56,6 +56,7 @@ STEPS = [1, 2, 2.5, 5, 10]  # tick distances people count in
 # beside it has all.
 MOST_ROWS, MOST_LINES = 25, 14
 MOST_BANDS = 7  # more bands than this hide the lines
+LEAST_ENLARGED = 4  # epochs, of which a half is more than a point
 
 
 def draw_arms(study: Study, arms: dict[str, ArmSummary]) -> list[Drawing]:
@@ -75,13 +76,13 @@ def draw_comparisons(
 
 
 def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
-    """Every seed as a dot, lines between the same seed in neighbouring arms, mean and t interval below."""
+    """Every seed as a dot, mean and t interval below; lines between the same seed in the arms of a case."""
     name = study.metric.name
     rows = [
         {"arm": trial.arm, "seed": trial.seed, "status": trial.status, name: trial.compared(name)}
         for trial in study.trials
     ]
-    looks = looks_of(arms)
+    looks = looks_of(study, arms)
     arms, left_out = _at_most(MOST_ROWS, [arm for arm in arms if arm.test.n])
     if not arms:
         return None
@@ -94,15 +95,18 @@ def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     planned = sorted({seed for by_seed in values for seed in by_seed})
     # Each seed has its own height within a row: equal values stay visible side by side.
     height = dict(zip(planned, _stagger(len(planned), 0.12), strict=True))
-    lines = [
-        [(by_seed.get(seed, math.nan), row + height[seed]) for row, by_seed in enumerate(kept)]
+    cases = _by_case(arms)
+    row_of = {arm.name: row for row, arm in enumerate(arms)}
+    lines = [  # within a case: what has the same seed in another one is no pair
+        [(kept[row].get(seed, math.nan), row + height[seed]) for row in (row_of[arm.name] for arm in rivals)]
+        for rivals in cases
         for seed in planned
     ]
     axes.add_collection(LineCollection(lines, color=GREY, alpha=0.45, linewidth=0.6, zorder=1))
     for row, (arm, by_seed) in enumerate(zip(arms, kept, strict=True)):
         heights = [row + height[seed] for seed in by_seed]
         style: Json = {"linestyle": "", "markersize": 3.4, "alpha": 0.85, "zorder": 2}
-        axes.plot(list(by_seed.values()), heights, **style, **looks[arm.name])
+        axes.plot(list(by_seed.values()), heights, **looks[arm.name] | style)
     _interval_bars(axes, {row + 0.32: arm.test for row, arm in enumerate(arms) if arm.name not in outside})
     keep_to_percentages(axes, study.metric.unit, "x")
     decimals = q.decimals_for(study.margin, study.metric.unit)
@@ -114,7 +118,8 @@ def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     axes.grid(axis="x")
     caption = (
-        f"Test {study.compared} of every seed (coloured), lines joining the same seed; below, mean and "
+        f"Test {study.compared} of every seed (coloured), lines joining the same seed"
+        f"{' within a case' if len(cases) > 1 else ''}; below, mean and "
         f"{q.percent(1 - study.alpha)} t interval over seeds. For the comparison look at the differences: "
         f"pairing removes what the seeds have in common. {_counted([arm.test.n for arm in arms])} "
         f"{selection_rule(study, arms)}"
@@ -163,37 +168,40 @@ def differences(study: Study, arms: list[ArmSummary], comparisons: list[Comparis
 def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     """Validation metric by epoch, mean and standard deviation over seeds; right, the last half enlarged."""
     rows = [row for arm in arms for row in _curve_rows(arm)]
-    looks = looks_of(arms)
-    dashes = {arm.name: line_style(index) for index, arm in enumerate(arms)}
-    arms, left_out = _at_most(MOST_LINES, [arm for arm in arms if arm.curves.size])
+    looks = looks_of(study, arms)
+    arms, again = _without_repeats(study, [arm for arm in arms if arm.curves.size])
+    arms, left_out = _at_most(MOST_LINES, arms)
     if not arms:
         return None
+    names = _shortest_names(arms)
     longest = max(arm.curves.shape[1] for arm in arms)
-    figure = Figure(figsize=(PAGE, _legend_room(arms, 2.3)), layout="constrained")
-    whole, late = figure.subplots(1, 2)
-    outside, banded = _outliers(arms, study), len(arms) <= MOST_BANDS
-    for index, arm in enumerate(arms):
-        marked = (index % 4, max(1, longest // 8))
-        style = {**looks[arm.name], "linestyle": dashes[arm.name], "markersize": 3, "markevery": marked}
-        _curve(whole, arm, 0, style, banded)
-        if arm.name not in outside:
-            _curve(late, arm, longest // 2, style, banded)
-    for axes, title in ((whole, "all epochs"), (late, "last half")):
+    figure = Figure(figsize=(PAGE, _legend_room(list(names.values()), 2.3)), layout="constrained")
+    starts = [0, longest // 2] if longest >= LEAST_ENLARGED else [0]
+    panels = figure.subplots(1, len(starts), squeeze=False)[0]
+    outside, banded = _outliers(arms, study) if len(starts) > 1 else {}, len(arms) <= MOST_BANDS
+    for axes, start, title in zip(panels, starts, ("all epochs", "last half"), strict=False):
+        for index, arm in enumerate(arms):
+            if start == 0 or arm.name not in outside:
+                style = looks[arm.name] | {"markersize": 3, "label": legend_label(names[arm.name])}
+                marked = _marked(index, longest, arm.curves.shape[1] - start)
+                _curve(axes, arm, start, style | {"markevery": marked}, banded)
         axes.set_title(title, loc="left")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(axis="y")
         keep_to_percentages(axes, study.metric.unit)
-    whole.set_ylabel(f"validation {study.metric.name} ({study.metric.unit})")
-    legend(figure, whole)
+    panels[0].set_ylabel(f"validation {study.metric.name} ({study.metric.unit})")
+    legend(figure, panels[0])
     bands = "; bands: ± one standard deviation" if banded else ""
     counted = _counted([len(arm.curves) for arm in arms])
     caption = f"Validation {study.metric.name}, mean over seeds{bands}. {counted}"
-    stopped = [arm.name for arm in arms if arm.under_trained]
+    if again:
+        caption += " Cases that test the same trained models share their curves."
+    stopped = [names[arm.name] for arm in arms if arm.under_trained]
     if stopped:
         caption += f" Still improving at the end: {q.listing(stopped)}."
     if outside:
-        caption += f" Not in the enlarged panel, too far out: {q.listing(list(outside))}."
+        caption += f" Not in the enlarged panel, too far out: {q.listing([names[name] for name in outside])}."
     return finished_drawing("curves", "Learning curves", caption + left_out, figure, rows)
 
 
@@ -204,41 +212,42 @@ def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         | {key: getattr(arm.costs, key) for key in PRICES}
         for arm in arms
     ]
-    looks = looks_of(arms)
-    arms, left_out = _at_most(MOST_LINES, [arm for arm in arms if arm.test.n])
+    looks = looks_of(study, arms)
+    arms, again = _without_repeats(study, [arm for arm in arms if arm.test.n])
+    arms, left_out = _at_most(MOST_LINES, arms)
     outside = _outliers(arms, study)
     arms = [arm for arm in arms if arm.name not in outside]
     known = [price for price in PRICES if any(getattr(arm.costs, price) for arm in arms)]
     if not known:
         return None
     lines = math.ceil(len(known) / 3)
-    figure = Figure(figsize=(PAGE, _legend_room(arms, 0.4 + 1.8 * lines)), layout="constrained")
+    room = _legend_room([arm.name for arm in arms], 0.4 + 1.8 * lines)
+    figure = Figure(figsize=(PAGE, room), layout="constrained")
     grid = figure.subplots(lines, 3, sharey=True, squeeze=False)
     panels = list(grid.flat)
     for axes in panels[len(known) :]:
         axes.axis("off")
     for axes, price in zip(panels, known, strict=False):
-        for arm in arms:
-            test, value = arm.test, getattr(arm.costs, price)
-            error = [[test.mean - test.low], [test.high - test.mean]] if test.n > 1 else None
-            style = {"elinewidth": 0.8, "linestyle": "", "label": legend_label(arm.name)}
-            axes.errorbar(math.nan if value is None else value, test.mean, error, **style, **looks[arm.name])
-        front = pareto_front(arms, price, study.metric.direction)
-        steps = "steps-pre" if price in MORE_IS_BETTER else "steps-post"
-        axes.plot(*front, color=GREY, linewidth=0.7, linestyle=(0, (1, 1.2)), drawstyle=steps, zorder=0)
-        _cost_axis(axes, [getattr(arm.costs, price) for arm in arms], in_bytes=price.endswith("_bytes"))
-        axes.set_xlabel(PRICES[price])
-        axes.grid(axis="y")
+        _price_panel(axes, arms, price, looks)
+        for rivals in _by_case(arms):  # another case is another task or another metric
+            _front_line(axes, rivals, price, study.metric.direction)
     keep_to_percentages(panels[0], study.metric.unit)  # of all: they share it
+    compared = _compared(study, arms)
     for axes in grid[:, 0]:
-        axes.set_ylabel(f"test {study.compared} ({study.metric.unit})")
+        axes.set_ylabel(f"test {compared} ({study.metric.unit})")
     legend(figure, panels[0])
+    each = " of each case" if len(_by_case(arms)) > 1 else ""
     caption = (
-        f"Test {study.compared} (mean, {q.percent(1 - study.alpha)} t interval over seeds) against what "
-        f"an arm costs; dotted: the arms that no other beats in both. What is carried from token to token "
-        f"exists in recurrent form only. Memory and throughput are measured while training, on the machine "
-        f"named below. {_counted([arm.test.n for arm in arms])} {selection_rule(study, arms)}"
+        f"Test {compared} (mean, {q.percent(1 - study.alpha)} t interval over seeds) against what "
+        f"an arm costs; dotted: the arms{each} that no other beats in both. What is carried from token to "
+        f"token exists in recurrent form only. Memory and throughput are measured while training, on the "
+        f"machine named below. {_counted([arm.test.n for arm in arms])} {selection_rule(study, arms)}"
     )
+    if again:
+        caption += (
+            " Cases that test the same trained models have the same costs: drawn is the first of them, "
+            f"{q.listing(again)}."
+        )
     nothing = [arm.name for arm in arms if arm.costs.state_bytes == 0]
     if nothing and "state_bytes" in known:
         caption += f" Carrying 0 bytes, so not on the logarithmic axis of bytes: {q.listing(nothing)}."
@@ -265,9 +274,67 @@ def pareto_front(arms: list[ArmSummary], price: str, direction: int) -> tuple[li
     return [cost for cost, _ in front], [mean for _, mean in front]
 
 
-def looks_of(arms: list[ArmSummary]) -> dict[str, Json]:
-    """Colour and marker by arm, the same in every figure of a study; the pair is unique up to 49 arms."""
-    return {arm.name: colour_and_marker(index) for index, arm in enumerate(arms)}
+def looks_of(study: Study, arms: list[ArmSummary]) -> dict[str, Json]:
+    """Colour, marker and line by arm, the same in every figure of a study.
+
+    Arms of one label have one colour in all cases. Where the models of a second case are others than those
+    of the first, their markers are open; those of a third are filled again and of another shape.
+    """
+    labels = list(dict.fromkeys(arm.arm.label for arm in arms))
+    first = study.first_cases
+    distinct = list(dict.fromkeys(first.values()))
+    looks = {}
+    for arm in arms:
+        place, models = labels.index(arm.arm.label), distinct.index(first[arm.arm.case])
+        shape = colour_and_marker(place + models // 2)["marker"]
+        look = colour_and_marker(place) | {"marker": shape, "linestyle": line_style(place + models)}
+        looks[arm.name] = look | ({"markerfacecolor": "white"} if models % 2 else {})
+    return looks
+
+
+def _by_case(arms: list[ArmSummary]) -> list[list[ArmSummary]]:
+    """The arms of every case; all of them in a study without cases."""
+    found: dict[str | None, list[ArmSummary]] = {}
+    for arm in arms:
+        found.setdefault(arm.arm.case, []).append(arm)
+    return list(found.values())
+
+
+def _without_repeats(study: Study, arms: list[ArmSummary]) -> tuple[list[ArmSummary], list[str]]:
+    """The arms without those whose models an earlier case tests, and the names of such earlier cases."""
+    first = study.first_cases
+    again = dict.fromkeys(str(first[arm.arm.case]) for arm in arms if first[arm.arm.case] != arm.arm.case)
+    return [arm for arm in arms if first[arm.arm.case] == arm.arm.case], list(again)
+
+
+def _shortest_names(arms: list[ArmSummary]) -> dict[str, str]:
+    """Arms by their labels, which do not tell the case, where that tells them apart."""
+    labels = {arm.name: arm.arm.label for arm in arms}
+    return labels if len(set(labels.values())) == len(labels) else {name: name for name in labels}
+
+
+def _compared(study: Study, arms: list[ArmSummary]) -> str:
+    """What some arms are compared by, in words: the metric itself where it is one and the same."""
+    metrics = {arm.arm.metric or study.metric.name for arm in arms}
+    return metrics.pop() if len(metrics) == 1 else study.compared
+
+
+def _price_panel(axes: Axes, arms: list[ArmSummary], price: str, looks: dict[str, Json]) -> None:
+    """Every arm with its interval at what it costs."""
+    for arm in arms:
+        test, value = arm.test, getattr(arm.costs, price)
+        error = [[test.mean - test.low], [test.high - test.mean]] if test.n > 1 else None
+        style = looks[arm.name] | {"elinewidth": 0.8, "linestyle": "", "label": legend_label(arm.name)}
+        axes.errorbar(math.nan if value is None else value, test.mean, error, **style)
+    _cost_axis(axes, [getattr(arm.costs, price) for arm in arms], in_bytes=price.endswith("_bytes"))
+    axes.set_xlabel(PRICES[price])
+    axes.grid(axis="y")
+
+
+def _front_line(axes: Axes, rivals: list[ArmSummary], price: str, direction: int) -> None:
+    steps = "steps-pre" if price in MORE_IS_BETTER else "steps-post"
+    style: Json = {"color": GREY, "linewidth": 0.7, "linestyle": (0, (1, 1.2)), "zorder": 0}
+    axes.plot(*pareto_front(rivals, price, direction), drawstyle=steps, **style)
 
 
 def _interval_bars(axes: Axes, by_height: dict[float, Estimate]) -> None:
@@ -326,9 +393,18 @@ def _counted(counts: list[int], noun: str = "seed") -> str:
 def _curve(axes: Axes, arm: ArmSummary, start: int, style: Json, banded: bool) -> None:
     mean, sd = (x[start:] for x in _over_seeds(arm.curves))
     epochs = np.arange(start + 1, start + 1 + mean.size)
-    axes.plot(epochs, mean, label=legend_label(arm.name), **style)
+    axes.plot(epochs, mean, **style)
     if banded:
         axes.fill_between(epochs, mean - sd, mean + sd, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _marked(index: int, longest: int, points: int) -> tuple[int, int]:
+    """The first marker of a line of some points and the step to the next, apart from those of other lines.
+
+    A line of few points has all its markers: of a single one, nothing else is seen.
+    """
+    step = max(1, min(longest // 8, points // 4))
+    return index % min(4, step), step
 
 
 def _rows_axis(axes: Axes, labels: list[str]) -> None:
@@ -366,16 +442,29 @@ def _far_out(reaches: list[float], least: float) -> set[int]:
 
 
 def _outliers(arms: list[ArmSummary], study: Study) -> dict[str, int]:
-    """Arms too far below the best arm to share a scale with it, and on which side of it they lie."""
-    direction = study.metric.direction
-    means = direction * np.array([arm.test.mean for arm in arms])
-    if not np.isfinite(means).any():
+    """Arms too far below the best of their case to share a scale with it, and on which side they lie.
+
+    One that reaches no further below what is drawn than that extends itself, with the other cases, stays.
+    """
+    direction, margin = study.metric.direction, study.margin or 0.0
+    means = {arm.name: direction * arm.test.mean for arm in arms if math.isfinite(arm.test.mean)}
+    far = [name for rivals in _by_case(arms) for name in _far_below(rivals, means, margin)]
+    drawn = [mean for name, mean in means.items() if name not in far]
+    if not drawn:
         return {}
-    far = _far_out([float(x) for x in np.nanmax(means) - means], least=study.margin or 0.0)
-    near = np.delete(means, sorted(far))
-    if np.nanmax(near) - np.nanmin(near) <= (study.margin or 0.0):  # nothing would be squeezed
-        return {}
-    return {arms[row].name: -direction for row in sorted(far)}
+    lowest = min(drawn) - (max(drawn) - min(drawn))
+    return {name: -direction for name in far if means[name] < lowest}
+
+
+def _far_below(rivals: list[ArmSummary], means: dict[str, float], margin: float) -> list[str]:
+    """Names of the arms that would squeeze the others of their case, `means` being better when higher."""
+    known = [arm.name for arm in rivals if arm.name in means]
+    best = max((means[name] for name in known), default=math.nan)
+    far = _far_out([best - means[name] for name in known], least=margin)
+    near = [means[name] for row, name in enumerate(known) if row not in far]
+    if not near or max(near) - min(near) <= margin:  # nothing would be squeezed
+        return []
+    return [known[row] for row in sorted(far)]
 
 
 def _off_scale(axes: Axes, row: int, text: str, side: int) -> None:
@@ -439,7 +528,7 @@ def _cost_axis(axes: Axes, values: list[float | None], in_bytes: bool) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: q.count(value, trim=True)))
 
 
-def _legend_room(arms: list[ArmSummary], least: float) -> float:
-    """Height in inches at which the legend of all arms fits beside the panels."""
-    lines = sum(legend_label(arm.name).count("\n") + 1 for arm in arms)
-    return max(least, 0.12 * lines + 0.05 * len(arms) + 0.2)
+def _legend_room(names: list[str], least: float) -> float:
+    """Height in inches at which the legend of all names fits beside the panels."""
+    lines = sum(legend_label(name).count("\n") + 1 for name in names)
+    return max(least, 0.12 * lines + 0.05 * len(names) + 0.2)

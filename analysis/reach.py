@@ -65,13 +65,10 @@ def draw(study: Study) -> Drawing | None:
 
 def _groups(study: Study) -> dict[str, dict[str, Arm]]:
     """Arms by label, for every set of trained models that the cases test; named by its first case."""
-    found: dict[tuple[str, ...], tuple[str, dict[str, Arm]]] = {}
-    cases: list[str | None] = [case.name for case in study.cases]
-    for case in cases or [None]:
-        arms = {arm.label: arm for arm in study.arms.values() if arm.case == case}
-        trained = tuple(trial.trial_id for arm in arms.values() for trial in arm.trials)
-        found.setdefault(trained, (case or "", arms))
-    return dict(found.values())
+    return {
+        first or "": {arm.label: arm for arm in study.arms.values() if arm.case == first}
+        for first in study.first_cases.values()
+    }
 
 
 def _distances(study: Study, arms: dict[str, Arm]) -> list[int]:

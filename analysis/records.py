@@ -213,6 +213,17 @@ class Study:
         return {what: list(dict.fromkeys(values)) for what, values in found.items()}
 
     @property
+    def first_cases(self) -> dict[str | None, str | None]:
+        """By case, the first one that tests the same trained models or more: itself, if they are new."""
+        trained: dict[str | None, set[str]] = {}
+        for arm in self.arms.values():
+            trained.setdefault(arm.case, set()).update(trial.trial_id for trial in arm.trials)
+        return {
+            case: next(other for other, models in trained.items() if own <= models)
+            for case, own in trained.items()
+        }
+
+    @property
     def compared(self) -> str:
         """What is compared, in words."""
         return "metric of the case" if any(arm.metric for arm in self.arms.values()) else self.metric.name

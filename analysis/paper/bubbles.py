@@ -20,10 +20,10 @@ from analysis.drawing import (
     MARKERS,
     PAGE,
     Drawing,
+    colour_and_marker,
     finished_drawing,
     legend_label,
 )
-from analysis.figures import looks_of
 from analysis.paper.evidence import (
     HOLLOW,
     LOOKS,
@@ -31,6 +31,7 @@ from analysis.paper.evidence import (
     bounds,
     reservations,
     still_improving,
+    t_interval_of,
 )
 from analysis.paper.ours import OurStudy, widest
 from analysis.records import Json
@@ -64,7 +65,7 @@ def accuracy_against_macs(studies: Sequence[OurStudy]) -> Drawing:
     )
     if ours is not None:
         caption += (
-            f" Right ({ours.label}): {ours.place}, mean and 95 % t interval over seeds. {what_differs(ours)}"
+            f" Right ({ours.label}): {ours.place}, mean and {t_interval_of([ours])}. {what_differs(ours)}"
         )
         if still_improving(shown):
             caption += " Hollow markers: under-trained."
@@ -171,14 +172,13 @@ def _with_macs(ours: OurStudy) -> list[ArmSummary]:
 
 
 def _our_bubbles(axes: Axes, ours: OurStudy, arms: list[ArmSummary]) -> list[Json]:
-    looks = looks_of(arms)
     rows: list[Json] = []
-    for arm in arms:
+    for index, arm in enumerate(arms):
         test = arm.test
         low, high = bounds(test)
         error = None if low is None or high is None else [[test.mean - low], [high - test.mean]]
         style: Json = {"linestyle": "", "elinewidth": 0.8, "markersize": 5, "label": legend_label(arm.name)}
-        style |= looks[arm.name] | (HOLLOW if arm.under_trained else {})
+        style |= colour_and_marker(index) | (HOLLOW if arm.under_trained else {})
         axes.errorbar([arm.costs.macs or math.nan], [test.mean], error, **style)
         if test.without_spread:
             axes.plot([arm.costs.macs or math.nan], [test.mean], zorder=4, **LOOKS[NO_SPREAD])

@@ -46,6 +46,17 @@ def no_spread(estimate: Estimate) -> str:
     return f"no spread over {q.plural(estimate.n, 'seed')}"
 
 
+def t_interval_of(studies: Iterable[OurStudy]) -> str:
+    """``95 % t interval over seeds``; where studies have different levels, which of them has which."""
+    by_level: dict[str, list[str]] = {}
+    for ours in studies:
+        by_level.setdefault(q.percent(1 - ours.study.alpha), []).append(ours.study.name)
+    if len(by_level) == 1:
+        return f"{next(iter(by_level))} t interval over seeds"
+    levels = "; ".join(f"{level}: {q.listing(names)}" for level, names in by_level.items())
+    return f"t interval over seeds at the level of each study ({levels})"
+
+
 def evidence(ours: OurStudy, comparison: Comparison) -> Json:
     """The columns of a data file that say how sure a difference of ours is, and where it comes from."""
     low, high = bounds(comparison.interval)

@@ -41,6 +41,7 @@ from analysis.paper.evidence import (
     kind,
     legend_of,
     reservations,
+    t_interval_of,
 )
 from analysis.paper.ours import OurStudy, widest
 from analysis.paper.tables import margins
@@ -316,7 +317,8 @@ def _our_differences(shown: Sequence[tuple[OurStudy, Comparison]]) -> str:
     studies = [(pairs[0][0], arms_of(comparison for _, comparison in pairs)) for pairs in by_study.values()]
     named = "; ".join(f"{study.label}, {study.place}" for study, _ in studies)
     kinds = {kind(comparison) for _, comparison in shown}
-    text = f" Below ({named}): mean paired difference and 95 % t interval over seeds."
+    interval = t_interval_of(study for study, _ in studies)
+    text = f" Below ({named}): mean paired difference and {interval}."
     if OPEN in kinds:
         text += (
             " Hollow circles: undecided, or no verdict, by the study's own rules; their sign is no result."

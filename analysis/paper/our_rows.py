@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from analysis import quantities as q
-from analysis.paper.evidence import reservations
+from analysis.paper.evidence import reservations, t_interval_of
 from analysis.paper.ours import OurStudy
 from analysis.records import Metric
 from analysis.statistics import Estimate, t_interval
@@ -79,7 +79,7 @@ def caption_of(shown: Shown) -> list[str]:
     if not shown:
         return []
     studies = "; ".join(f"{ours.label}, {ours.place}" for ours, _ in shown)
-    return [f"Rows of ours ({studies}): mean and 95 % t interval over seeds.", *_remarks(shown)]
+    return [f"Rows of ours ({studies}): mean and {_interval(shown)}.", *_remarks(shown)]
 
 
 def table_of_our_own(shown: Shown) -> Table:
@@ -100,7 +100,8 @@ def table_of_our_own(shown: Shown) -> Table:
     numeric = ("params", "macs", "result")
     columns = [Column(key, heading, key in numeric) for key, heading in headings.items()]
     rows = [_row_of_our_own(ours, arm) for ours, arms in shown for arm in arms]
-    return Table(columns, rows, ["Mean and 95 % t interval over seeds.", *_remarks(shown)], [])
+    caption = [f"Mean and {_interval(shown)}.", *_remarks(shown)] if shown else []
+    return Table(columns, rows, caption, [])
 
 
 def our_interval(arm: ArmSummary, estimate: Estimate, decimals: int) -> str:
@@ -116,6 +117,10 @@ def our_interval(arm: ArmSummary, estimate: Estimate, decimals: int) -> str:
         return f"(no spread over {seeds})"
     low, high = (q.number(bound, decimals) for bound in (estimate.low, estimate.high))
     return f"[{low}, {high}] ({seeds})" if estimate.n > 1 else f"({seeds})"
+
+
+def _interval(shown: Shown) -> str:
+    return t_interval_of(ours for ours, _ in shown)
 
 
 def _remarks(shown: Shown) -> list[str]:

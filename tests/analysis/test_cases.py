@@ -266,6 +266,100 @@ def test_the_seeds_are_drawn_by_the_number_of_their_case(
     assert set(drawn) == {70.0, 71.0, 72.0}
 
 
+def watch(monkeypatch: pytest.MonkeyPatch, method: str) -> list[tuple[Any, dict[str, Any]]]:
+    """The arguments of every call of a method of Axes from now on: those by place and those by name."""
+    calls: list[tuple[Any, dict[str, Any]]] = []
+    original = getattr(Axes, method)
+
+    def watched(axes: Axes, *arguments: Any, **style: Any) -> Any:
+        calls.append((arguments, style))
+        return original(axes, *arguments, **style)
+
+    monkeypatch.setattr(Axes, method, watched)
+    return calls
+
+
+def with_the_same_models(records: Any) -> Study:
+    """The study as if the models of the first length had been tested at the other one too."""
+    plan = json.loads((records.study / "plan.json").read_text())
+    for again, first in zip(plan["arms"][2:], plan["arms"][:2], strict=True):
+        again["trials"] = first["trials"]
+    records.edit_plan(arms=plan["arms"])
+    return study_of(records)
+
+
+def drawing_of(draw: Any, study: Study) -> Any:
+    drawing = draw(study, list(summarise(study).values()))
+    assert drawing is not None
+    return drawing
+
+
+def test_every_case_has_a_front_of_its_own(records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """conv is cheaper, ssm better, at both lengths; conv @ 1024 is no rival of ssm @ 64."""
+    calls = watch(monkeypatch, "plot")
+    study = study_of(records)
+    drawing = drawing_of(figures.costs, study)
+    fronts = [arguments[1] for arguments, style in calls if "drawstyle" in style]
+    means = {name: arm.test.mean for name, arm in summarise(study).items()}
+    assert fronts[:2] == [
+        [means["conv @ 64"], means["ssm @ 64"]],
+        [means["conv @ 1024"], means["ssm @ 1024"]],
+    ]
+    assert "dotted: the arms of each case that no other beats in both" in drawing.caption
+
+
+def test_models_that_several_cases_test_are_drawn_once(records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = with_the_same_models(records)
+    assert study.first_cases == {"64": "64", "1024": "64"}
+    marks, lines = watch(monkeypatch, "errorbar"), watch(monkeypatch, "plot")
+    drawing = drawing_of(figures.costs, study)
+    assert {style["label"] for _, style in marks} == {"conv @ 64", "ssm @ 64"}
+    assert "have the same costs: drawn is the first of them, 64." in drawing.caption
+    assert "of each case" not in drawing.caption
+    assert "ssm @ 1024" in drawing.files["csv"].decode()
+    lines.clear()
+    drawing = drawing_of(figures.curves, study)
+    assert [style["label"] for _, style in lines] == 2 * ["conv", "ssm"]  # in both panels
+    assert "share their curves" in drawing.caption
+
+
+def test_the_limit_of_marks_counts_what_is_drawn(records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "MOST_LINES", 2)
+    study = with_the_same_models(records)
+    assert all(
+        "Drawn: the first" not in drawing_of(draw, study).caption for draw in (figures.costs, figures.curves)
+    )
+
+
+def test_an_arm_has_its_colour_in_every_case(records: Any) -> None:
+    looks = figures.looks_of(study_of(records), list(summarise(study_of(records)).values()))
+    assert looks["conv @ 64"]["color"] == looks["conv @ 1024"]["color"] != looks["ssm @ 64"]["color"]
+    distinct = {tuple(map(str, look.values())) for look in looks.values()}
+    assert len(distinct) == len(ARMS)
+    shared = with_the_same_models(records)
+    looks = figures.looks_of(shared, list(summarise(shared).values()))
+    assert looks["conv @ 64"] == looks["conv @ 1024"]
+
+
+def test_no_line_joins_the_seeds_of_two_cases(records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    collections = watch(monkeypatch, "add_collection")
+    drawing = drawing_of(figures.seeds, study_of(records))
+    (joined,), _ = collections[0]
+    rows = [sorted({round(y) for _, y in line}) for line in joined.get_segments()]
+    assert sorted(rows) == 3 * [[0, 1]] + 3 * [[2, 3]]
+    assert "joining the same seed within a case" in drawing.caption
+
+
+def test_a_hard_case_is_not_far_out(records: Any) -> None:
+    """All arms of one case are far below those of the other, and none is far below its rivals."""
+    hard = {"conv @ 1024": 50.0, "ssm @ 1024": 52.0, "conv @ 64": 96.0, "ssm @ 64": 98.0}
+    for arm, accuracy in hard.items():
+        for seed in range(3):
+            change_result(records, arm, seed, test={"accuracy": accuracy + seed})
+    for draw in (figures.costs, figures.curves, figures.seeds):
+        assert "oo far out" not in drawing_of(draw, study_of(records)).caption, draw
+
+
 def test_each_case_has_its_skeleton_and_each_arm_its_budget(records: Any) -> None:
     path = records.study / "plan.json"
     plan = json.loads(path.read_text())

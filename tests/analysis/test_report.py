@@ -15,9 +15,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image, ImageChops
 
-from analysis.figures import pareto_front
+from analysis.figures import curves, pareto_front
 from analysis.page import keep_together
 from analysis.records import load_study
 from analysis.report import StudyReport, write_study
@@ -321,9 +322,36 @@ def test_the_page_in_a_real_browser(written: tuple[Any, StudyReport], browser: A
         figures = [svg.bounding_box() for svg in opened.locator("figure svg").all()]
         assert len(figures) == len(FIGURES)
         assert all(box is not None and box["width"] > 250 and box["height"] > 100 for box in figures)
+        assert opened.locator("figure table").is_visible() == (width == 400)
+    verdicts = opened.locator("figure table tbody tr")
+    said = "ssm \N{MINUS SIGN} conv\thelps (> margin)\n+1.88 [+1.36,\N{NO-BREAK SPACE}+2.39]"
+    assert verdicts.first.inner_text() == said
+    box = verdicts.first.bounding_box()
+    assert box is not None
+    assert 0 <= box["x"] < box["x"] + box["width"] <= 400  # the figure beside it has to be scrolled
     assert asked == [address]
     assert wrong == []
     opened.close()
+
+
+@pytest.mark.parametrize(("epochs", "panels"), [(1, 1), (3, 1), (4, 2), (20, 2)])
+def test_few_epochs_have_one_panel_and_all_their_points(
+    write_records: Write, monkeypatch: pytest.MonkeyPatch, epochs: int, panels: int
+) -> None:
+    lines: list[tuple[int, tuple[int, int]]] = []
+    original = Axes.plot
+
+    def plot(axes: Axes, x: Any, *rest: Any, **style: Any) -> Any:
+        lines.append((len(x), style["markevery"]))
+        return original(axes, x, *rest, **style)
+
+    monkeypatch.setattr(Axes, "plot", plot)
+    records = write_records({name: values[:2] for name, values in ACCURACIES.items()}, epochs=epochs)
+    study = load_study(records.study, records.trials)
+    assert curves(study, list(summarise(study).values())) is not None
+    assert len(lines) == panels * len(ACCURACIES)
+    for points, (start, step) in lines:
+        assert len(range(start, points, step)) >= min(points, 4)
 
 
 @pytest.mark.parametrize(

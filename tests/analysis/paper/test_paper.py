@@ -255,6 +255,32 @@ def test_the_same_on_all_seeds_has_no_interval(write_records: Write) -> None:
     assert "Hollow markers: under-trained." in drawing.caption
 
 
+def texts_with_intervals(studies: list[ours.OurStudy]) -> list[str]:
+    """What is said of the intervals of some studies: captions of figures and of tables."""
+    drawings = [figures.causality(studies), figures.ingredients(studies)]
+    tables = [table_of(studies, name) for name in ("our_studies", "effects")]
+    return [*(drawing.caption for drawing in drawings), *(" ".join(table.caption) for table in tables)]
+
+
+def test_intervals_are_said_to_be_of_the_level_of_the_study(write_records_in: Write, tmp_path: Path) -> None:
+    strict = write_records_in(tmp_path, ARMS, alpha=0.01)
+    runs = Path(strict.study).parents[1]
+    studies, _ = ours.find_studies([runs])
+    imagenet = write_records_in(tmp_path / "imagenet", ARMS, alpha=0.1, task="images(size=224)")
+    on_imagenet, _ = ours.find_studies([Path(imagenet.study).parents[1]])
+    said = [*texts_with_intervals(studies), bubbles.accuracy_against_macs(studies).caption]
+    assert all("99 % t interval over seeds" in text and "95 %" not in text for text in said)
+    assert "90 % t interval over seeds" in " ".join(table_of(on_imagenet, "table_1").caption)
+
+    strict.study.rename(strict.study.with_name("strict"))
+    strict.study = strict.study.with_name("strict")
+    strict.edit_plan(study={"name": "strict"})
+    write_records_in(tmp_path, ARMS)
+    both, _ = ours.find_studies([runs])
+    level = "t interval over seeds at the level of each study (95 %: demo_study; 99 %: strict)"
+    assert all(level in text for text in texts_with_intervals(both))
+
+
 def test_the_users_own_study_stands_beside_the_figure(
     write_records_in: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

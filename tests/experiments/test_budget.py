@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,14 @@ from mixers import MIXERS, InputError
 MakeTrial = Callable[..., Trial]
 
 GMACS = {"femto": 1.148, "kobe": 1.506, "tiny": 4.470, "small": 8.936, "base": 15.794}
+RECORDS = Path(__file__).parents[2] / "experiments" / "results" / "cpu" / "studies"
+MAMBA_BLOCK = "isotropic-nano(block=mamba)"
+"""Its mixer gets all hidden channels, so that matching is by the mixer's own width."""
+
+
+def _with_ratio(trial: Trial, ratio: float) -> Trial:
+    skeleton = with_options(trial.skeleton, {"expansion_ratio": ratio})
+    return dataclasses.replace(trial, skeleton=skeleton)
 
 
 @pytest.mark.parametrize(("size", "published"), GMACS.items())
@@ -39,8 +50,7 @@ def test_macs_of_the_released_models(
 def test_every_mixer_can_be_matched(tiny_trial: MakeTrial, mixer: str, skeleton: str, what: str) -> None:
     target = budget.measure(tiny_trial(skeleton=skeleton), what)
     trial = tiny_trial(mixer, skeleton=skeleton)
-    narrowest = dataclasses.replace(trial, skeleton=with_options(trial.skeleton, {"expansion_ratio": 1.0}))
-    if budget.measure(narrowest, what) > target * (1 + budget.TOLERANCE):
+    if budget.measure(_with_ratio(trial, 1.0), what) > target * (1 + budget.TOLERANCE):
         with pytest.raises(InputError, match="cannot be matched"):
             budget.match(trial, what, target)
         return
@@ -54,6 +64,46 @@ def test_every_mixer_can_be_matched(tiny_trial: MakeTrial, mixer: str, skeleton:
 def test_what_matches_already_is_left_alone(tiny_trial: MakeTrial) -> None:
     trial = tiny_trial(skeleton="isotropic-nano(readout=last)")
     assert budget.match(trial, "params", count_costs(tiny_trial()).params)[0] == trial
+
+
+@pytest.mark.parametrize("mixer", ["attention", "gated-linear-attention", "mambavision", "mamba", "ssm"])
+def test_the_nearest_width_is_found(tiny_trial: MakeTrial, mixer: str) -> None:
+    """Against all widths: of stepped sizes, and of a mixer that takes only even ones."""
+    target = budget.measure(tiny_trial(skeleton=MAMBA_BLOCK), "params")
+    trial = tiny_trial(mixer, skeleton=MAMBA_BLOCK)
+    missed = []
+    for hidden in range(16, 81):
+        with contextlib.suppress(InputError):
+            size = budget.measure(_with_ratio(trial, (hidden + 0.5) / 32), "params")
+            missed.append(abs(size / target - 1))
+    if min(missed) > budget.TOLERANCE:
+        with pytest.raises(InputError, match=rf"nearest .* \([+-]{min(missed):.2%}, more than 2%\)"):
+            budget.match(trial, "params", target)
+    else:
+        assert abs(budget.match(trial, "params", target)[1].mismatch) == min(missed)
+
+
+def test_a_block_without_hidden_channels_is_refused(tiny_trial: MakeTrial) -> None:
+    skeleton = "isotropic-nano(block=metaformer, mlp=none)"
+    target = budget.measure(tiny_trial(skeleton=skeleton), "params")
+    with pytest.raises(InputError, match=r"ssm.* cannot be matched in params"):
+        budget.match(tiny_trial("ssm", skeleton=skeleton), "params", target)
+
+
+@pytest.mark.parametrize("study", ["bytes-small", "digits-ladder", "mambaout-ladder"])
+def test_the_records_keep_their_names(study: str) -> None:
+    """A trial's id holds its ratio, and of several that give one width the search has a choice."""
+    arms = json.loads((RECORDS / study / "plan.json").read_bytes())["arms"]
+    templates = [Trial.from_dict(arm["template"]) for arm in arms]
+    asked = next(
+        template.skeleton.options["expansion_ratio"]
+        for arm, template in zip(arms, templates, strict=True)
+        if not arm["matching"]
+    )
+    for arm, template in zip(arms, templates, strict=True):
+        if arm["matching"]:
+            matched, _ = budget.match(_with_ratio(template, asked), "params", arm["matching"]["target"])
+            assert matched.id == template.id, arm["name"]
 
 
 def test_an_unreachable_size_is_refused(tiny_trial: MakeTrial) -> None:

@@ -1,4 +1,9 @@
-"""Giving the arms the same size, by the block's hidden width and by nothing else."""
+"""Giving the arms the same size, by the block's hidden width and by nothing else.
+
+A block that hands a fixed number of channels to its mixer leaves the mixer as it is. Mamba's block
+(`conv_ratio="all"`) hands over all hidden channels: there matched arms differ in the width of their mixers
+too, and the plan says in which (`mixer_widths`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from experiments.build import count_costs, count_params, with_options
+from experiments.build import count_costs, count_params, mixer_channels, with_options
 from experiments.trial import Trial
 from mixers import InputError
 
@@ -44,6 +49,12 @@ class Matching:
     def to_dict(self) -> dict[str, Any]:
         """As stored in a plan."""
         return {**dataclasses.asdict(self), "mismatch": self.mismatch}
+
+
+def mixer_widths(baseline: Trial, trial: Trial) -> dict[str, Any]:
+    """Channels of the mixers of a matched trial and of its target, as stored in a plan; empty where alike."""
+    target, achieved = mixer_channels(baseline), mixer_channels(trial)
+    return {} if achieved == target else {"mixer_channels": {"target": target, "achieved": achieved}}
 
 
 def measure(trial: Trial, what: Size) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import run_ablation
 from experiments import budget, build
 from experiments.build import count_costs, with_options
 from experiments.trial import Trial
@@ -109,6 +110,43 @@ def test_the_records_keep_their_names(study: str) -> None:
 def test_an_unreachable_size_is_refused(tiny_trial: MakeTrial) -> None:
     with pytest.raises(InputError, match="cannot be matched in params"):
         budget.match(tiny_trial("attention"), "params", 10_000)
+
+
+LANGUAGE = "mqar(length=16, vocabulary=32, pairs=2, train=64, validation=8, test=8)"
+
+
+@pytest.mark.parametrize(
+    ("skeleton", "said"),
+    [
+        ("causal-lm(dim=32, depth=1)", "; its mixer has 41 channels instead of 64"),
+        ("causal-lm(dim=32, depth=1, block=gated)", ""),
+    ],
+)
+def test_a_plan_says_where_matching_changes_the_mixer_too(
+    skeleton: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = ["--mixer", "causal-conv", "ssm", "--baseline", "causal-conv"]
+    asked = ["plan", *arms, "--task", LANGUAGE, "--skeleton", skeleton, "--runs", str(tmp_path)]
+    assert run_ablation.main(asked) == 0
+    first = capsys.readouterr().out
+    assert run_ablation.main(asked) == 0
+    assert capsys.readouterr().out == first, "read from the stored plan"
+    (stored,) = tmp_path.glob("studies/*/plan.json")
+    conv, ssm = json.loads(stored.read_bytes())["arms"]
+    assert conv["matching"] is None
+    ratio = ssm["template"]["skeleton"]["options"]["expansion_ratio"]
+    assert f"mixer=ssm, and, to match, expansion_ratio={ratio:.4g}{said}\n" in first
+    assert f"of causal-conv (expansion_ratio {ratio:g}{said})\n" in first
+    widths = {"target": [64], "achieved": [41]} if said else None
+    assert ssm["matching"].get("mixer_channels") == widths
+
+
+def test_several_widths_are_told_stage_by_stage(tiny_trial: MakeTrial) -> None:
+    wide, narrow = (tiny_trial(skeleton=f"mambaout-nano(block=mamba, expansion_ratio={r})") for r in (2, 1))
+    assert budget.mixer_widths(wide, narrow) == {
+        "mixer_channels": {"target": [64, 128], "achieved": [32, 64]}
+    }
+    assert budget.mixer_widths(wide, wide) == {}
 
 
 def test_parameters_are_split_between_mixer_and_rest(tiny_trial: MakeTrial) -> None:

@@ -204,7 +204,16 @@ def _matching(study: Study) -> str:
         return f"The arms are matched on {_words(study.match)}."
     worst = max(left, key=lambda name: abs(left[name]))
     size = f"{100 * abs(left[worst]):.2g} %"
-    return f"The arms are matched on {_words(study.match)}; the largest mismatch left is {size} ({worst})."
+    widths: dict[str, list[str]] = {}
+    for arm in study.arms.values():
+        if channels := (arm.matching or {}).get("mixer_channels"):
+            new, old = (", ".join(map(str, channels[key])) for key in ("achieved", "target"))
+            widths.setdefault(f"{new} channels instead of {old}", []).append(arm.name)
+    found = [f"{text} ({q.listing(names)})" for text, names in widths.items()]
+    return (
+        f"The arms are matched on {_words(study.match)}; the largest mismatch left is {size} ({worst})."
+        + (f" Their mixers differ in width: {'; '.join(found)}." if found else "")
+    )
 
 
 def _words(match: str) -> str:

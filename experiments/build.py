@@ -267,6 +267,12 @@ def count_params(trial: Trial) -> int:
         return cost.count_params(build_model(trial))
 
 
+def mixer_channels(trial: Trial) -> list[int]:
+    """Channels of the trial's token mixers, each width once, from the first layer on."""
+    with torch.device("meta"):
+        return list(dict.fromkeys(mixer.dim for _, mixer in cost.token_mixers(build_model(trial))))
+
+
 def check(trial: Trial) -> None:
     """Build the trial's model and run it on nothing, so that what does not fit fails before anything trains.
 

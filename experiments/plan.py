@@ -46,7 +46,8 @@ class PlannedArm:
         arm: as named in the study.
         case: where; "" in a study without cases.
         template: its trial with seed 0.
-        matching: how near its size came to the baseline's, as stored; None for the baseline.
+        matching: how near its size came to the baseline's, as stored, and how wide the mixers of both are
+            where that differs; None for the baseline.
         budget: what it is trained on, in words.
         metric: what is read of its results in place of the study's metric; None for that.
     """
@@ -400,7 +401,7 @@ def _resolve_case(study: Study, case: Case) -> tuple[list[PlannedArm], Metric, d
         matching = None
         if arm != study.baseline and study.match != "none":
             trial, matched = budget.match(trial, study.match, budget.measure(baseline, study.match))
-            matching = matched.to_dict()
+            matching = matched.to_dict() | budget.mixer_widths(baseline, trial)
         build.check(trial)
         trained_on = _budget(trial.train, data.sizes["train"])
         planned.append(PlannedArm(arm, case.name, trial, matching, trained_on, case.metric))

@@ -346,8 +346,21 @@ def _difference(before: PlannedArm, after: PlannedArm, wanted: study.Study) -> s
         changed["metric"] = after.metric
     solved = changed.pop("skeleton.expansion_ratio", None) if wanted.match != "none" else None
     fields = [f"{field}={value}" for field, value in changed.items()]
-    width = [f"and, to match, expansion_ratio={solved:.4g}"] if solved is not None else []
+    channels = _mixer_channels(before, after)
+    width = [f"and, to match, expansion_ratio={solved:.4g}{channels}"] if solved is not None else []
     return ", ".join([*fields, *width]) or "nothing: these are the same trials"
+
+
+def _mixer_channels(before: PlannedArm | None, after: PlannedArm) -> str:
+    """What is to be added where the mixers of two arms differ in width; None for the arm matched to."""
+    matchings = [arm.matching or {} if arm else {} for arm in (before, after)]
+    widths: list[dict[str, list[int]]] = [each.get("mixer_channels", {}) for each in matchings]
+    target = next((each["target"] for each in widths if each), [])
+    old, new = (each.get("achieved", target) for each in widths)
+    if old == new:
+        return ""
+    has = "its mixer has" if len(new) == 1 else "its mixers have"
+    return f"; {has} {', '.join(map(str, new))} channels instead of {', '.join(map(str, old))}"
 
 
 def _matching_lines(planned: Plan) -> str:
@@ -361,7 +374,8 @@ def _matching_lines(planned: Plan) -> str:
         ratio = arm.template.skeleton.options["expansion_ratio"]
         lines.append(
             f"  {arm.arm if others else arm.name}: {arm.matching['achieved']:,} {arm.matching['what']}, "
-            f"{arm.matching['mismatch']:+.2%} of {planned.study.baseline} (expansion_ratio {ratio:g})\n"
+            f"{arm.matching['mismatch']:+.2%} of {planned.study.baseline} "
+            f"(expansion_ratio {ratio:g}{_mixer_channels(None, arm)})\n"
         )
     return "".join(["Matched by the block's hidden width:\n", *lines]) if lines else ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -228,6 +229,20 @@ def test_the_caption_names_rule_margin_matching_and_budget(table: tables.Table) 
         "finite test set",
     ):
         assert part in caption
+
+
+def test_the_caption_names_mixers_of_another_width(write_records: Write) -> None:
+    records = write_records({"conv": [95.0], "ssm": [95.0], "attention": [95.0], "gru": [95.0]})
+    assert "differ in width" not in " ".join(build(records)[0].caption)
+    path = records.study / "plan.json"
+    content = json.loads(path.read_text())
+    for arm, channels in zip(content["arms"][1:], (97, 65, 97), strict=True):
+        arm["matching"]["mixer_channels"] = {"target": [128], "achieved": [channels]}
+    path.write_text(json.dumps(content))
+    assert (
+        "Their mixers differ in width: 97 channels instead of 128 (ssm and gru); 65 channels instead of 128 "
+        "(attention)."
+    ) in " ".join(build(records)[0].caption)
 
 
 def test_a_chosen_epoch_is_named(write_records: Write) -> None:

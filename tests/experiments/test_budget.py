@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+import run_ablation
 from experiments import budget, build
 from experiments.build import count_costs, with_options
 from experiments.trial import Trial
@@ -15,6 +19,14 @@ from mixers import MIXERS, InputError
 MakeTrial = Callable[..., Trial]
 
 GMACS = {"femto": 1.148, "kobe": 1.506, "tiny": 4.470, "small": 8.936, "base": 15.794}
+RECORDS = Path(__file__).parents[2] / "experiments" / "results" / "cpu" / "studies"
+MAMBA_BLOCK = "isotropic-nano(block=mamba)"
+"""Its mixer gets all hidden channels, so that matching is by the mixer's own width."""
+
+
+def _with_ratio(trial: Trial, ratio: float) -> Trial:
+    skeleton = with_options(trial.skeleton, {"expansion_ratio": ratio})
+    return dataclasses.replace(trial, skeleton=skeleton)
 
 
 @pytest.mark.parametrize(("size", "published"), GMACS.items())
@@ -39,8 +51,7 @@ def test_macs_of_the_released_models(
 def test_every_mixer_can_be_matched(tiny_trial: MakeTrial, mixer: str, skeleton: str, what: str) -> None:
     target = budget.measure(tiny_trial(skeleton=skeleton), what)
     trial = tiny_trial(mixer, skeleton=skeleton)
-    narrowest = dataclasses.replace(trial, skeleton=with_options(trial.skeleton, {"expansion_ratio": 1.0}))
-    if budget.measure(narrowest, what) > target * (1 + budget.TOLERANCE):
+    if budget.measure(_with_ratio(trial, 1.0), what) > target * (1 + budget.TOLERANCE):
         with pytest.raises(InputError, match="cannot be matched"):
             budget.match(trial, what, target)
         return
@@ -56,9 +67,86 @@ def test_what_matches_already_is_left_alone(tiny_trial: MakeTrial) -> None:
     assert budget.match(trial, "params", count_costs(tiny_trial()).params)[0] == trial
 
 
+@pytest.mark.parametrize("mixer", ["attention", "gated-linear-attention", "mambavision", "mamba", "ssm"])
+def test_the_nearest_width_is_found(tiny_trial: MakeTrial, mixer: str) -> None:
+    """Against all widths: of stepped sizes, and of a mixer that takes only even ones."""
+    target = budget.measure(tiny_trial(skeleton=MAMBA_BLOCK), "params")
+    trial = tiny_trial(mixer, skeleton=MAMBA_BLOCK)
+    missed = []
+    for hidden in range(16, 81):
+        with contextlib.suppress(InputError):
+            size = budget.measure(_with_ratio(trial, (hidden + 0.5) / 32), "params")
+            missed.append(abs(size / target - 1))
+    if min(missed) > budget.TOLERANCE:
+        with pytest.raises(InputError, match=rf"nearest .* \([+-]{min(missed):.2%}, more than 2%\)"):
+            budget.match(trial, "params", target)
+    else:
+        assert abs(budget.match(trial, "params", target)[1].mismatch) == min(missed)
+
+
+def test_a_block_without_hidden_channels_is_refused(tiny_trial: MakeTrial) -> None:
+    skeleton = "isotropic-nano(block=metaformer, mlp=none)"
+    target = budget.measure(tiny_trial(skeleton=skeleton), "params")
+    with pytest.raises(InputError, match=r"ssm.* cannot be matched in params"):
+        budget.match(tiny_trial("ssm", skeleton=skeleton), "params", target)
+
+
+@pytest.mark.parametrize("study", ["bytes-small", "digits-ladder", "mambaout-ladder"])
+def test_the_records_keep_their_names(study: str) -> None:
+    """A trial's id holds its ratio, and of several that give one width the search has a choice."""
+    arms = json.loads((RECORDS / study / "plan.json").read_bytes())["arms"]
+    templates = [Trial.from_dict(arm["template"]) for arm in arms]
+    asked = next(
+        template.skeleton.options["expansion_ratio"]
+        for arm, template in zip(arms, templates, strict=True)
+        if not arm["matching"]
+    )
+    for arm, template in zip(arms, templates, strict=True):
+        if arm["matching"]:
+            matched, _ = budget.match(_with_ratio(template, asked), "params", arm["matching"]["target"])
+            assert matched.id == template.id, arm["name"]
+
+
 def test_an_unreachable_size_is_refused(tiny_trial: MakeTrial) -> None:
     with pytest.raises(InputError, match="cannot be matched in params"):
         budget.match(tiny_trial("attention"), "params", 10_000)
+
+
+LANGUAGE = "mqar(length=16, vocabulary=32, pairs=2, train=64, validation=8, test=8)"
+
+
+@pytest.mark.parametrize(
+    ("skeleton", "said"),
+    [
+        ("causal-lm(dim=32, depth=1)", "; its mixer has 41 channels instead of 64"),
+        ("causal-lm(dim=32, depth=1, block=gated)", ""),
+    ],
+)
+def test_a_plan_says_where_matching_changes_the_mixer_too(
+    skeleton: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = ["--mixer", "causal-conv", "ssm", "--baseline", "causal-conv"]
+    asked = ["plan", *arms, "--task", LANGUAGE, "--skeleton", skeleton, "--runs", str(tmp_path)]
+    assert run_ablation.main(asked) == 0
+    first = capsys.readouterr().out
+    assert run_ablation.main(asked) == 0
+    assert capsys.readouterr().out == first, "read from the stored plan"
+    (stored,) = tmp_path.glob("studies/*/plan.json")
+    conv, ssm = json.loads(stored.read_bytes())["arms"]
+    assert conv["matching"] is None
+    ratio = ssm["template"]["skeleton"]["options"]["expansion_ratio"]
+    assert f"mixer=ssm, and, to match, expansion_ratio={ratio:.4g}{said}\n" in first
+    assert f"of causal-conv (expansion_ratio {ratio:g}{said})\n" in first
+    widths = {"target": [64], "achieved": [41]} if said else None
+    assert ssm["matching"].get("mixer_channels") == widths
+
+
+def test_several_widths_are_told_stage_by_stage(tiny_trial: MakeTrial) -> None:
+    wide, narrow = (tiny_trial(skeleton=f"mambaout-nano(block=mamba, expansion_ratio={r})") for r in (2, 1))
+    assert budget.mixer_widths(wide, narrow) == {
+        "mixer_channels": {"target": [64, 128], "achieved": [32, 64]}
+    }
+    assert budget.mixer_widths(wide, wide) == {}
 
 
 def test_parameters_are_split_between_mixer_and_rest(tiny_trial: MakeTrial) -> None:

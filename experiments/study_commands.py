@@ -9,7 +9,18 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import command_line, executors, history, launch, plan, ranks, search, status, study
+from experiments import (
+    command_line,
+    executors,
+    history,
+    launch,
+    outdated,
+    plan,
+    ranks,
+    search,
+    status,
+    study,
+)
 from experiments.history import History
 from experiments.launch import Shard
 from experiments.monitor import Monitor
@@ -71,6 +82,7 @@ def _run(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     store = Store(asked.runs)
     _store(planned, path, store, asked, command)
     print(_matching_lines(planned) + _warm_up_lines(planned) + _no_search_line(wanted, asked), end="")
+    _meet_outdated(planned, store, retrain=asked.retrain)
     chosen = _choose_rates(planned, store, asked)
     if chosen.open:
         _say_what_waits(chosen, asked)
@@ -126,9 +138,21 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     searched = f"{_count(waiting, 'trial')} for them, then " if found.open else ""
     where = f" of shard {asked.shard}" if asked.shard else ""
     print(f"{searched}{_count(len(trials), 'trial')}{where}, {done} finished, {len(trials) - done} to run")
+    _meet_outdated(found.plan, store, retrain=False)
     if wanted.cost:
         print(f"What the study file says of its cost: {wanted.cost}")
     return 0
+
+
+def _meet_outdated(planned: Plan, store: Store, *, retrain: bool) -> None:
+    """Say which finished trials the code or the data of today would not give, or set their results aside."""
+    old = outdated.find(search.settle(planned, store).plan, store)
+    if not retrain:
+        print("".join(f"note: {sentence}\n" for sentence in old.sentences()), end="")
+        return
+    for trial_id in old.trials:
+        store.folder(trial_id).set_aside("outdated")
+    print(f"{_count(len(old.trials), 'trial')} set aside to be trained again, as result.outdated-*.json")
 
 
 def _count(number: int, what: str) -> str:
@@ -222,11 +246,11 @@ def _history(planned: Plan, path: Path, store: Store, asked: Request) -> History
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """What runs the study, whoever asks: without a shard, so that it runs whatever is missing."""
+    """What runs the study, whoever asks: all that is missing, so without a shard, and no more than that."""
     kept = [
         word
         for before, word in zip(["", *arguments], arguments, strict=False)
-        if before != "--shard" and word.partition("=")[0] != "--shard"
+        if before != "--shard" and word.partition("=")[0] not in ("--shard", "--retrain")
     ]
     return shlex.join(["run_ablation.py", *kept])
 
@@ -376,7 +400,7 @@ def _write_report(planned: Plan, store: Store, folder: Path, share: Shard | None
     """Tables, figures and report; print the verdict and name what is missing."""
     from analysis.report import write_study
 
-    report = write_study(folder, store.trials)
+    report = write_study(folder, store.trials, outdated.find(planned, store).sentences())
     if not report.paths:
         raise InputError(" ".join(report.verdict_lines))
     print(report.terminal_table)

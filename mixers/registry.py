@@ -133,6 +133,10 @@ class Registry:
             return self._load_own(name)
         return _imported(self._entries[name])
 
+    def module(self, name: str) -> str | None:
+        """The module that an entry is in; None for an own component and for an unknown name."""
+        return self._entries[name].partition(":")[0] if name in self._entries else None
+
     def with_source(self, name: str) -> str:
         """The name of an own component with the hash of its file; any other name as it is.
 

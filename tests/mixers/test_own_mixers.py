@@ -10,7 +10,7 @@ import pytest
 
 import run_ablation
 from experiments import plan, study
-from experiments.build import resolve
+from experiments.build import count_params, resolve
 from experiments.trial import Recipe
 from mixers import MIXERS, InputError, contract
 from mixers.registry import is_own
@@ -134,6 +134,9 @@ STEPS = "self.steps = steps"
         (RETURN, "raise SystemExit", "fails on a .* grid of 16 channels: SystemExit"),
         (".bool()", ".bool()[:2]", r"dependency_mask that is no \(12, 12\) tensor on a grid of 3, 4"),
         ("steps: int = 1", "steps: int", "steps: Field required"),
+        (STEPS, f"{STEPS}; float(torch.ones(()))", "cannot be built on torch's meta device, .* Tensor.item"),
+        (RETURN, "return (moved * self.scale).view_as(x)[:, : 2 if self.training else None]", "in training"),
+        (RETURN, f"assert x.shape[1] == 3; {RETURN}", r"fails on a \(1, 1\) grid"),
     ],
 )
 def test_it_is_held_to_the_contract(write_mixer, before: str, after: str, message: str) -> None:
@@ -141,6 +144,45 @@ def test_it_is_held_to_the_contract(write_mixer, before: str, after: str, messag
     module = write_mixer(GOOD.replace(before, after))
     with pytest.raises(InputError, match=message):
         resolved(f"{module}:Shift")
+
+
+STEP = """
+    def state_size(self, length):
+        return {size}
+
+    def init_state(self, batch_size, device=None):
+        return (torch.zeros(batch_size, self.dim, device=device),)
+
+    def step(self, x, state):
+        return {first} * self.scale, (x,)
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "first", "message"),
+    [
+        ("self.dim", "state[0]", None),
+        ("self.dim", "x", "gives something else by step than by forward, first at token 0"),
+        ("1", "state[0]", "carries 16 numbers, but its state_size says 1"),
+    ],
+)
+def test_its_steps_are_held_to_its_forward(write_mixer, size: str, first: str, message: str | None) -> None:
+    mixer_class = MIXERS.load(f"{write_mixer(GOOD + STEP.format(size=size, first=first))}:Shift")
+    if message is None:
+        contract.check("Shift", mixer_class, {}, grid_rank=1)
+        return
+    with pytest.raises(InputError, match=message):
+        contract.check("Shift", mixer_class, {}, grid_rank=1)
+
+
+def test_a_mixer_of_the_checkout_that_reads_a_value_is_told_in_a_sentence(
+    write_mixer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = write_mixer(GOOD.replace(STEPS, f"{STEPS}; float(torch.ones(()))"))
+    monkeypatch.syspath_prepend(Path.cwd())  # as the checkout is
+    monkeypatch.setitem(MIXERS._entries, "shift", f"{module}:Shift")
+    with pytest.raises(InputError, match="mixer shift cannot be built on torch's meta device"):
+        count_params(resolved("shift"))
 
 
 @pytest.mark.parametrize(

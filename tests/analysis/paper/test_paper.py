@@ -272,6 +272,37 @@ def test_the_users_own_study_stands_beside_the_figure(
     assert "Right (ours, checked in: digits-ladder)" in bubbles.accuracy_against_macs(studies).caption
 
 
+def test_a_study_that_is_barely_begun_hides_no_complete_one(
+    write_records_in: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = write_records_in(tmp_path / "mine", ARMS)
+    checked_in = Path(write_records_in(tmp_path / "theirs", ARMS).study).parents[1]
+    set_checked_in(monkeypatch, checked_in)
+    folders = [Path(mine.study).parents[1], checked_in]
+    (shown,), notes = ours.find_studies(folders)
+    assert not shown.checked_in
+    assert notes == []
+    (mine.folder("ssm", 0) / "result.json").unlink()
+    (shown,), notes = ours.find_studies(folders)
+    assert shown.checked_in
+    assert notes == ["demo: of yours 11 trials are finished, the checked-in one with 12 is shown"]
+
+
+def test_a_study_under_way_takes_no_figure_from_a_complete_one(
+    write_records_in: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = write_records_in(tmp_path / "mine", {**ARMS, "attention": [98.0, 98.5, 97.0]})
+    theirs = write_records_in(tmp_path / "theirs", ARMS)
+    theirs.study.rename(theirs.study.with_name("another"))
+    folders = [Path(each.study).parents[1] for each in (mine, theirs)]
+    set_checked_in(monkeypatch, folders[1])
+    for seed in range(1, 3):
+        (mine.folder("attention", seed) / "result.json").unlink()
+    chosen = ours.widest(ours.find_studies(folders)[0])
+    assert chosen is not None
+    assert chosen.checked_in
+
+
 @pytest.mark.parametrize("marker", ["o", "s", "^", "v", "D", "P"])
 def test_the_area_of_a_marker_is_counted_right(marker: str) -> None:
     """Against the pixels that matplotlib fills."""

@@ -305,3 +305,33 @@ def test_what_was_settled_late_is_said(records: Any) -> None:
     first, _ = judge(late, summarise(late))
     assert "taken from a family of 5 comparisons: p allows for 1." in first.sentence
     assert "Seeds were added after a look at 2: neither" in first.sentence, "and not at the seeds there are"
+
+
+def test_in_the_terminal_names_stand_whole_under_their_case(write_records: Any) -> None:
+    arms = {f"{arm} @ {case}": [95.0, 95.5, 96.0] for case in ("32", "64") for arm in ("conv + ssm", "conv")}
+    records = write_records(arms)
+    plan = json.loads((records.study / "plan.json").read_text())
+    for arm in plan["arms"]:
+        arm["arm"], arm["case"] = arm["name"].split(" @ ")
+    records.edit_plan(
+        arms=plan["arms"],
+        cases={"axis": "length", "log": False, "entries": [_case("32"), _case("64")]},
+        comparisons=[{"arm": f"conv + ssm @ {case}", "baseline": f"conv @ {case}"} for case in ("32", "64")],
+        baselines=[{"name": "a random answer", "value": 10.0, "case": case} for case in ("32", "64")],
+    )
+    said = write_study(records.study, records.trials).terminal_table
+    lines = said.splitlines()
+    assert "…" not in said
+    assert lines.count("@ 32") == lines.count("@ 64") == 1  # the costs are the same in both
+    assert [line.split("  ")[0] for line in lines[lines.index("@ 32") :][:3]] == [
+        "@ 32",
+        "conv + ssm",
+        "conv",
+    ]
+    assert "naive baselines: a random answer 10.00 at 32 and 64" in lines
+    assert "(test split of seed 0)" not in said
+    assert "Naive baselines are of the test split of seed 0." in " ".join(said.split())
+
+
+def _case(name: str) -> dict[str, object]:
+    return {"name": name, "at": None, "series": None, "about": "digits"}

@@ -19,7 +19,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -90,7 +90,8 @@ class Registry:
         """
         match = re.fullmatch(r"\s*([\w.:@\-]+)\s*(?:\((.*)\))?\s*", text, flags=re.DOTALL)
         if match is None:
-            raise InputError(f"{self.kind} {text!r} is not of the form name or name(option=value, ...)")
+            hint = self._own_hint(text)
+            raise InputError(f"{self.kind} {text!r} is not of the form name or name(option=value, ...){hint}")
         name, inside = match.group(1), match.group(2)
         self._require(name)
         options: dict[str, Any] = {}
@@ -210,12 +211,25 @@ class Registry:
             return
         if name not in self._entries:
             known = ", ".join(self._entries)
-            raise InputError(f"unknown {self.kind} {name!r}{suggest(name, self._entries)} (known: {known})")
+            hint = self._own_hint(name) or suggest(name, self._entries)
+            raise InputError(f"unknown {self.kind} {name!r}{hint} (known: {known})")
+
+    def _own_hint(self, text: str) -> str:
+        """How a text that looks like the path of a class of the user's is written; "" for any other text."""
+        match = re.search(r"([\w.]+?)(?:\.py)?[.:](\w+)\s*$", text.partition("(")[0])
+        if self._own_base is None or match is None:
+            return ""
+        return (
+            f"; a class of your own is module:Class, here {match[1]}:{match[2]}, with the folder of its file "
+            "on PYTHONPATH or as the working directory"
+        )
 
     def _option_model(self, name: str) -> type[BaseModel]:
         if name not in self._option_models:
             entry = self.load(name)
             function = entry.__init__ if inspect.isclass(entry) else entry
+            parameters = inspect.signature(function).parameters
+            self._check_options(name, list(parameters.values()))
             hints = get_type_hints(function, include_extras=True)
             none = inspect.Parameter.empty
             fields: dict[str, Any] = {
@@ -223,12 +237,29 @@ class Registry:
                     hints[parameter.name],
                     ... if parameter.default is none else parameter.default,
                 )
-                for parameter in inspect.signature(function).parameters.values()
+                for parameter in parameters.values()
                 if parameter.kind is inspect.Parameter.KEYWORD_ONLY
             }
             config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
             self._option_models[name] = create_model(f"{name} options", __config__=config, **fields)
         return self._option_models[name]
+
+    def _check_options(self, name: str, parameters: Sequence[inspect.Parameter]) -> None:
+        """Refuse an option that could not be set by name, and so would keep its default in silence.
+
+        Raises:
+            InputError: a positional parameter beyond those that the base class has.
+        """
+        if self._own_base is None:
+            return
+        base = inspect.signature(_imported(self._own_base).__init__).parameters
+        positional = [each for each in parameters if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        if len(positional) > len(base):
+            option = positional[len(base)].name
+            raise InputError(
+                f"{self.kind} {name}: {option!r} cannot be set: options are keyword-only, behind a * in "
+                f"__init__({', '.join([*base, '*', f'{option}=...'])})"
+            )
 
 
 def is_own(name: str) -> bool:

@@ -134,6 +134,7 @@ STEPS = "self.steps = steps"
         (RETURN, "raise SystemExit", "fails on a .* grid of 16 channels: SystemExit"),
         (".bool()", ".bool()[:2]", r"dependency_mask that is no \(12, 12\) tensor on a grid of 3, 4"),
         ("steps: int = 1", "steps: int", "steps: Field required"),
+        ("*, steps", "steps", r"'steps' cannot be set: .* __init__\(self, dim, grid_rank, \*, steps=...\)"),
         (STEPS, f"{STEPS}; float(torch.ones(()))", "cannot be built on torch's meta device, .* Tensor.item"),
         (RETURN, "return (moved * self.scale).view_as(x)[:, : 2 if self.training else None]", "in training"),
         (RETURN, f"assert x.shape[1] == 3; {RETURN}", r"fails on a \(1, 1\) grid"),

@@ -263,11 +263,13 @@ def _key(name: str, study: Study) -> str:
 
 
 def _own_sources(study: Study) -> list[str]:
-    """The user's own mixers with the hashes of their files, which `source_digest` does not cover."""
+    """The user's own mixers and tasks with the hashes of their files, which `source_digest` lacks."""
     texts = [arm.mixer for arm in study.all_arms()]
     texts += [text for case in study.all_cases() for text in case.mixers.values()]
-    components = [component for text in texts for component in MIXERS.parse_pattern(text)]
-    return [MIXERS.with_source(component.name) for component in components if is_own(component.name)]
+    mixers = [component for text in texts for component in MIXERS.parse_pattern(text)]
+    tasks = [_changed(TASKS, study.task, case.task) for case in study.all_cases()]
+    named = [(MIXERS, each) for each in mixers] + [(TASKS, each) for each in tasks]
+    return [registry.with_source(each.name) for registry, each in named if is_own(each.name)]
 
 
 def _weight_files(study: Study) -> list[str]:

@@ -5,8 +5,8 @@ dotted path, so that listing names costs no import. Its keyword-only parameters 
 their annotations are checked by pydantic, their defaults are the defaults, and a name that is not
 among them is an error. Nothing is passed through `**kwargs`.
 
-A component of the user's own needs no entry: `my_module:MyMixer(option=value)` names a class in a file on the
-Python path or in the working directory. Resolved, its name carries the hash of that file,
+A mixer or task of the user's own needs no entry: `my_module:MyMixer(option=value)` names a class in a file on
+the Python path or in the working directory. Resolved, its name carries the hash of that file,
 `my_module:MyMixer@1f0c6e2a93b7`, because a trial must say all that determines its number.
 """
 
@@ -252,8 +252,10 @@ class Registry:
         """
         if self._own_base is None:
             return
-        base = inspect.signature(_imported(self._own_base).__init__).parameters
-        positional = [each for each in parameters if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        inherited = inspect.signature(_imported(self._own_base).__init__).parameters.values()
+        base = [each.name for each in inherited if each.kind in by_place]
+        positional = [each for each in parameters if each.kind in by_place]
         if len(positional) > len(base):
             option = positional[len(base)].name
             raise InputError(

@@ -207,12 +207,31 @@ def test_a_file_that_cannot_be_imported(write_mixer) -> None:
         resolved(f"{module}:Shift")
 
 
-def test_tasks_and_skeletons_take_none() -> None:
-    from experiments.tasks import TASKS
+def test_skeletons_take_none() -> None:
+    from experiments.skeletons import SKELETONS
 
     assert is_own("a:B")
-    with pytest.raises(InputError, match="unknown task"):
-        TASKS.parse("my_task:Task")
+    with pytest.raises(InputError, match="unknown skeleton"):
+        SKELETONS.parse("my_skeleton:Skeleton")
+
+
+def test_the_task_of_the_contributing_guide_is_learned_from_the_command_line(
+    write_mixer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands there; its file is part of the trial, as a mixer's is."""
+    guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    (source,) = re.findall(r"```python\n(# majority\.py.*?)```", guide, re.DOTALL)
+    module = write_mixer(source)
+    options = "--skeleton causal-lm(dim=16,depth=1) --mixer gru --baseline causal-conv --seeds 1"
+    small = "--task.train 640 --train.epochs 1 --train.warmup-epochs 0 --match none --workers 1"
+    command = ["--task", f"{module}:Majority(length=9)", *options.split(), *small.split()]
+    assert run_ablation.main(command) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 of 2 trials to run" in said
+    assert "naive baselines: a random answer 50.0" in said
+    write_mixer(f"{source}\n# another rule\n")
+    assert run_ablation.main(["plan", *command]) == 0
+    assert "2 trials, 0 finished, 2 to run" in capsys.readouterr().out
 
 
 def test_it_runs_from_the_command_line(write_mixer, capsys: pytest.CaptureFixture[str]) -> None:

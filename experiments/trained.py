@@ -65,10 +65,10 @@ def trained(runs: Path, study: str | None = None, seed: int = 0) -> Iterator[Tra
     Raises:
         InputError: that study was never planned there, or a plan cannot be read.
     """
-    planned = [plan.parent.name for plan in sorted((runs / "studies").glob("*/plan.json"))]
-    if study is not None and study not in planned:
-        there = f"there: {', '.join(planned)}" if planned else "nothing is there"
-        raise InputError(f"no study {study!r} in {runs}{suggest(study, planned)} ({there})")
+    known = [plan.parent.name for plan in sorted((runs / "studies").glob("*/plan.json"))]
+    if study is not None and study not in known:
+        there = f"there: {', '.join(known)}" if known else "nothing is there"
+        raise InputError(f"no study {study!r} in {runs}{suggest(study, known)} ({there})")
     for plan in sorted((runs / "studies").glob("*/plan.json")):
         if study not in (None, plan.parent.name):
             continue

@@ -130,7 +130,7 @@ def _check_lists(form: object, arguments: Sequence[str]) -> None:
         InputError: there is one.
     """
     lists = {each.name for each in dataclasses.fields(form) if "tuple[" in str(each.type)}  # type: ignore[arg-type]
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in itertools.pairwise([*arguments, "--"]):
         name = argument.removeprefix("--").replace("-", "_")
         if argument.startswith("--") and name in lists and following.startswith("--"):
             raise InputError(f"{argument} is empty: it takes one value or more")

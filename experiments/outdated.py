@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments import search, sources
-from experiments.launch import finished
 from experiments.plan import Plan
 from experiments.store import Store
 
@@ -80,8 +79,9 @@ def _with_other_data(plan: Plan, store: Store) -> dict[str, str]:
 
 
 def _result(store: Store, trial_id: str) -> dict[str, Any] | None:
-    folder = store.folder(trial_id)
-    return folder.result() if finished(folder) else None
+    """Of a finished trial; None of any other. A study of thousands reads each once."""
+    result = store.folder(trial_id).result()
+    return None if result is None or result["status"] == "failed" else result
 
 
 def _shown(trials: Collection[str]) -> str:

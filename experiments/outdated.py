@@ -35,9 +35,11 @@ class Outdated:
         said = []
         if self.files:
             files = sorted({file for changed in self.files.values() for file in changed})
-            more = f" and {len(files) - MOST_FILES} more" if len(files) > MOST_FILES else ""
+            named = files[:MOST_FILES]
+            named += [f"{len(files) - MOST_FILES} more"] if len(files) > MOST_FILES else []
+            which = " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
             have = "has" if len(files) == 1 else "have"
-            said.append(f"{', '.join(files[:MOST_FILES])}{more} {have} changed since {_shown(self.files)}")
+            said.append(f"{which} {have} changed since {_shown(self.files)}")
         for task in dict.fromkeys(self.data.values()):
             own = [trial for trial, other in self.data.items() if other == task]
             said.append(f"{task} gives other data today than when {_shown(own)}")

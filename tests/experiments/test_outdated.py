@@ -12,6 +12,7 @@ import pytest
 import run_ablation
 from experiments import sources
 from experiments.code_version import ROOT
+from experiments.outdated import Outdated
 
 FLAGS = "--mixer identity --seeds 1 --match none --train.epochs 1 --train.warmup-epochs 0 --workers 1"
 COMMAND = [*FLAGS.split(), "--task", "digits(canvas=8, validation=200, test=1200)"]
@@ -90,3 +91,13 @@ def test_the_files_are_those_of_mixer_and_task_and_what_they_build_on() -> None:
     assert list(sources.digests(["shift:Shift@0123456789ab"], "parity")) == list(
         sources.digests([], "parity")
     )
+
+
+def test_many_files_are_named_in_part() -> None:
+    files = [f"mixers/{letter}.py" for letter in "abcde"]
+    (said,) = Outdated({"1": files[:2], "2": files[1:]}, {}).sentences()
+    assert said.startswith(
+        "mixers/a.py, mixers/b.py, mixers/c.py and 2 more have changed since 2 finished trials were trained: "
+    )
+    (said,) = Outdated({"1": files[:2]}, {}).sentences()
+    assert said.startswith("mixers/a.py and mixers/b.py have changed since 1 finished trial was trained: ")

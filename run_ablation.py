@@ -21,10 +21,20 @@ def terminate(signum: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    """Handle the first Ctrl-C; more of them would only cut short what ends the command in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, terminate)
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # not where it is ignored, as behind nohup
+        signal.signal(signal.SIGINT, interrupt)
     try:
         return _run(given)
     except KeyboardInterrupt as stopped:

@@ -6,7 +6,7 @@ import gc
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -52,11 +52,16 @@ def nothing_collected() -> Iterator[None]:
 
 
 @nothing_collected()
-def write_study(study_folder: Path, trials_folder: Path) -> StudyReport:
+def write_study(study_folder: Path, trials_folder: Path, remarks: Sequence[str] = ()) -> StudyReport:
     """Read the records of a study and rewrite its tables, figures and report, each file atomically.
 
-    The files are a function of the records alone: no dates, no machine names, the same bytes every time. A
-    plan that cannot be read leaves the folder as it is, and the report says why.
+    The files are a function of the records and the remarks alone: no dates, no machine names, the same bytes
+    every time. A plan that cannot be read leaves the folder as it is, and the report says why.
+
+    Args:
+        study_folder: with the plan; the files go there.
+        trials_folder: of the records.
+        remarks: sentences on what no record can tell, to stand among the notes of the table.
     """
     try:
         study = load_study(study_folder, trials_folder)
@@ -78,6 +83,7 @@ def write_study(study_folder: Path, trials_folder: Path) -> StudyReport:
         many,
     )
     table = tables.comparison_table(study, arms, comparisons)
+    table = replace(table, warnings=[*remarks, *table.warnings])
     files = _text_files(study, arms, comparisons, table)
     mixed = differing(study)
     drawings = [

@@ -2,7 +2,7 @@
 
 Each arm has one row per comparison it is judged in, and one row if it is only a baseline. Accuracy and cost
 stand in the same row, because a difference without its price is half an answer. The terminal version splits
-the columns into two blocks to stay within 100 characters.
+the columns into two blocks and the rows by case, and breaks names into lines, to stay within its width.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import csv
 import io
 import json
 import math
+import shutil
 import textwrap
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from analysis import quantities as q
 from analysis.records import Json, NaiveBaseline, Study, timing_row, trial_row
@@ -22,12 +24,14 @@ from analysis.statistics import Estimate
 from analysis.summary import ArmSummary, notes, warnings
 from analysis.verdict import Comparison, margin_set, settled_late
 
-TERMINAL_WIDTH = 100
+TERMINAL_WIDTH = 100  # where none is told
+WIDEST = 120
+NARROWEST_NAME = 8
 MOST_PLACES = 3  # tasks, skeletons and budgets that a caption names
 
 RESULT_KEYS = ("arm", "metric", "against", "difference", "p", "verdict")
 NO_COMPARISON: tuple[Comparison | None, ...] = (None,)
-SHORTENED = ("arm", "against", "backend")  # where the terminal is too narrow
+BROKEN = ("arm", "against", "verdict", "backend")  # into lines, where the terminal is too narrow
 LONG_TEXT = 60  # characters of a cell, from which on LaTeX breaks it into lines
 COST_KEYS = ("params", "macs", "state", "memory", "speed", "backend")
 
@@ -57,12 +61,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells by column key, and what has to be said about them."""
+    """Cells by column key, and what has to be said about them.
+
+    Attributes:
+        columns: in order.
+        rows: of arms, under "case" the name of theirs, too; at the end those of naive baselines.
+        caption: sentences.
+        warnings: likewise.
+        naive: how many rows are of naive baselines.
+    """
 
     columns: list[Column]
     rows: list[dict[str, Cell]]
     caption: list[str]
     warnings: list[str]
+    naive: int = 0
 
 
 def comparison_table(study: Study, arms: dict[str, ArmSummary], comparisons: list[Comparison]) -> Table:
@@ -76,13 +89,27 @@ def comparison_table(study: Study, arms: dict[str, ArmSummary], comparisons: lis
         ],
         caption=_caption(study, arms, comparisons),
         warnings=warnings(study, arms),
+        naive=len(study.baselines),
     )
 
 
-def terminal(table: Table, width: int = TERMINAL_WIDTH) -> str:
-    """Two plain-text blocks (results, costs) and the caption, no line longer than `width`."""
+def terminal_width() -> int:
+    """Of the terminal, as far as lines of that width can be read."""
+    return min(WIDEST, shutil.get_terminal_size((TERMINAL_WIDTH, 24)).columns)
+
+
+def terminal(table: Table, width: int | None = None) -> str:
+    """Two plain-text blocks (results, costs), the naive baselines and the caption.
+
+    Args:
+        table: of a study.
+        width: of the lines, which only numbers exceed; by default the terminal's.
+    """
+    width = width or terminal_width()
     blocks = [RESULT_KEYS, ("arm", *COST_KEYS)]
     texts = ["\n".join(_text_block(table, keys, width)) for keys in blocks]
+    if table.naive:
+        texts.insert(1, "\n".join(_wrapped(_naive_line(table), width)))
     remarks = [line for warning in table.warnings for line in _wrapped(f"! {warning}", width)]
     texts += ["\n".join(lines) for lines in (remarks, _wrapped(" ".join(table.caption), width)) if lines]
     return "\n\n".join(texts) + "\n"
@@ -260,6 +287,7 @@ def _cells(study: Study, arm: ArmSummary, comparison: Comparison | None) -> dict
         else ""
     )
     return {
+        "case": Cell(arm.arm.case or ""),
         "arm": Cell(arm.name),
         "metric": _mean_and_sd(arm.test, decimals, f" ({arm.spread})"),
         "validation": _mean_and_sd(arm.validation, decimals, ""),
@@ -278,8 +306,9 @@ def _naive_cells(study: Study, naive: NaiveBaseline) -> dict[str, Cell]:
     case = f" @ {naive.case}" if naive.case else ""
     decimals = q.decimals_for(study.margin, study.metric.unit)
     cells = {column.key: Cell(q.MISSING) for column in _columns(study)}
+    cells["case"] = Cell(naive.case or "")
     cells["arm"] = Cell(f"{naive.name}{case}", "(naive baseline)")
-    cells["metric"] = Cell(q.number(naive.value, decimals), "(test split of seed 0)", naive.value)
+    cells["metric"] = Cell(q.number(naive.value, decimals), value=naive.value)
     return cells
 
 
@@ -346,6 +375,8 @@ def _caption(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compar
         f"{_places(study)}.",
         f"Mean ± standard deviation over seeds (n in brackets); {better} is better.",
     ]
+    if study.baselines:
+        sentences.append("Naive baselines are of the test split of seed 0.")
     if comparisons:
         families = sorted({c.family_size for c in comparisons})
         over = q.listing([q.plural(size, "comparison") for size in families])
@@ -412,11 +443,22 @@ def _range(values: list[float], decimals: int) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def _naive_line(table: Table) -> str:
+    """What predictors that learn nothing reach, and in which cases."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for row in table.rows[-table.naive :]:
+        cases.setdefault((_within_case(row, "arm"), row["metric"].text), []).append(row["case"].text)
+    said = [
+        f"{name} {value}" + (f" at {q.listing(where)}" if any(where) else "")
+        for (name, value), where in cases.items()
+    ]
+    return f"naive baselines: {'; '.join(said)}"
+
+
 def _text_block(table: Table, keys: Sequence[str], width: int) -> list[str]:
     columns = [next(column for column in table.columns if column.key == key) for key in keys]
-    rows = [[row[key].line for key in keys] for row in table.rows]
-    if "against" not in keys:  # an arm judged against two baselines still has only one price
-        rows = [list(row) for row in dict.fromkeys(tuple(row) for row in rows)]
+    groups = _by_case(table, keys)
+    rows = [row for group in groups.values() for row in group]
     available = width - 2 * (len(columns) - 1)
     widths = [max(map(len, [column.heading, *cells])) for column, *cells in zip(columns, *rows, strict=True)]
     if sum(widths) > available:  # break the headings
@@ -424,31 +466,72 @@ def _text_block(table: Table, keys: Sequence[str], width: int) -> list[str]:
             max(map(len, [*column.heading.split(), *cells]))
             for column, *cells in zip(columns, *rows, strict=True)
         ]
-    widths = _fitted(widths, columns, available)
+    widths = _fitted(widths, columns, rows, available)
     headings = [textwrap.wrap(column.heading, w) for column, w in zip(columns, widths, strict=True)]
     tallest = max(map(len, headings))
-    grid = [*zip(*([""] * (tallest - len(lines)) + lines for lines in headings), strict=True), *rows]
-    lines = [
-        "  ".join(
-            _fit(cell, w, column.numeric) for cell, w, column in zip(row, widths, columns, strict=True)
-        ).rstrip()
-        for row in grid
-    ]
-    return [*lines[:tallest], "  ".join("-" * w for w in widths), *lines[tallest:]]
+    lines = _laid_out([[""] * (tallest - len(each)) + each for each in headings], widths, columns)
+    lines.append("  ".join("-" * w for w in widths))
+    for case, group in groups.items():
+        lines += [f"@ {case}"] if case else []
+        for row in group:
+            cells = [_lines_of(cell, w) for cell, w in zip(row, widths, strict=True)]
+            lines += _laid_out(cells, widths, columns)
+    return lines
 
 
-def _fitted(widths: list[int], columns: list[Column], available: int) -> list[int]:
-    """Take what does not fit from the widest column of names, a character at a time; numbers stay whole."""
+def _by_case(table: Table, keys: Sequence[str]) -> dict[str, list[tuple[str, ...]]]:
+    """The cells of the arms by case; under "" where there are no cases, or where they differ in nothing.
+
+    An arm judged against two baselines still has only one price.
+    """
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for row in table.rows[: len(table.rows) - table.naive]:
+        cells = tuple(_within_case(row, key) if key in ("arm", "against") else row[key].line for key in keys)
+        group = groups.setdefault(row["case"].text, [])
+        if "against" in keys or cells not in group:
+            group.append(cells)
+    first, *others = groups.values()
+    return {"": first} if others and all(group == first for group in others) else groups
+
+
+def _within_case(row: dict[str, Cell], key: str) -> str:
+    """A name without the case that its row is of."""
+    return row[key].text.removesuffix(f" @ {row['case'].text}")
+
+
+def _fitted(
+    widths: list[int], columns: list[Column], rows: Sequence[tuple[str, ...]], available: int
+) -> list[int]:
+    """Take what does not fit from the widest column of names, a character at a time; numbers stay whole.
+
+    Names are broken between words before any word is.
+    """
     widths = list(widths)
-    names = [i for i, column in enumerate(columns) if column.key in SHORTENED]
-    while sum(widths) > available and max(widths[i] for i in names) > 8:
-        widths[max(names, key=lambda i: widths[i])] -= 1
+    words = [
+        max(len(word) for cell in cells for word in textwrap.wrap(cell, 1, break_long_words=False))
+        for cells in zip([column.heading for column in columns], *rows, strict=True)
+    ]
+    names = [i for i, column in enumerate(columns) if column.key in BROKEN]
+    for least in (words, [NARROWEST_NAME] * len(columns)):
+        while sum(widths) > available and any(widths[i] > least[i] for i in names):
+            widths[max((i for i in names if widths[i] > least[i]), key=lambda i: widths[i])] -= 1
     return widths
 
 
-def _fit(cell: str, width: int, numeric: bool) -> str:
-    cell = q.shortened(cell, width)
-    return cell.rjust(width) if numeric else cell.ljust(width)
+def _lines_of(cell: str, width: int) -> list[str]:
+    """A cell as it is, or in lines."""
+    return [cell] if len(cell) <= width else textwrap.wrap(cell, width)
+
+
+def _laid_out(cells: Sequence[list[str]], widths: Sequence[int], columns: Sequence[Column]) -> list[str]:
+    """Cells of several lines side by side."""
+    return [
+        "  ".join(
+            line.rjust(width) if column.numeric else line.ljust(width)
+            for line, width, column in zip(lines, widths, columns, strict=True)
+        ).rstrip()
+        for lines in zip_longest(*cells, fillvalue="")
+    ]
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -171,7 +171,8 @@ def assemble(
     """Mixers in a skeleton, all options resolved, for any task; `who` is that task in error messages.
 
     Raises:
-        InputError: the mixer does not fit the skeleton, or sees the future of a causal task.
+        InputError: the mixer does not fit the skeleton, sees the future of a causal task, or cannot be built
+            on the meta device.
     """
     entry = SKELETONS.load(skeleton.name)
     places: set[int] = set()
@@ -185,6 +186,10 @@ def assemble(
             built: TokenMixer = MIXERS.load(chosen.name)(dim, grid_rank, **chosen.options)
         except ValueError as error:
             raise InputError(f"mixer {chosen.name}: {error}") from None
+        except (RuntimeError, NotImplementedError) as error:
+            if torch.get_default_device().type != "meta":
+                raise
+            raise contract.needs_values(chosen.name, error) from error
         if spec.causal and not built.causal:
             raise InputError(
                 f"{who} is causal, but mixer {chosen} sees later tokens; choose a causal one such as "

@@ -106,9 +106,10 @@ def read(default: Form, arguments: Sequence[str], program: str, about: str | Non
         about: what the help says first; what the dataclass says by default.
 
     Raises:
-        InputError: an unknown flag or a value that does not fit.
+        InputError: an unknown flag, a list of nothing, or a value that does not fit.
         SystemExit: after printing help.
     """
+    _check_lists(default, arguments)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -120,6 +121,19 @@ def read(default: Form, arguments: Sequence[str], program: str, about: str | Non
             raise
         message = _unboxed(said.getvalue())
         raise InputError(f"{message}{_nearest_flag(message, default)} (see --help)") from None
+
+
+def _check_lists(form: object, arguments: Sequence[str]) -> None:
+    """Refuse a flag that takes several values and gets none: that is not what its absence means.
+
+    Raises:
+        InputError: there is one.
+    """
+    lists = {each.name for each in dataclasses.fields(form) if "tuple[" in str(each.type)}  # type: ignore[arg-type]
+    for argument, following in itertools.pairwise([*arguments, "--"]):
+        name = argument.removeprefix("--").replace("-", "_")
+        if argument.startswith("--") and name in lists and following.startswith("--"):
+            raise InputError(f"{argument} is empty: it takes one value or more")
 
 
 def _nearest_flag(message: str, form: object) -> str:
@@ -176,6 +190,14 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
         if argument == flag and position + 1 < len(arguments):
             return arguments[position + 1]
     return None
+
+
+def late_verb(arguments: Sequence[str]) -> str:
+    """What to add to an error where a command stands behind options; "" where none does."""
+    found = next((word for word in arguments if word in COMMANDS), None)
+    if found is None or not arguments[0].startswith("-"):
+        return ""
+    return f"; the command comes first: run_ablation.py {found} {arguments[0]} ..."
 
 
 def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -51,7 +51,10 @@ def run(arguments: Sequence[str]) -> int:
         return _demo(rest)
     if verb == "report" and "--paper" in rest:
         return _paper([argument for argument in rest if argument != "--paper"])
-    return study_commands.perform(verb, rest)
+    try:
+        return study_commands.perform(verb, rest)
+    except InputError as error:
+        raise InputError(f"{error}{command_line.late_verb(arguments)}") from error
 
 
 def _paper(arguments: Sequence[str]) -> int:
@@ -119,7 +122,7 @@ def _look(arguments: Sequence[str]) -> int:
     seen = [dataclasses.asdict(sight) for sight in sights(runs, asked.study)]
     drawn += detections_figure.write(runs / "look", seen)
     if not any(cell.figure == "receptive_fields" for cell in cells):
-        print(f"note: no trained image model with weights in {runs}; run_ablation.py trains some")
+        print(f"note: no trained image model with weights in {runs}; uv run run_ablation.py trains some")
     for path in drawn:
         print(f"figure   {path}")
     return 0

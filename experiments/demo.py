@@ -235,7 +235,7 @@ def load(
         where = f"study {study} in {runs}" if study else str(runs)
         raise InputError(
             f"no trained image model with weights in {where}, and no MambaOut weights of timm on this disk; "
-            "`run_ablation.py --mixer ssm` trains some in minutes"
+            "`uv run run_ablation.py --mixer ssm` trains some in minutes"
         )
     pictures = [picture for of_view in examples.values() for picture in of_view]
     return Demo(choices, first or tuple(list(choices)[:4]), pictures)

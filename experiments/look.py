@@ -75,12 +75,12 @@ def look(mixers: Sequence[str], runs: Path, study: str | None, side: int) -> lis
         side: of the square grid that a single mixer is looked at on.
 
     Raises:
-        InputError: an unknown mixer or option, or one that does not fit the grid.
+        InputError: an unknown study, mixer or option, or one that does not fit the grid.
     """
+    models = list(trained(runs, study))
     cells = list(scan_orders())
     for text in mixers:
         cells += _cells("influence", text, "", mixer_influence(text, side))
-    models = list(trained(runs, study))
     cells += scene_answers(models)
     for each in models:
         if create_task(each.trial.task).spec.input == "image":

@@ -102,6 +102,7 @@ class Plan:
         details: what the report says of metric and naive baselines, as stored.
         search: how the learning rates were chosen, as stored; None where there was nothing to choose,
             or where that is not settled yet.
+        fingerprints: of the data with seed 0, by task; of a stored plan, which loads none, there are none.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Plan:
     arms: tuple[PlannedArm, ...]
     details: dict[str, Any]
     search: dict[str, Any] | None = None
+    fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     @cached_property
     def _by_arm(self) -> list[list[Trial]]:
@@ -229,8 +231,9 @@ def _without(row: Any, *fields: str) -> dict[str, Any]:
 
 def differences(one: Trial, other: Trial) -> dict[str, Any]:
     """Fields of `other` that differ from `one`, by dotted name; another mixer is a single field."""
+    before = _flat(one)
     changed = {
-        key: value for key, value in _flat(other).items() if key != "seed" and _flat(one).get(key) != value
+        key: value for key, value in _flat(other).items() if key != "seed" and before.get(key) != value
     }
     names, other_names = ([mixer.name for mixer in trial.mixer] for trial in (one, other))
     if names != other_names:
@@ -261,11 +264,13 @@ def _key(name: str, study: Study) -> str:
 
 
 def _own_sources(study: Study) -> list[str]:
-    """The user's own mixers with the hashes of their files, which `source_digest` does not cover."""
+    """The user's own mixers and tasks with the hashes of their files, which `source_digest` lacks."""
     texts = [arm.mixer for arm in study.all_arms()]
     texts += [text for case in study.all_cases() for text in case.mixers.values()]
-    components = [component for text in texts for component in MIXERS.parse_pattern(text)]
-    return [MIXERS.with_source(component.name) for component in components if is_own(component.name)]
+    mixers = [component for text in texts for component in MIXERS.parse_pattern(text)]
+    tasks = [_changed(TASKS, study.task, case.task) for case in study.all_cases()]
+    named = [(MIXERS, each) for each in mixers] + [(TASKS, each) for each in tasks]
+    return [registry.with_source(each.name) for registry, each in named if is_own(each.name)]
 
 
 def _weight_files(study: Study) -> list[str]:
@@ -362,8 +367,9 @@ def _resolve(name: str, study: Study) -> Plan:
     planned: list[PlannedArm] = []
     baselines: list[dict[str, Any]] = []
     metrics: dict[str, Metric] = {}
+    fingerprints: dict[str, str] = {}
     for case in study.all_cases():
-        arms, metrics[case.name], naive = _resolve_case(study, case)
+        arms, metrics[case.name], naive = _resolve_case(study, case, fingerprints)
         planned += arms
         baselines += [
             {"case": case.name or None, "name": key, "value": value} for key, value in naive.items()
@@ -372,7 +378,8 @@ def _resolve(name: str, study: Study) -> Plan:
     if others:
         named = ", ".join(f"{each.name} in {case}" for case, each in metrics.items())
         raise InputError(f"the cases report different numbers: {named}; metric must name one that all have")
-    return Plan(name, study, tuple(planned), {"metric": dataclasses.asdict(metric), "baselines": baselines})
+    details = {"metric": dataclasses.asdict(metric), "baselines": baselines}
+    return Plan(name, study, tuple(planned), details, fingerprints=fingerprints)
 
 
 def difference_unit(study: Study) -> str:
@@ -383,14 +390,20 @@ def difference_unit(study: Study) -> str:
     return build.choose_metric(build.create_task(component), component.name, study.metric).difference_unit
 
 
-def _resolve_case(study: Study, case: Case) -> tuple[list[PlannedArm], Metric, dict[str, float]]:
-    """The arms of a case, the study's metric as its task has it, and what naive predictors reach."""
+def _resolve_case(
+    study: Study, case: Case, fingerprints: dict[str, str]
+) -> tuple[list[PlannedArm], Metric, dict[str, float]]:
+    """The arms of a case, the study's metric as its task has it, and what naive predictors reach.
+
+    The fingerprint of the data is added to `fingerprints`.
+    """
     from experiments import budget, build
 
     templates = {arm.name: _template(study, case, arm) for arm in study.all_arms()}
     baseline = templates[study.baseline]
     task = build.create_task(baseline.task)
     data = task.load(0)
+    fingerprints[str(baseline.task)] = data.fingerprint
     _check_batches(templates, data.sizes["train"])
     metric = build.choose_metric(task, baseline.task.name, study.metric)
     compared = metric

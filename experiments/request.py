@@ -58,6 +58,9 @@ class Request:
     """Who runs them: this machine, the Ray cluster that RAY_ADDRESS names, or the SLURM queue."""
     shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
     """Run only the I-th of N shares of the trials; each of N machines runs its own."""
+    retrain: bool = False
+    """Run finished trials again whose mixer or task has changed since, as far as results tell; the old
+    results are kept beside the new."""
     gpus_per_trial: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
     """GPU of one trial: 1, or a share of one (0.5: two trials on each); default: 1 where there are any."""
     slurm: Annotated[tuple[str, ...], tyro.conf.arg(metavar="OPTION=VALUE ...")] = ()

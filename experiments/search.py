@@ -111,6 +111,15 @@ def settle(plan: Plan, store: Store, given_up: Collection[str] = ()) -> Search:
     return Search(dataclasses.replace(plan, arms=tuple(chosen), search=record), {}, {})
 
 
+def trial_ids(plan: Plan) -> list[str]:
+    """Those that the choice of learning rates rests on; before it is settled, those of the first grid."""
+    if plan.search:
+        return [trial for arm in plan.search["arms"] for point in arm["points"] for trial in point["trials"]]
+    return [
+        trial.id for arm in plan.arms for rate in plan.study.lr_grid for trial in _trials(plan, arm, rate)
+    ]
+
+
 def _search_case(
     plan: Plan, arms: list[PlannedArm], store: Store, given_up: Collection[str]
 ) -> _Case | list[tuple[str, Trial]]:

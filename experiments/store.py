@@ -236,15 +236,15 @@ class TrialFolder:
             return f"the result of trial {stored['trial_id']}"
         return None
 
-    def set_aside(self) -> Path:
-        """Rename `result.json` out of the way, keeping it."""
+    def set_aside(self, why: str = "unusable") -> Path:
+        """Rename `result.json` out of the way, keeping it under a name that says why."""
         source = self.path / "result.json"
         for number in range(1, 1_000):
-            target = self.path / f"result.unusable-{number}.json"
+            target = self.path / f"result.{why}-{number}.json"
             if not target.exists():
                 source.rename(target)
                 return target
-        raise OSError(f"{self.path}: a thousand unusable results lie here already")
+        raise OSError(f"{self.path}: a thousand results that were set aside lie here already")
 
     def is_free(self) -> bool:
         """Whether nobody works on this trial at the moment."""

@@ -7,10 +7,22 @@ import glob
 import importlib.util
 import shlex
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import command_line, executors, history, launch, plan, ranks, search, status, study
+from experiments import (
+    command_line,
+    executors,
+    history,
+    launch,
+    outdated,
+    plan,
+    ranks,
+    search,
+    status,
+    study,
+)
 from experiments.history import History
 from experiments.launch import Shard
 from experiments.monitor import Monitor
@@ -71,7 +83,8 @@ def _run(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     _check_margin(planned, asked)
     store = Store(asked.runs)
     _store(planned, path, store, asked, command)
-    print(_matching_lines(planned) + _warm_up_lines(planned) + _no_search_line(wanted, asked), end="")
+    print(_matching_lines(planned) + _notes(planned, wanted, asked), end="")
+    _meet_outdated(planned, store, retrain=asked.retrain)
     chosen = _choose_rates(planned, store, asked)
     if chosen.open:
         _say_what_waits(chosen, asked)
@@ -101,9 +114,8 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     arms = [arm for arm in planned.arms if arm.case == first.name]
     for arm in arms:
         print(f"  {arm.name}: {arm.template.mixer_text}")
-    print("What differs between the arms that are compared:")
-    if not wanted.all_comparisons():
-        print("  nothing is compared: there is one arm")
+    if wanted.all_comparisons():
+        print("What differs between the arms that are compared:")
     for arm_name, baseline in wanted.all_comparisons():
         before, after = (planned.arm(plan.planned_name(each, first.name)) for each in (baseline, arm_name))
         print(f"  {before.name} -> {after.name}: {_difference(before, after, wanted)}")
@@ -111,7 +123,7 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
         after = planned.arm(plan.planned_name(wanted.baseline, case.name))
         before = planned.arm(plan.planned_name(wanted.baseline, first.name))
         print(f"  {before.name} -> {after.name}: {_difference(before, after, wanted)}")
-    print(_matching_lines(planned) + _warm_up_lines(planned) + _no_search_line(wanted, asked), end="")
+    print(_matching_lines(planned) + _notes(planned, wanted, asked), end="")
     found = search.settle(planned, store)
     if found.open:
         rates = ", ".join(f"{rate:g}" for rate in sorted(wanted.lr_grid))
@@ -127,9 +139,21 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     searched = f"{_count(waiting, 'trial')} for them, then " if found.open else ""
     where = f" of shard {asked.shard}" if asked.shard else ""
     print(f"{searched}{_count(len(trials), 'trial')}{where}, {done} finished, {len(trials) - done} to run")
+    _meet_outdated(found.plan, store, retrain=False)
     if wanted.cost:
         print(f"What the study file says of its cost: {wanted.cost}")
     return 0
+
+
+def _meet_outdated(planned: Plan, store: Store, *, retrain: bool) -> None:
+    """Say which finished trials the code or the data of today would not give, or set their results aside."""
+    old = outdated.find(search.settle(planned, store).plan, store)
+    if not retrain:
+        print("".join(f"note: {sentence}\n" for sentence in old.sentences()), end="")
+        return
+    for trial_id in old.trials:
+        store.folder(trial_id).set_aside("outdated")
+    print(f"{_count(len(old.trials), 'trial')} set aside to be trained again, as result.outdated-*.json")
 
 
 def _count(number: int, what: str) -> str:
@@ -232,13 +256,13 @@ def _other_parts(path: Path, stem: str) -> list[history.Stored]:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """What runs the study, whoever asks: without a shard, so that it runs whatever is missing."""
+    """What runs the study, whoever asks: all that is missing, so without a shard, and no more than that."""
     kept = [
         word
         for before, word in zip(["", *arguments], arguments, strict=False)
-        if before != "--shard" and word.partition("=")[0] != "--shard"
+        if before != "--shard" and word.partition("=")[0] not in ("--shard", "--retrain")
     ]
-    return shlex.join(["run_ablation.py", *kept])
+    return shlex.join(["uv", "run", "run_ablation.py", *kept])
 
 
 def _check(asked: Request) -> None:
@@ -380,6 +404,22 @@ def _matching_lines(planned: Plan) -> str:
     return "".join(["Matched by the block's hidden width:\n", *lines]) if lines else ""
 
 
+def _notes(planned: Plan, wanted: study.Study, asked: Request) -> str:
+    """What may not be meant as it was asked for, a line each."""
+    return _arm_lines(wanted, asked) + _warm_up_lines(planned) + _no_search_line(wanted, asked)
+
+
+def _arm_lines(wanted: study.Study, asked: Request) -> str:
+    twice = [name for name, times in Counter(asked.mixer).items() if times > 1]
+    notes = [f"note: --mixer names {', '.join(twice)} more than once: it is one arm\n"] if twice else []
+    if not wanted.all_comparisons():
+        notes.append(
+            f"note: nothing will be compared: the baseline, {wanted.baseline}, is the only arm (--mixer "
+            "names others, --baseline another)\n"
+        )
+    return "".join(notes)
+
+
 def _no_search_line(wanted: study.Study, asked: Request) -> str:
     searched = study.load(study.find(asked.study)).lr_grid and not wanted.lr_grid
     rate = f"{wanted.train.lr:g}"
@@ -399,13 +439,14 @@ def _warm_up_lines(planned: Plan) -> str:
 def _write_report(planned: Plan, store: Store, folder: Path, share: Shard | None = None) -> int:
     """Tables, figures and report; print the verdict and name what is missing."""
     from analysis.report import write_study
+    from analysis.tables import terminal_width
 
-    report = write_study(folder, store.trials)
+    report = write_study(folder, store.trials, outdated.find(planned, store).sentences())
     if not report.paths:
         raise InputError(" ".join(report.verdict_lines))
     print(report.terminal_table)
     for line in report.verdict_lines:
-        print(f"\n{textwrap.fill(line, WIDTH)}")
+        print(f"\n{textwrap.fill(line, terminal_width())}")
     print()
     for label, name in SHOWN.items():
         if name in report.paths:  # there is no figure before there are results
@@ -419,5 +460,6 @@ def _write_report(planned: Plan, store: Store, folder: Path, share: Shard | None
         log = store.folder(each.trial_id).log
         print(f"  {each.label} {f'failed: {each.error}; log {log}' if each.state == 'failed' else 'not run'}")
     if len(unfinished) > status.MOST_LINES:
-        print(f"  and {len(unfinished) - status.MOST_LINES} more; run_ablation.py status counts them by arm")
+        more = len(unfinished) - status.MOST_LINES
+        print(f"  and {more} more; uv run run_ablation.py status counts them by arm")
     return 1 if unfinished else 0

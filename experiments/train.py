@@ -26,6 +26,7 @@ from experiments.machine import provenance, torch_device
 from experiments.metrics_log import MetricsLog, Window
 from experiments.ranks import ALONE, Ranks
 from experiments.runtime import Runtime
+from experiments.sources import digests
 from experiments.store import TrialFolder, write_bytes
 from experiments.tasks.base import (
     Batch,
@@ -117,6 +118,8 @@ class _Run:
         if isinstance(self.data, FilesRead):
             pin = self.device.type == "cuda"
             self.data.read_with(Reading(runtime.loaders, ranks.rank, ranks.count, pin))
+        # before anything is trained: a file may be edited while that goes on
+        self.sources = digests((mixer.name for mixer in trial.mixer), trial.task.name)
         self.steps_per_epoch = self.data.sizes["train"] // self.recipe.batch_size
         self.learner = Learner(trial, self.task, runtime, ranks, self.device, self.steps_per_epoch)
         self.progress = Progress()
@@ -388,7 +391,10 @@ class _Run:
             "selected_epoch": selected_epoch,
             "costs": count_costs(self.trial).to_dict(),
             "data": {"fingerprint": self.data.fingerprint, **self.data.sizes},
-            "provenance": provenance(self.device, self.runtime, self.learner.backend, self.ranks.count),
+            "provenance": {
+                **provenance(self.device, self.runtime, self.learner.backend, self.ranks.count),
+                "sources": self.sources,
+            },
         }
         trained = self.steps_done * self.recipe.batch_size
         timing = {

@@ -14,7 +14,7 @@ from experiments.build import build_model
 from experiments.skeletons.base import Skeleton
 from experiments.store import TrialFolder
 from experiments.trial import Trial
-from mixers.registry import InputError
+from mixers.registry import InputError, suggest
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,14 @@ def trained(runs: Path, study: str | None = None, seed: int = 0) -> Iterator[Tra
         runs: a runs folder.
         study: only those of this one.
         seed: of the trials.
+
+    Raises:
+        InputError: that study was never planned there, or a plan cannot be read.
     """
+    known = [plan.parent.name for plan in sorted((runs / "studies").glob("*/plan.json"))]
+    if study is not None and study not in known:
+        there = f"there: {', '.join(known)}" if known else "nothing is there"
+        raise InputError(f"no study {study!r} in {runs}{suggest(study, known)} ({there})")
     for plan in sorted((runs / "studies").glob("*/plan.json")):
         if study not in (None, plan.parent.name):
             continue

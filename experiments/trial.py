@@ -1,7 +1,8 @@
-"""A trial: everything that determines one number, resolved, hashed. Free of torch.
+"""A trial: everything that is asked for to get one number, resolved, hashed. Free of torch.
 
-Device, workers, paths and backends are not in it: they change speed or place, not what was asked.
-They are recorded beside the result instead.
+Device, workers, paths and backends are not in it: they change speed or place, not what was asked. Nor is the
+code behind the names that come with this project (see `experiments.sources`). These are recorded beside the
+result instead.
 """
 
 from __future__ import annotations

@@ -14,7 +14,9 @@ What a mixer must do
     * map `(B, *grid, C)` to the same shape for the ranks in `grid_ranks`; a mixer that needs another
       layout permutes inside itself; every grid size works, 1 included;
     * initialise its own parameters in `__init__` from the global RNG (the builder seeds it per
-      layer). Nobody initialises them again;
+      layer). Nobody initialises them again. The same `__init__` must run on torch's meta device,
+      where models are counted and tensors have shapes but no values: it reads none (no `.item()`,
+      no `float(tensor)`; `math` is for plain numbers);
     * say what it may see, exactly, in `dependency_mask`; `causal` follows from it and is what a
       causal task trusts. Tests compare the mask with the Jacobian;
     * count its work in `macs` by a closed form (1 MAC = 2 FLOPs) and, if it can run one token at a

@@ -16,7 +16,8 @@ from mixers.base import TokenMixer
 from mixers.registry import InputError
 
 DIM = 16
-GRIDS = {1: (6,), 2: (3, 4)}
+GRIDS = {1: ((6,), (1,), (9,)), 2: ((3, 4), (1, 1), (5, 2))}
+"""By rank: the one that a mixer is looked at on most closely, a single token, and one of another shape."""
 
 
 def visible(mixer: TokenMixer, grid: tuple[int, ...]) -> torch.Tensor:
@@ -37,14 +38,22 @@ def check(name: str, mixer_class: type[TokenMixer], options: Mapping[str, Any], 
         grid_rank: 1 or 2, of the task it is meant for.
 
     Raises:
-        InputError: it cannot be built or run, changes the shape, sees other tokens than it declares, calls
-            itself causal and sees the future, has a parameter without a gradient, or counts no work.
+        InputError: it cannot be built (on the meta device, too) or run (in training, too), changes the shape,
+            sees other tokens than it declares, calls itself causal and sees the future, has a parameter
+            without a gradient, counts no work, or gives something else token by token.
     """
-    grid = GRIDS[grid_rank]
+    for grid in GRIDS[grid_rank]:
+        _check_on(grid, name, mixer_class, options)
+    _check_without_values(name, mixer_class, options, grid_rank)
+
+
+def _check_on(
+    grid: tuple[int, ...], name: str, mixer_class: type[TokenMixer], options: Mapping[str, Any]
+) -> None:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            mixer = mixer_class(DIM, grid_rank, **options).double().eval()
+            mixer = mixer_class(DIM, len(grid), **options).double().eval()
             with torch.no_grad():
                 for parameter in mixer.parameters():  # off zero and one, which would hide dependencies
                     parameter.add_(0.3 * torch.randn_like(parameter))
@@ -52,26 +61,81 @@ def check(name: str, mixer_class: type[TokenMixer], options: Mapping[str, Any], 
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # whatever somebody's code does
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = _said(error)
         called = " (it is called with dim, grid_rank and, by name, its options)" if "__init__" in said else ""
         raise InputError(f"mixer {name} fails on a {grid} grid of {DIM} channels: {said}{called}") from error
     if broken is not None:
         raise InputError(f"mixer {name} {broken}")
 
 
+def _check_without_values(
+    name: str, mixer_class: type[TokenMixer], options: Mapping[str, Any], grid_rank: int
+) -> None:
+    """Models are counted and matched on the meta device, before any is trained."""
+    try:
+        with torch.device("meta"):
+            mixer_class(DIM, grid_rank, **options)
+    except Exception as error:  # as above
+        raise needs_values(name, error) from error
+
+
+def needs_values(name: str, error: Exception) -> InputError:
+    """What to say of a mixer that cannot be built where tensors have shapes and no values."""
+    return InputError(
+        f"mixer {name} cannot be built on torch's meta device, where models are counted and tensors have no "
+        f"values: its __init__ must not read any (math.log and the like for plain numbers): {_said(error)}"
+    )
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _broken(mixer: TokenMixer, grid: tuple[int, ...]) -> str | None:
     """What the mixer does that it must not, as the rest of a sentence; None if nothing."""
     x = torch.randn(2, *grid, DIM, dtype=torch.float64)
     y = mixer(x)
+    wrong = _wrong_output(x, y)
+    if wrong is not None:
+        return wrong
+    if not torch.equal(y, mixer(x)):
+        return "gives another output when it is asked again"
+    return (
+        _sees_other_tokens(mixer, grid)
+        or (_idle(mixer, y) if math.prod(grid) > 1 else None)  # a single token need not reach all of it
+        or _miscounts(mixer.macs(grid))
+        or _steps_elsewhere(mixer, x, y)
+        or _fails_in_training(mixer, x)
+    )
+
+
+def _wrong_output(x: torch.Tensor, y: object) -> str | None:
     if not isinstance(y, torch.Tensor):
         return f"returns {type(y).__name__}, not a tensor"
     if y.shape != x.shape:
         return f"turns ({_shape(x.shape)}) into ({_shape(y.shape)})"
-    if not y.isfinite().all():
-        return "gives numbers that are not finite"
-    if not torch.equal(y, mixer(x)):
-        return "gives another output when it is asked again"
-    return _sees_other_tokens(mixer, grid) or _idle(mixer, y) or _miscounts(mixer.macs(grid))
+    return None if y.isfinite().all() else "gives numbers that are not finite"
+
+
+def _fails_in_training(mixer: TokenMixer, x: torch.Tensor) -> str | None:
+    """In training an output may be random, but not of another shape."""
+    wrong = _wrong_output(x, mixer.train()(x))
+    return f"{wrong} in training" if wrong is not None else None
+
+
+@torch.no_grad()
+def _steps_elsewhere(mixer: TokenMixer, x: torch.Tensor, y: torch.Tensor) -> str | None:
+    """Whether a mixer with a state gives, token by token, something else than at once, or another state."""
+    size = mixer.state_size(x.shape[1]) if x.ndim == 3 else None
+    if size is None:
+        return None
+    state = tuple(part.to(x.dtype) if part.is_floating_point() else part for part in mixer.init_state(len(x)))
+    for place, token in enumerate(x.unbind(1)):
+        stepped, state = mixer.step(token, state)
+        if stepped.shape != token.shape or not torch.allclose(stepped, y[:, place], rtol=1e-6, atol=1e-8):
+            return f"gives something else by step than by forward, first at token {place}"
+    carried = sum(part[0].numel() for part in state)
+    return None if carried == size else f"carries {carried} numbers, but its state_size says {size}"
 
 
 def _sees_other_tokens(mixer: TokenMixer, grid: tuple[int, ...]) -> str | None:

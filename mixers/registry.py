@@ -5,8 +5,8 @@ dotted path, so that listing names costs no import. Its keyword-only parameters 
 their annotations are checked by pydantic, their defaults are the defaults, and a name that is not
 among them is an error. Nothing is passed through `**kwargs`.
 
-A component of the user's own needs no entry: `my_module:MyMixer(option=value)` names a class in a file on the
-Python path or in the working directory. Resolved, its name carries the hash of that file,
+A mixer or task of the user's own needs no entry: `my_module:MyMixer(option=value)` names a class in a file on
+the Python path or in the working directory. Resolved, its name carries the hash of that file,
 `my_module:MyMixer@1f0c6e2a93b7`, because a trial must say all that determines its number.
 """
 
@@ -19,7 +19,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -90,7 +90,8 @@ class Registry:
         """
         match = re.fullmatch(r"\s*([\w.:@\-]+)\s*(?:\((.*)\))?\s*", text, flags=re.DOTALL)
         if match is None:
-            raise InputError(f"{self.kind} {text!r} is not of the form name or name(option=value, ...)")
+            hint = self._own_hint(text)
+            raise InputError(f"{self.kind} {text!r} is not of the form name or name(option=value, ...){hint}")
         name, inside = match.group(1), match.group(2)
         self._require(name)
         options: dict[str, Any] = {}
@@ -132,6 +133,10 @@ class Registry:
         if is_own(name):
             return self._load_own(name)
         return _imported(self._entries[name])
+
+    def module(self, name: str) -> str | None:
+        """The module that an entry is in; None for an own component and for an unknown name."""
+        return self._entries[name].partition(":")[0] if name in self._entries else None
 
     def with_source(self, name: str) -> str:
         """The name of an own component with the hash of its file; any other name as it is.
@@ -206,12 +211,25 @@ class Registry:
             return
         if name not in self._entries:
             known = ", ".join(self._entries)
-            raise InputError(f"unknown {self.kind} {name!r}{suggest(name, self._entries)} (known: {known})")
+            hint = self._own_hint(name) or suggest(name, self._entries)
+            raise InputError(f"unknown {self.kind} {name!r}{hint} (known: {known})")
+
+    def _own_hint(self, text: str) -> str:
+        """How a text that looks like the path of a class of the user's is written; "" for any other text."""
+        match = re.search(r"([\w.]+?)(?:\.py)?[.:](\w+)\s*$", text.partition("(")[0])
+        if self._own_base is None or match is None:
+            return ""
+        return (
+            f"; a class of your own is module:Class, here {match[1]}:{match[2]}, with the folder of its file "
+            "on PYTHONPATH or as the working directory"
+        )
 
     def _option_model(self, name: str) -> type[BaseModel]:
         if name not in self._option_models:
             entry = self.load(name)
             function = entry.__init__ if inspect.isclass(entry) else entry
+            parameters = inspect.signature(function).parameters
+            self._check_options(name, list(parameters.values()))
             hints = get_type_hints(function, include_extras=True)
             none = inspect.Parameter.empty
             fields: dict[str, Any] = {
@@ -219,12 +237,31 @@ class Registry:
                     hints[parameter.name],
                     ... if parameter.default is none else parameter.default,
                 )
-                for parameter in inspect.signature(function).parameters.values()
+                for parameter in parameters.values()
                 if parameter.kind is inspect.Parameter.KEYWORD_ONLY
             }
             config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
             self._option_models[name] = create_model(f"{name} options", __config__=config, **fields)
         return self._option_models[name]
+
+    def _check_options(self, name: str, parameters: Sequence[inspect.Parameter]) -> None:
+        """Refuse an option that could not be set by name, and so would keep its default in silence.
+
+        Raises:
+            InputError: a positional parameter beyond those that the base class has.
+        """
+        if self._own_base is None:
+            return
+        by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        inherited = inspect.signature(_imported(self._own_base).__init__).parameters.values()
+        base = [each.name for each in inherited if each.kind in by_place]
+        positional = [each for each in parameters if each.kind in by_place]
+        if len(positional) > len(base):
+            option = positional[len(base)].name
+            raise InputError(
+                f"{self.kind} {name}: {option!r} cannot be set: options are keyword-only, behind a * in "
+                f"__init__({', '.join([*base, '*', f'{option}=...'])})"
+            )
 
 
 def is_own(name: str) -> bool:

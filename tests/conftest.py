@@ -11,6 +11,7 @@ import pytest
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"  # before anything imports torch; the programs that tests start inherit it
+os.environ["COLUMNS"] = "100"  # whatever terminal the tests are run in
 
 
 Ablate = Callable[..., int]

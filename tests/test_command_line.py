@@ -94,6 +94,20 @@ def metrics(runs: Path) -> bytes:
     ("arguments", "message"),
     [
         (["--lr-grid", "0"], "--lr-grid takes positive, finite learning rates, got 0"),
+        (["--lr-grid"], "--lr-grid is empty: it takes one value or more"),
+        (["bench", "--length"], "--length is empty: it takes one value or more"),
+        (["--mixer", "ssm", "plan"], "the command comes first: run_ablation.py plan --mixer ..."),
+        (["--seeds", "3", "status"], "the command comes first: run_ablation.py status --seeds ..."),
+        (["look", "--study", "nope"], "no study 'nope' in"),
+        (["--mixer", "/home/me/shift.py:Shift"], "a class of your own is module:Class, here shift:Shift"),
+        (
+            ["--mixer", "mine.shift.Shift(steps=2)"],
+            "a class of your own is module:Class, here mine.shift:Shift",
+        ),
+        (
+            ["--task", "parity(length=4)", "--skeleton", "causal-lm", "--baseline", "causal-conv"],
+            "of 1,000 of length 4 for validation, ",
+        ),
         (["--mixer", "sssm"], "unknown mixer 'sssm'; did you mean 'ssm'"),
         (["--mixer", "ssm(dstate=8)"], "no option 'dstate'; did you mean 'd_state'"),
         (["--mixer", "ssm(d_state=many)"], "d_state: Input should be a valid integer"),
@@ -154,6 +168,21 @@ def test_bad_input_is_a_sentence(
     assert message in error
     assert len(error.strip().splitlines()) <= 2
     assert not list(runs.rglob("*.json")), "the store is as it was"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "note"),
+    [
+        ("--mixer conv", "note: nothing will be compared: the baseline, conv, is the only arm"),
+        ("--mixer ssm --baseline ssm", "note: nothing will be compared: the baseline, ssm, is the only arm"),
+        ("--mixer ssm ssm", "note: --mixer names ssm more than once: it is one arm"),
+    ],
+)
+def test_what_may_not_be_meant_is_said_before_training(
+    arguments: str, note: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_ablation.main(["plan", *arguments.split(), "--runs", str(tmp_path)]) == 0
+    assert note in capsys.readouterr().out
 
 
 def test_an_own_copy_of_a_checked_in_study_has_its_own_folder(
@@ -323,7 +352,7 @@ def test_a_study_from_end_to_end_and_again(
     assert "conv seed 2 not run" in output
     assert page.read_bytes() == told
     assert ablate("status", "--runs", runs) == 2
-    assert f"\n  small: run_ablation.py --study {study} --runs {runs}\n" in capsys.readouterr().err
+    assert f"\n  small: uv run run_ablation.py --study {study} --runs {runs}\n" in capsys.readouterr().err
 
 
 def test_a_checked_in_margin_that_is_edited_after_the_run_was_set_late(
@@ -426,7 +455,7 @@ def test_shards_add_up_to_the_study(
     text = html.unescape(page.read_text())
     assert text.count("<td>missing</td>") == text.count("<td>2/2</td>") == 6 - first
     assert "<td>1/2</td>" not in text
-    assert re.search(rf"^run_ablation.py .* --shard 2/2  # {6 - first} trial", text, re.MULTILINE)
+    assert re.search(rf"^uv run run_ablation.py .* --shard 2/2  # {6 - first} trial", text, re.MULTILINE)
     assert "--shard 1/2" not in text, "that shard is complete, and to do it again is to do all"
     assert run_ablation.main(["status", *arguments, "--shard", "1/2"]) == 0
     said = capsys.readouterr().out
@@ -473,7 +502,9 @@ def test_ctrl_c_keeps_what_is_there(study: Path, tmp_path: Path) -> None:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and not list((tmp_path / "runs").glob("trials/*/curve.csv")):
         time.sleep(0.2)
-    os.kill(process.pid, signal.SIGINT)
+    for _ in range(4):  # of somebody impatient
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.1)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "the same command continues" in output

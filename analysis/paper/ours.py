@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import quantities as q
-from analysis.records import RecordError, Study, load_study
+from analysis.records import MISSING, RecordError, Study, load_study
 from analysis.summary import ArmSummary, summarise
 from analysis.verdict import Comparison, judge
 
@@ -73,31 +73,46 @@ class OurStudy:
         metric = self.study.metric.name
         return {(trial.folder, trial.own_metric or metric) for trial in self.study.trials if trial.result}
 
+    @property
+    def complete(self) -> bool:
+        """Whether every trial has come to something, if only to a failure."""
+        return not any(arm.arm.with_status(MISSING) for arm in self.arms.values())
+
+    def covers(self, other: OurStudy) -> bool:
+        """Whether it has as many finished trials of every arm as another study has."""
+        return all(
+            name in self.arms and self.arms[name].test.n >= arm.test.n for name, arm in other.arms.items()
+        )
+
 
 def find_studies(folders: Sequence[Path]) -> tuple[list[OurStudy], list[str]]:
-    """The studies of some runs folders that have results, by name, and a sentence for each one left out.
+    """The studies of some runs folders that have results, by name, and a sentence for each that is not shown.
 
-    A study that several folders have is taken from the first in which it can be read and has results. One
-    whose results are all part of another's in its folder is left out.
+    A study that several folders have is taken from the first, unless a later one has more finished trials of
+    some arm: one that is barely begun hides no complete one. One whose results are all part of another's in
+    its folder is left out.
     """
     found: dict[str, OurStudy] = {}
     damaged: dict[str, str] = {}
+    behind: dict[str, OurStudy] = {}
     for folder in folders:
         for plan in sorted((folder / "studies").glob("*/plan.json")):
             name = plan.parent.name
-            if name in found:
-                continue
             try:
                 study = load_study(plan.parent, folder / "trials")
             except RecordError as error:
-                damaged.setdefault(name, str(error).replace(f"{folder}/", ""))
+                if name not in found:
+                    damaged.setdefault(name, str(error).replace(f"{folder}/", ""))
                 continue
             arms = summarise(study)
             ours = OurStudy(study, arms, judge(study, arms), folder)
+            if name in found and not found[name].covers(ours):
+                behind[name] = found.pop(name)
             if ours.finished:
-                found[name] = ours
+                found.setdefault(name, ours)
     notes = [_not_read(name, error, found.get(name)) for name, error in sorted(damaged.items())]
     parts = _parts({name: ours.results for name, ours in found.items()})
+    notes += [_behind(name, behind[name], found[name]) for name in sorted(behind)]
     notes += [f"{name} is left out: its trials are all part of {whole}" for name, whole in parts.items()]
     return [found[name] for name in sorted(found) if name not in parts], notes
 
@@ -121,18 +136,29 @@ def _not_read(name: str, error: str, shown: OurStudy | None) -> str:
     """What became of a study whose plan is damaged."""
     if shown is None:
         return f"{name} is left out: {error}"
-    which = "the checked-in one" if shown.checked_in else f"that of {shown.folder}"
-    return f"{name}: yours cannot be read, {which} is shown: {error}"
+    return f"{name}: yours cannot be read, {_which(shown)} is shown: {error}"
+
+
+def _behind(name: str, own: OurStudy, shown: OurStudy) -> str:
+    """What became of a study of which another folder has more."""
+    have, has = (sum(arm.test.n for arm in ours.arms.values()) for ours in (own, shown))
+    return f"{name}: of yours {q.plural(have, 'trial')} are finished, {_which(shown)} with {has} is shown"
+
+
+def _which(shown: OurStudy) -> str:
+    return "the checked-in one" if shown.checked_in else f"that of {shown.folder}"
 
 
 def widest(studies: Sequence[OurStudy]) -> OurStudy | None:
-    """The study to stand beside Figure 1(b): of the user's own or else those checked in, the best fit.
+    """The study to stand beside Figure 1(b): of the complete ones the user's own, and of these the best fit.
 
-    Best is the paper's own task, then digits-ladder, then the most arms.
+    Best is the paper's own task, then digits-ladder, then the most arms with results.
     """
 
-    def fitness(ours: OurStudy) -> tuple[bool, bool, bool, int]:
+    def fitness(ours: OurStudy) -> tuple[bool, bool, bool, bool, int]:
         paper = ours.study.settings["task"][0].partition("(")[0] == "images"
-        return not ours.checked_in, paper, ours.study.name == "digits-ladder", len(ours.arms)
+        arms = sum(arm.test.n > 0 for arm in ours.arms.values())
+        ladder = ours.study.name == "digits-ladder"
+        return ours.complete, not ours.checked_in, paper, ladder, arms
 
     return max((ours for ours in studies if ours.on_one_scale), key=fitness, default=None)

@@ -25,6 +25,7 @@ TASKS = Registry(
         "mad-compression": "experiments.tasks.mad:Compression",
         "mad-memorization": "experiments.tasks.mad:Memorization",
     },
+    own_base="experiments.tasks.base:Classification",
 )
 
 FROM_FILES = ("images", "coco", "ade20k")

@@ -114,7 +114,7 @@ class GeneratedData:
     def _fresh_examples(self, epoch: int, step: int, count: int) -> tuple[Tensor, Tensor]:
         drawn = self._train_draw(count, generator(stream(self._seed, "data", "train", epoch, step)))
         again = stream(self._seed, "data", "again", epoch, step)
-        return self._replace(drawn, self._held_out, self._train_draw, again)
+        return self._replace("train", drawn, self._held_out, self._train_draw, again)
 
     def _extra_examples(self, name: str, count: int) -> tuple[Tensor, Tensor]:
         return self._extra[name](count, generator(stream(self._seed, "data", name)))
@@ -123,15 +123,15 @@ class GeneratedData:
         """A split without rows that are in `taken`, to which it adds its own unless it may repeat itself."""
         draw = self._train_draw if split == "train" else self._draw
         drawn = draw(self.sizes[split], generator(stream(self._seed, "data", split)))
-        drawn = self._replace(drawn, taken, draw, stream(self._seed, "data", "again", split))
+        drawn = self._replace(split, drawn, taken, draw, stream(self._seed, "data", "again", split))
         if not repeat:
             taken |= set(_rows(drawn[0]))
         return drawn
 
     def _replace(
-        self, drawn: tuple[Tensor, Tensor], taken: set[bytes], draw: Draw, seed: int
+        self, split: str, drawn: tuple[Tensor, Tensor], taken: set[bytes], draw: Draw, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Draw rows that are in `taken` again until none is.
+        """Draw rows of a split that are in `taken` again until none is.
 
         Raises:
             InputError: it does not end: there are too few different rows.
@@ -147,8 +147,10 @@ class GeneratedData:
             inputs, targets = inputs.clone(), targets.clone()
             inputs[repeated], targets[repeated] = new_inputs, new_targets
         raise InputError(
-            f"task {self._task}: too few different examples to keep the splits apart; make it longer, give "
-            "it a larger vocabulary or ask for fewer examples"
+            f"task {self._task}: too few different examples to keep the splits apart: of {len(inputs):,} of "
+            f"length {inputs.shape[1]} for {split}, {count:,} are still among the {len(taken):,} of other "
+            f"splits after {REDRAWS} draws; make it longer, give it a larger vocabulary or ask for fewer "
+            "examples"
         )
 
 

@@ -413,3 +413,33 @@ def test_what_the_tests_allow_for_is_not_said(records: Any) -> None:
     several = replace(study, comparisons_before=5)
     (said,) = settled_late([replace(first, family_size=3), second], several)
     assert said.endswith("p allows for 1 or 3.")
+
+
+def test_in_the_terminal_names_stand_whole_under_their_case(write_records: Any) -> None:
+    arms = {f"{arm} @ {case}": [95.0, 95.5, 96.0] for case in ("32", "64") for arm in ("conv + ssm", "conv")}
+    records = write_records(arms)
+    plan = json.loads((records.study / "plan.json").read_text())
+    for arm in plan["arms"]:
+        arm["arm"], arm["case"] = arm["name"].split(" @ ")
+    records.edit_plan(
+        arms=plan["arms"],
+        cases={"axis": "length", "log": False, "entries": [_case("32"), _case("64")]},
+        comparisons=[{"arm": f"conv + ssm @ {case}", "baseline": f"conv @ {case}"} for case in ("32", "64")],
+        baselines=[{"name": "a random answer", "value": 10.0, "case": case} for case in ("32", "64")],
+    )
+    said = write_study(records.study, records.trials).terminal_table
+    lines = said.splitlines()
+    assert "…" not in said
+    assert lines.count("@ 32") == lines.count("@ 64") == 1  # the costs are the same in both
+    assert [line.split("  ")[0] for line in lines[lines.index("@ 32") :][:3]] == [
+        "@ 32",
+        "conv + ssm",
+        "conv",
+    ]
+    assert "naive baselines: a random answer 10.00 at 32 and 64" in lines
+    assert "(test split of seed 0)" not in said
+    assert "Naive baselines are of the test split of seed 0." in " ".join(said.split())
+
+
+def _case(name: str) -> dict[str, object]:
+    return {"name": name, "at": None, "series": None, "about": "digits"}

@@ -55,7 +55,13 @@ def test_terminal_lines_fit(table: tables.Table) -> None:
     lines = tables.terminal(table).splitlines()
     assert max(map(len, lines)) <= tables.TERMINAL_WIDTH
     assert any("ssm_100%" in line and "+1.88 [+1.36, +2.39]" in line for line in lines)
-    assert sum("…" in line for line in lines) == 2  # the long name, once in each block
+    assert not any("…" in line for line in lines)
+    narrow = tables.terminal(table, 80).splitlines()
+    assert max(map(len, narrow)) <= 80
+    starts = [line[:20].split("  ")[0].strip() for line in narrow]
+    assert (
+        "".join(starts).replace(" ", "").count(LONG.replace(" ", "")) == 2
+    )  # broken into lines, once in each block
 
 
 def test_markdown_rows_have_one_cell_per_column(table: tables.Table) -> None:

@@ -179,7 +179,7 @@ def test_weights_that_cannot_be_used(content: Any, said: str, tmp_path: Path, ca
 
 
 def test_without_models_it_says_what_makes_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError, match=r"`run_ablation\.py --mixer ssm` trains some"):
+    with pytest.raises(InputError, match=r"`uv run run_ablation\.py --mixer ssm` trains some"):
         demo.load(tmp_path, cache=tmp_path)
 
 

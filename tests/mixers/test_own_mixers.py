@@ -10,7 +10,7 @@ import pytest
 
 import run_ablation
 from experiments import plan, study
-from experiments.build import resolve
+from experiments.build import count_params, resolve
 from experiments.trial import Recipe
 from mixers import MIXERS, InputError, contract
 from mixers.registry import is_own
@@ -134,6 +134,10 @@ STEPS = "self.steps = steps"
         (RETURN, "raise SystemExit", "fails on a .* grid of 16 channels: SystemExit"),
         (".bool()", ".bool()[:2]", r"dependency_mask that is no \(12, 12\) tensor on a grid of 3, 4"),
         ("steps: int = 1", "steps: int", "steps: Field required"),
+        ("*, steps", "steps", r"'steps' cannot be set: .* __init__\(self, dim, grid_rank, \*, steps=...\)"),
+        (STEPS, f"{STEPS}; float(torch.ones(()))", "cannot be built on torch's meta device, .* Tensor.item"),
+        (RETURN, "return (moved * self.scale).view_as(x)[:, : 2 if self.training else None]", "in training"),
+        (RETURN, f"assert x.shape[1] == 3; {RETURN}", r"fails on a \(1, 1\) grid"),
     ],
 )
 def test_it_is_held_to_the_contract(write_mixer, before: str, after: str, message: str) -> None:
@@ -141,6 +145,45 @@ def test_it_is_held_to_the_contract(write_mixer, before: str, after: str, messag
     module = write_mixer(GOOD.replace(before, after))
     with pytest.raises(InputError, match=message):
         resolved(f"{module}:Shift")
+
+
+STEP = """
+    def state_size(self, length):
+        return {size}
+
+    def init_state(self, batch_size, device=None):
+        return (torch.zeros(batch_size, self.dim, device=device),)
+
+    def step(self, x, state):
+        return {first} * self.scale, (x,)
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "first", "message"),
+    [
+        ("self.dim", "state[0]", None),
+        ("self.dim", "x", "gives something else by step than by forward, first at token 0"),
+        ("1", "state[0]", "carries 16 numbers, but its state_size says 1"),
+    ],
+)
+def test_its_steps_are_held_to_its_forward(write_mixer, size: str, first: str, message: str | None) -> None:
+    mixer_class = MIXERS.load(f"{write_mixer(GOOD + STEP.format(size=size, first=first))}:Shift")
+    if message is None:
+        contract.check("Shift", mixer_class, {}, grid_rank=1)
+        return
+    with pytest.raises(InputError, match=message):
+        contract.check("Shift", mixer_class, {}, grid_rank=1)
+
+
+def test_a_mixer_of_the_checkout_that_reads_a_value_is_told_in_a_sentence(
+    write_mixer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = write_mixer(GOOD.replace(STEPS, f"{STEPS}; float(torch.ones(()))"))
+    monkeypatch.syspath_prepend(Path.cwd())  # as the checkout is
+    monkeypatch.setitem(MIXERS._entries, "shift", f"{module}:Shift")
+    with pytest.raises(InputError, match="mixer shift cannot be built on torch's meta device"):
+        count_params(resolved("shift"))
 
 
 @pytest.mark.parametrize(
@@ -164,12 +207,31 @@ def test_a_file_that_cannot_be_imported(write_mixer) -> None:
         resolved(f"{module}:Shift")
 
 
-def test_tasks_and_skeletons_take_none() -> None:
-    from experiments.tasks import TASKS
+def test_skeletons_take_none() -> None:
+    from experiments.skeletons import SKELETONS
 
     assert is_own("a:B")
-    with pytest.raises(InputError, match="unknown task"):
-        TASKS.parse("my_task:Task")
+    with pytest.raises(InputError, match="unknown skeleton"):
+        SKELETONS.parse("my_skeleton:Skeleton")
+
+
+def test_the_task_of_the_contributing_guide_is_learned_from_the_command_line(
+    write_mixer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands there; its file is part of the trial, as a mixer's is."""
+    guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    (source,) = re.findall(r"```python\n(# majority\.py.*?)```", guide, re.DOTALL)
+    module = write_mixer(source)
+    options = "--skeleton causal-lm(dim=16,depth=1) --mixer gru --baseline causal-conv --seeds 1"
+    small = "--task.train 640 --train.epochs 1 --train.warmup-epochs 0 --match none --workers 1"
+    command = ["--task", f"{module}:Majority(length=9)", *options.split(), *small.split()]
+    assert run_ablation.main(command) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 of 2 trials to run" in said
+    assert "naive baselines: a random answer 50.0" in said
+    write_mixer(f"{source}\n# another rule\n")
+    assert run_ablation.main(["plan", *command]) == 0
+    assert "2 trials, 0 finished, 2 to run" in capsys.readouterr().out
 
 
 def test_it_runs_from_the_command_line(write_mixer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -275,8 +275,8 @@ def test_intervals_are_said_to_be_of_the_level_of_the_study(write_records_in: Wr
     strict.study.rename(strict.study.with_name("strict"))
     strict.study = strict.study.with_name("strict")
     strict.edit_plan(study={"name": "strict"})
-    write_records_in(tmp_path, ARMS)
-    both, _ = ours.find_studies([runs])
+    usual = write_records_in(tmp_path / "usual", ARMS)
+    both, _ = ours.find_studies([runs, Path(usual.study).parents[1]])
     level = "t interval over seeds at the level of each study (95 %: demo_study; 99 %: strict)"
     assert all(level in text for text in texts_with_intervals(both))
 
@@ -336,6 +336,37 @@ def test_another_number_or_seed_of_the_same_trials_is_shown(write_records: Write
     studies, notes = ours.find_studies([Path(records.study).parents[1]])
     assert [each.study.name for each in studies] == ["demo_study", "demo-by-loss", "demo-more-seeds"]
     assert notes == []
+
+
+def test_a_study_that_is_barely_begun_hides_no_complete_one(
+    write_records_in: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = write_records_in(tmp_path / "mine", ARMS)
+    checked_in = Path(write_records_in(tmp_path / "theirs", ARMS).study).parents[1]
+    set_checked_in(monkeypatch, checked_in)
+    folders = [Path(mine.study).parents[1], checked_in]
+    (shown,), notes = ours.find_studies(folders)
+    assert not shown.checked_in
+    assert notes == []
+    (mine.folder("ssm", 0) / "result.json").unlink()
+    (shown,), notes = ours.find_studies(folders)
+    assert shown.checked_in
+    assert notes == ["demo: of yours 11 trials are finished, the checked-in one with 12 is shown"]
+
+
+def test_a_study_under_way_takes_no_figure_from_a_complete_one(
+    write_records_in: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = write_records_in(tmp_path / "mine", {**ARMS, "attention": [98.0, 98.5, 97.0]})
+    theirs = write_records_in(tmp_path / "theirs", ARMS)
+    theirs.study.rename(theirs.study.with_name("another"))
+    folders = [Path(each.study).parents[1] for each in (mine, theirs)]
+    set_checked_in(monkeypatch, folders[1])
+    for seed in range(1, 3):
+        (mine.folder("attention", seed) / "result.json").unlink()
+    chosen = ours.widest(ours.find_studies(folders)[0])
+    assert chosen is not None
+    assert chosen.checked_in
 
 
 @pytest.mark.parametrize("marker", ["o", "s", "^", "v", "D", "P"])

@@ -233,7 +233,7 @@ class Head(nn.Module):
 
     Args:
         dim: C.
-        classes: width of the output.
+        classes: width of the output; 0 for no classifier, as in timm, and (B, features) as the output.
         readout: the mean of all tokens, or the last or the middle one in raster order.
         head: "mlp" or "linear".
     """
@@ -247,7 +247,8 @@ class Head(nn.Module):
             self.pre_logits.add_module("fc", nn.Linear(dim, 4 * dim))
             self.pre_logits.add_module("act", nn.GELU())
             self.pre_logits.add_module("norm", nn.LayerNorm(4 * dim, eps=NORM_EPS))
-        self.fc = nn.Linear(4 * dim if head == "mlp" else dim, classes)
+        features = 4 * dim if head == "mlp" else dim
+        self.fc = nn.Linear(features, classes) if classes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         token = read_out(x.flatten(1, -2), self.readout)  # (B, C)

@@ -150,10 +150,11 @@ class Skeleton(nn.Module, ABC):
     def auxiliary_loss(self) -> Tensor | float:
         """What training adds to the task's loss: the balance of all mixtures of experts, summed.
 
-        It belongs to the last forward pass: 0.0 if that was not in training, or if there are no mixtures.
+        It belongs to the last forward pass: 0.0 if that was not in training, if it was taken before, or if
+        there are no mixtures.
         """
         mixtures = (module for module in self.modules() if isinstance(module, MixtureOfExperts))
-        return sum((mixture.balance_loss for mixture in mixtures), start=0.0)
+        return sum((mixture.take_balance_loss() for mixture in mixtures), start=0.0)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that weight decay must leave alone, by their full names: what the mixers name."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from experiments.interface import Output, TaskSpec
-from experiments.skeletons.blocks import LAYER_SCALE, NORM_EPS, PRESETS, BlockName, mixer_slots
+from experiments.skeletons.blocks import LAYER_SCALE, NORM_EPS, BlockName, mixer_slots, preset
 from experiments.skeletons.dense import PerPixel, UPerNet
 from experiments.skeletons.mask_rcnn import MaskRCNN, initial_std
 from experiments.skeletons.moe import MixtureOfExperts
@@ -58,10 +58,12 @@ class Skeleton(nn.Module, ABC):
         self.stage_norms: nn.ModuleList | None = None  # of the maps that dense heads read
 
     @classmethod
-    def option_defaults(cls, block: str | None = None, output: Output = "one") -> dict[str, Any]:
-        """The values that options have when left out, where they depend on block, size or task."""
+    def option_defaults(
+        cls, block: str | None = None, output: Output = "one", mlp: str | None = None
+    ) -> dict[str, Any]:
+        """The values that options have when left out, where they depend on block, its MLP, size or task."""
         of_the_size = {"drop_path": cls.drop_path_rate, "head": cls.heads.get(output), "init": cls.init_name}
-        return {**PRESETS.get(block or cls.block_name, {}), **of_the_size}
+        return {**preset(block or cls.block_name, mlp), **of_the_size}
 
     def add_head(self, task: TaskSpec, dims: Sequence[int], readout: Readout, name: HeadName | None) -> None:
         """Add what answers the task and, if it is a dense one, a LayerNorm for each map that it reads.

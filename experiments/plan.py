@@ -24,7 +24,7 @@ from experiments.store import write_json
 from experiments.study import Arm, Case, Option, Study, changed_recipe
 from experiments.tasks import TASKS
 from experiments.trial import SCHEMA_VERSION, Recipe, Trial, canonical_json, digest
-from mixers import MIXERS
+from mixers import GATED, MIXERS
 from mixers.registry import Component, InputError, Registry, is_own
 
 if TYPE_CHECKING:  # it imports torch
@@ -323,6 +323,21 @@ def load_stored(path: Path) -> dict[str, Any] | None:
         return content if whole else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+def gated_twice(plan: Plan) -> list[str]:
+    """A sentence for every mixer that projects and gates by itself and sits in a block that does so, too."""
+    found = {
+        (mixer.name, str(skeleton.options["block"]))
+        for skeleton, mixers in ((arm.template.skeleton, arm.template.mixer) for arm in plan.arms)
+        for mixer in mixers
+        if mixer.name in GATED and skeleton.options.get("gate")
+    }
+    return [
+        f"mixer {mixer} projects and gates by itself, and so does the block {block} around it; "
+        "block=metaformer leaves both to the mixer"
+        for mixer, block in sorted(found)
+    ]
 
 
 def stored_seeds(content: Mapping[str, Any]) -> int:

@@ -50,6 +50,10 @@ class StageMaps(nn.Module):
             tuple(indices),
         )
 
+    def no_weight_decay(self) -> set[str]:
+        """What timm's optimizers ask for: the parameters that weight decay must leave alone."""
+        return {f"model.{name}" for name in self.model.no_weight_decay()}
+
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = self.model.forward_pyramid(x)
         return [channels_first(maps[stage]) for stage in self.feature_info.out_indices]
@@ -73,7 +77,7 @@ def create(
         features_only: whether the maps are wanted.
         out_indices: stages whose maps are returned; a number for so many of the last, None for all.
         in_chans: channels of the images.
-        num_classes: of the classifier.
+        num_classes: of the classifier; 0 for what it would read, (B, features).
         drop_path_rate: of the last block; None for that of the size.
         seed: that the initial weights are drawn from.
 

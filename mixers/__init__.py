@@ -31,4 +31,7 @@ MIXERS = Registry(
     own_base="mixers.base:TokenMixer",
 )
 
-__all__ = ["MIXERS", "Component", "InputError", "Registry"]
+GATED = frozenset({"mamba", "mamba2", "gated-conv"})
+"""Mixers that project and gate by themselves, and so belong in a block that does not."""
+
+__all__ = ["GATED", "MIXERS", "Component", "InputError", "Registry"]

@@ -4,18 +4,22 @@ Three operations have more than one: the selective scan ("scan"), Mamba-2's scan
 convolution along a sequence ("conv"). `probe` runs a backend on a tiny problem, forward and backward, and
 compares it with the operation's reference. Importing a package proves nothing: mamba-ssm without its CUDA
 scan imports well and fails when called. `resolve` turns a request into a backend; only "auto" may fall back.
-`calls` counts what really ran.
+`run` calls it, and `calls` counts what really ran.
 """
 
 import importlib
 import importlib.metadata
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
 
 Kernel = Callable[..., Any]
 """Takes and returns what the operation's reference does."""
@@ -49,7 +53,8 @@ class Backend:
         devices: device types, the usual one first; "any" for the rest.
         package: the distribution whose version identifies it.
         fix: one line: how to get it.
-        lacks: what it cannot do: "float64", "initial_state", "state_gradient".
+        lacks: what it cannot do: "float64", "initial_state", "state_gradient"; and "forward_ad" and
+            "torch.func" (its grad and jvp), which no kernel with a backward of its own can.
         tolerance: how far it may be from the reference, relative to the largest value of a result.
     """
 
@@ -59,12 +64,17 @@ class Backend:
     devices: tuple[str, ...]
     package: str
     fix: str
-    lacks: frozenset[str] = frozenset()
+    lacks: Set[str] = frozenset()
     tolerance: float = 1e-3
 
     def load(self) -> Kernel:
         kernel: Kernel = getattr(importlib.import_module(self.module), self.function)
         return kernel
+
+    @cached_property
+    def kernel(self) -> Kernel:
+        """What was loaded: torch.compile, which cannot import, finds it here."""
+        return self.load()
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,9 @@ class Probe:
     fix: str
 
 
+_TRANSFORMS = frozenset({"forward_ad", "torch.func"})
+
+
 def _reference(module: str, function: str) -> Backend:
     return Backend("reference", module, function, ("cpu", "any"), package="torch", fix="pip install torch")
 
@@ -122,7 +135,7 @@ BACKENDS: dict[str, Backend] = {
             devices=("cpu", "meta"),
             package="numba",
             fix="pip install numba",
-            lacks=frozenset({"float64"}),
+            lacks=_TRANSFORMS | {"float64"},
         ),
         Backend(
             "mamba_ssm",
@@ -131,7 +144,7 @@ BACKENDS: dict[str, Backend] = {
             devices=("cuda",),
             package="mamba-ssm",
             fix=_MAMBA_SSM,
-            lacks=frozenset({"float64", "initial_state", "state_gradient"}),
+            lacks=_TRANSFORMS | {"float64", "initial_state", "state_gradient"},
         ),
         Backend(
             "triton",
@@ -141,7 +154,7 @@ BACKENDS: dict[str, Backend] = {
             package="triton",
             # the launcher that Triton compiles on first use is C, and includes Python.h
             fix="pip install triton, and a C compiler with Python's headers: apt-get install gcc python3-dev",
-            lacks=frozenset({"float64"}),
+            lacks=_TRANSFORMS | {"float64"},
         ),
     )
 }
@@ -158,7 +171,7 @@ SSD_BACKENDS: dict[str, Backend] = {
             devices=("cuda",),
             package="mamba-ssm",
             fix=_MAMBA_SSM,
-            lacks=frozenset({"float64"}),
+            lacks=_TRANSFORMS | {"float64"},
             tolerance=1e-2,  # its matrix products of float32 are TF32, with 11 bits
         ),
     )
@@ -176,7 +189,7 @@ CONV_BACKENDS: dict[str, Backend] = {
             package="causal-conv1d",
             # it finds no wheel for most versions of torch: it compiles, for a quarter of an hour
             fix="CAUSAL_CONV1D_FORCE_BUILD=TRUE pip install --no-build-isolation causal-conv1d (needs nvcc)",
-            lacks=frozenset({"float64"}),
+            lacks=_TRANSFORMS | {"float64"},
         ),
     )
 }
@@ -211,23 +224,17 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
-class Choice(NamedTuple):
-    """The backend that will run, why, and its function."""
-
-    name: str
-    reason: str
-    kernel: Kernel
-
-
-# Plain dicts, filled once: torch.compile can trace a lookup, while functools.cache makes it warn.
-_choices: dict[tuple[str, str, frozenset[str], str], Choice] = {}
+_choices: dict[tuple[str, str, frozenset[str], str], tuple[str, str]] = {}
 _probes: dict[tuple[str, str, str], Probe] = {}
 
 
 def forget() -> None:
-    """Probe and choose anew on the next call."""
+    """Probe, choose and load anew on the next call."""
     _choices.clear()
     _probes.clear()
+    for operation in OPERATIONS.values():
+        for backend in operation.backends.values():
+            vars(backend).pop("kernel", None)
 
 
 def resolve(
@@ -238,37 +245,63 @@ def resolve(
     Args:
         requested: "auto" or a name among the operation's backends.
         device: where the tensors are.
-        needs: what the call needs out of "float64", "initial_state" and "state_gradient".
+        needs: what the call needs of what a backend may lack.
         operation: a name in `OPERATIONS`.
 
     Raises:
         ValueError: unknown name, or a named backend that lacks something in `needs`.
         BackendUnavailable: a named backend that does not run on this device or machine; holds the fix.
     """
-    name, reason, _ = choose(requested, device, needs, operation)
-    return name, reason
-
-
-def choose(
-    requested: str, device: torch.device | str, needs: Collection[str] = (), operation: str = "scan"
-) -> Choice:
-    """`resolve`, together with the function to call."""
     key = requested, torch.device(device).type, frozenset(needs), operation
-    if key not in _choices:
-        name, reason = _resolve_auto(*key[1:]) if requested == "auto" else _resolve_named(*key)
-        choice = Choice(name, reason, OPERATIONS[operation].backends[name].load())
+    if key in _choices:
+        return _choices[key]
+    choice = _resolve_auto(*key[1:]) if requested == "auto" else _resolve_named(*key)
+    if not torch.compiler.is_exporting():  # as in `probe`
         _choices[key] = choice
-        # whoever was told "auto" may go on by name: torch.compile must find it here, as it cannot import
-        _choices.setdefault((name, *key[1:]), choice._replace(reason="requested"))
-    return _choices[key]
+    return choice
 
 
 def run(operation: str, requested: str, needs: Collection[str], first: Tensor, *others: Any) -> Any:
-    """Choose by the device of the first tensor, count, and call."""
-    choice = choose(requested, first.device, needs, operation)
+    """Choose by the device of the first tensor and what differentiates the call; count, and call."""
+    name = _loaded(requested, first.device.type, frozenset(needs), operation)
     if not torch.compiler.is_compiling():  # a counter inside a compiled graph would recompile it on each call
-        calls[choice.name if operation == "scan" else f"{operation}: {choice.name}"] += 1
-    return choice.kernel(first, *others)
+        calls[name if operation == "scan" else f"{operation}: {name}"] += 1
+    return OPERATIONS[operation].backends[name].kernel(first, *others)
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _known_to_the_compiler(function: Function) -> Function:
+    """torch.compile calls the function and takes the answer for a constant: it need not trace a probe.
+
+    What the functions below read of torch's state is among its guards. torch.compiler.assume_constant_result
+    does the same, but imports torch._dynamo first: 3 s.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_known_to_the_compiler
+def in_forward_mode() -> bool:
+    """Whether tensors may have tangents: inside `forward_ad.dual_level`, and so inside torch.func.jvp."""
+    return forward_ad._current_level >= 0
+
+
+@_known_to_the_compiler
+def _loaded(requested: str, device: str, needs: frozenset[str], operation: str) -> str:
+    """The name of the backend that will run, whose kernel is loaded.
+
+    A kernel drops tangents without a word, so a call that may have some needs "forward_ad".
+    """
+    if in_forward_mode():
+        needs |= {"forward_ad"}
+    transforms = _functorch.get_interpreter_stack()  # None outside of torch.func; vmap alone is no obstacle
+    if transforms and any(each.key() == _functorch.TransformType.Grad for each in transforms):
+        needs |= {"torch.func"}
+    name, _ = resolve(requested, device, needs, operation)
+    _ = OPERATIONS[operation].backends[name].kernel
+    return name
 
 
 def _resolve_named(name: str, device: str, needs: frozenset[str], operation: str) -> tuple[str, str]:
@@ -303,13 +336,18 @@ def _resolve_auto(device: str, needs: frozenset[str], operation: str) -> tuple[s
 def probe(name: str, device: str | None = None, operation: str = "scan") -> Probe:
     """Run backend `name` on a tiny problem; once per process and device.
 
-    `device` is a device type; by default the first one that the backend is for.
+    `device` is a device type; by default the first one that the backend is for. A failure of the reference
+    is not kept, after which nothing could run any more, nor one in torch.export, which replaces Python's own
+    max and min while it looks: no kernel can be compiled then.
     """
     backend = OPERATIONS[operation].backends[name]
     key = name, device or backend.devices[0], operation
-    if key not in _probes:
-        _probes[key] = _probe(backend, key[1], operation)
-    return _probes[key]
+    if key in _probes:
+        return _probes[key]
+    found = _probe(backend, key[1], operation)
+    if found.ran or not (name == "reference" or torch.compiler.is_exporting()):
+        _probes[key] = found
+    return found
 
 
 def _probe(backend: Backend, device: str, operation: str) -> Probe:
@@ -344,15 +382,26 @@ def _installed(package: str) -> str | None:
 
 
 def _largest_error(operation: str, backend: Backend, device: str) -> float:
+    """`_compare` in a thread of its own.
+
+    The first call of a process may come from anywhere: inference, autocast, a checkpointed block whose
+    tensors are packed by hooks, a function that torch.func transforms, fake tensors, a trace. All of these
+    belong to a thread, and a new one has none of them.
+    """
+    # which GPU is meant belongs to the thread as well
+    start = (torch.cuda.set_device, (torch.cuda.current_device(),)) if device == "cuda" else (None, ())
+    with ThreadPoolExecutor(1, "probe", *start) as thread:
+        return thread.submit(_compare, operation, backend, device).result()
+
+
+def _compare(operation: str, backend: Backend, device: str) -> float:
     """Difference from the reference, relative to the largest value of each output and gradient.
 
     The reference gets float64: in float32 a GPU may round its products to 11 bits.
     """
     problem = OPERATIONS[operation]
-    # the first scan of a process may be in inference mode, in a no_grad block or in an autocast region
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
-        found = _tiny_problem(problem, backend.load(), device, torch.float32)
-        exact = _tiny_problem(problem, problem.backends["reference"].load(), device, torch.float64)
+    found = _tiny_problem(problem, backend.load(), device, torch.float32)
+    exact = _tiny_problem(problem, problem.backends["reference"].load(), device, torch.float64)
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, exact, strict=True))
 
 
@@ -360,7 +409,7 @@ def _tiny_problem(operation: Operation, kernel: Kernel, device: str, dtype: torc
     generator = torch.Generator().manual_seed(0)  # the global one is left alone
 
     def leaf(shape: tuple[int, ...]) -> Tensor:
-        # dtype and device are named: a probe may run while a model is being built on the meta device
+        # dtype and device are named: the default dtype is everyone's
         values = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
         return values.to(device, dtype).requires_grad_()
 

@@ -31,7 +31,7 @@ def depthwise_conv(x: Tensor, kernel: Tensor, bias: Tensor, padding: tuple[int, 
     # On channels-last CPU tensors oneDNN has a depthwise weight gradient for small kernels only. For larger
     # ones it takes 16 x 16 channels at a time as if they were dense and throws most of the result away.
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if on_cpu and min(kernel.shape[2:]) > 3:
+    if on_cpu and min(kernel.shape[2:]) > 3 and not backends.in_forward_mode():
         y = _DepthwiseConv2d.apply(x, kernel, bias, padding)
     else:
         y = F.conv2d(x, kernel, bias, padding=padding, groups=len(kernel))
@@ -65,7 +65,8 @@ class _DepthwiseConv2d(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = F.conv2d(grad, kernel.flip(2, 3), padding=rest, groups=len(kernel))
         if ctx.needs_input_grad[1]:
-            dkernel = _kernel_gradient(x, grad, ctx.padding)
+            # no image has no channels, and a convolution has to have some
+            dkernel = _kernel_gradient(x, grad, ctx.padding) if len(x) else torch.zeros_like(kernel)
         if ctx.needs_input_grad[2]:
             dbias = grad.sum((0, 2, 3))
         return dx, dkernel, dbias, None

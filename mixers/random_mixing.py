@@ -18,34 +18,45 @@ NUMBERS_AT_ONCE = 2**24
 class RandomMixing(TokenMixer):
     """Y = softmax(W) X over all tokens, W (L, L) uniform in [0, 1), never trained.
 
-    The layer keeps the seed of its matrix, a buffer drawn at construction, and draws the matrix for a
-    number of tokens when it first meets it: every grid works, none needs to be announced, and a stored
-    model holds one number. The same seed and L give the same matrix on every device, from PyTorch's CPU
-    generator; those of two L have nothing to do with each other. It has no parameters: what RandFormer
-    counts as frozen ones, L^2 numbers a layer, is not stored.
+    The layer keeps the seed of its matrix, drawn at construction, and draws the matrix for a number of
+    tokens when it first meets it: every grid works, none needs to be announced, and a stored model holds
+    one number. The same seed and L give the same matrix on every device, from PyTorch's CPU generator;
+    those of two L have nothing to do with each other. It has no parameters: what RandFormer counts as
+    frozen ones, L^2 numbers a layer, is not stored.
+
+    The seed is stored like a buffer, but is none: a mean of buffers, as of weights, would be another seed.
 
     Args:
         dim: channels, which are not mixed.
         grid_rank: 1 or 2; the matrix is over tokens in raster order.
     """
 
-    seed: Tensor
-
     def __init__(self, dim: int, grid_rank: int) -> None:
         super().__init__(dim, grid_rank)
         # on the CPU, even where a model is built without memory: it is read, not computed with
-        self.register_buffer("seed", torch.randint(2**62, (), device="cpu"))
-        self._drawn: Tensor | None = None
-        self.register_load_state_dict_post_hook(_forget_the_matrix)
+        self.seed = int(torch.randint(2**62, (), device="cpu"))
+        self._drawn: tuple[int, Tensor] | None = None
+        self.register_state_dict_post_hook(_store_as_seed)
+        self.register_load_state_dict_pre_hook(_read_as_seed)
+
+    def get_extra_state(self) -> Tensor:
+        """The seed; a tensor, as everything else that is stored."""
+        return torch.tensor(self.seed, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.seed = int(state)
 
     def matrix(self, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """(L, L), rows sum to one; the last one is kept."""
-        kept = self._drawn
-        if kept is None or (len(kept), kept.dtype, kept.device) != (length, dtype, device):
-            # what inference mode makes cannot be used in training, and this is kept for both
-            with torch.inference_mode(False):
-                kept = self._drawn = random_matrix(int(self.seed), length, dtype, device)
-        return kept
+        if self._drawn is not None:
+            seed, kept = self._drawn
+            if (seed, len(kept), kept.dtype, kept.device) == (self.seed, length, dtype, device):
+                return kept
+        # what inference mode makes cannot be used in training, and this is kept for both
+        with torch.inference_mode(False):
+            matrix = random_matrix(self.seed, length, dtype, device)
+        self._drawn = self.seed, matrix
+        return matrix
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = as_sequence(x)
@@ -72,6 +83,12 @@ def random_matrix(
     return matrix
 
 
-def _forget_the_matrix(module: RandomMixing, incompatible_keys: Any) -> None:
-    """A loaded seed has another matrix."""
-    module._drawn = None
+def _store_as_seed(module: RandomMixing, state: dict[str, Any], prefix: str, *others: Any) -> None:
+    """Name the extra state: so it is called in files from before it was one, and by those who read a file."""
+    state[f"{prefix}seed"] = state.pop(f"{prefix}_extra_state")
+
+
+def _read_as_seed(module: RandomMixing, state: dict[str, Any], prefix: str, *others: Any) -> None:
+    """The way back; a file without it lacks the extra state."""
+    if f"{prefix}seed" in state:
+        state[f"{prefix}_extra_state"] = state.pop(f"{prefix}seed")

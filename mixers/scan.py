@@ -80,7 +80,8 @@ def selective_scan(
         reverse: scan from the last token to the first: y[t] depends on tokens >= t, and the last state is the
             one after token 0.
         return_state: also return the last state.
-        backend: "auto" or a name in `mixers.backends.BACKENDS`.
+        backend: "auto" or a name in `mixers.backends.BACKENDS`. Forward mode and torch.func.grad need the
+            reference, which "auto" then takes.
 
     Returns:
         y, (batch, length, dim) in u's dtype, or `(y, last_state)` with last_state (batch, dim, d_state).

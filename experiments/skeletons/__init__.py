@@ -45,4 +45,4 @@ def option_defaults(skeleton: Component, output: Output = "one") -> Mapping[str,
         InputError: unknown skeleton.
     """
     entry: Any = SKELETONS.load(skeleton.name)
-    return entry.option_defaults(skeleton.options.get("block"), output)
+    return entry.option_defaults(skeleton.options.get("block"), output, skeleton.options.get("mlp"))

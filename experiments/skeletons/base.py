@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from experiments.interface import Output, TaskSpec
-from experiments.skeletons.blocks import LAYER_SCALE, NORM_EPS, PRESETS, BlockName, mixer_slots
+from experiments.skeletons.blocks import LAYER_SCALE, NORM_EPS, BlockName, mixer_slots, preset
 from experiments.skeletons.dense import PerPixel, UPerNet
 from experiments.skeletons.mask_rcnn import MaskRCNN, initial_std
 from experiments.skeletons.moe import MixtureOfExperts
@@ -58,10 +58,12 @@ class Skeleton(nn.Module, ABC):
         self.stage_norms: nn.ModuleList | None = None  # of the maps that dense heads read
 
     @classmethod
-    def option_defaults(cls, block: str | None = None, output: Output = "one") -> dict[str, Any]:
-        """The values that options have when left out, where they depend on block, size or task."""
+    def option_defaults(
+        cls, block: str | None = None, output: Output = "one", mlp: str | None = None
+    ) -> dict[str, Any]:
+        """The values that options have when left out, where they depend on block, its MLP, size or task."""
         of_the_size = {"drop_path": cls.drop_path_rate, "head": cls.heads.get(output), "init": cls.init_name}
-        return {**PRESETS.get(block or cls.block_name, {}), **of_the_size}
+        return {**preset(block or cls.block_name, mlp), **of_the_size}
 
     def add_head(self, task: TaskSpec, dims: Sequence[int], readout: Readout, name: HeadName | None) -> None:
         """Add what answers the task and, if it is a dense one, a LayerNorm for each map that it reads.
@@ -150,10 +152,11 @@ class Skeleton(nn.Module, ABC):
     def auxiliary_loss(self) -> Tensor | float:
         """What training adds to the task's loss: the balance of all mixtures of experts, summed.
 
-        It belongs to the last forward pass: 0.0 if that was not in training, or if there are no mixtures.
+        It belongs to the last forward pass: 0.0 if that was not in training, if it was taken before, or if
+        there are no mixtures.
         """
         mixtures = (module for module in self.modules() if isinstance(module, MixtureOfExperts))
-        return sum((mixture.balance_loss for mixture in mixtures), start=0.0)
+        return sum((mixture.take_balance_loss() for mixture in mixtures), start=0.0)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that weight decay must leave alone, by their full names: what the mixers name."""
@@ -233,7 +236,7 @@ class Head(nn.Module):
 
     Args:
         dim: C.
-        classes: width of the output.
+        classes: width of the output; 0 for no classifier, as in timm, and (B, features) as the output.
         readout: the mean of all tokens, or the last or the middle one in raster order.
         head: "mlp" or "linear".
     """
@@ -247,7 +250,8 @@ class Head(nn.Module):
             self.pre_logits.add_module("fc", nn.Linear(dim, 4 * dim))
             self.pre_logits.add_module("act", nn.GELU())
             self.pre_logits.add_module("norm", nn.LayerNorm(4 * dim, eps=NORM_EPS))
-        self.fc = nn.Linear(4 * dim if head == "mlp" else dim, classes)
+        features = 4 * dim if head == "mlp" else dim
+        self.fc = nn.Linear(features, classes) if classes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         token = read_out(x.flatten(1, -2), self.readout)  # (B, C)

@@ -43,6 +43,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "metaformer": {"expansion_ratio": 4.0, "act": "gelu", "bias": True, "mlp": "plain"},
 }
 
+
+def preset(block: str, mlp: str | None = None) -> dict[str, Any]:
+    """The options of a block that were left out, none for a block that does not exist.
+
+    A SwiGLU has its name from SiLU, which is Swish (arXiv 2002.05202); with act=gelu it is a GEGLU.
+    """
+    options = PRESETS.get(block, {})
+    return {**options, "act": "silu"} if mlp == "swiglu" and "mlp" in options else options
+
+
 MixerOfWidth = Callable[[int], nn.Module]
 """Makes the mixer of one block, given its channels."""
 
@@ -175,7 +185,7 @@ class MetaFormerBlock(Block):
         act: of the MLP.
         bias: in the MLP.
         mlp: "plain" for fc2(act(fc1(x))), "swiglu" for fc2(act(gate(x)) * fc1(x)) (arXiv 2002.05202),
-            "none" for a block that only mixes tokens.
+            which is a SwiGLU with SiLU and a GEGLU with GELU, "none" for a block that only mixes tokens.
         layer_scale: initial LayerScale of both branches; None for none.
         drop_path: rate of stochastic depth, drawn for each branch.
         experts: of the mixture; None for a single MLP.
@@ -268,12 +278,12 @@ class BlockOptions:
         Raises:
             InputError: the options do not fit the block or each other.
         """
-        preset = PRESETS[self.block]
+        defaults = preset(self.block, self.mlp)
         for name in ("conv_ratio", "gate", "mlp"):
-            if name not in preset and getattr(self, name) is not None:
+            if name not in defaults and getattr(self, name) is not None:
                 raise InputError(f"{name} has no meaning in block {self.block}: {WITHOUT[name]}")
         options: dict[str, Any] = {"layer_scale": self.layer_scale, "drop_path": drop_path}
-        for name, default in preset.items():
+        for name, default in defaults.items():
             given = getattr(self, name)
             options[name] = default if given is None else given
         if self.block == "metaformer":

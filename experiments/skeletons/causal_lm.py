@@ -139,8 +139,10 @@ class CausalLM(Skeleton):
             self.fc.weight = self.embed.weight
 
     @classmethod
-    def option_defaults(cls, block: str | None = None, output: Output = "one") -> dict[str, Any]:
-        defaults = super().option_defaults(block, output)
+    def option_defaults(
+        cls, block: str | None = None, output: Output = "one", mlp: str | None = None
+    ) -> dict[str, Any]:
+        defaults = super().option_defaults(block, output, mlp)
         del defaults["head"]  # which is always linear here
         return defaults
 

@@ -132,8 +132,10 @@ class Isotropic(Skeleton):
         return PatchEmbed(channels, self.dim, patch_size)
 
     @classmethod
-    def option_defaults(cls, block: str | None = None, output: Output = "one") -> dict[str, Any]:
-        return {**super().option_defaults(block, output), "patch_size": cls.patch_side}
+    def option_defaults(
+        cls, block: str | None = None, output: Output = "one", mlp: str | None = None
+    ) -> dict[str, Any]:
+        return {**super().option_defaults(block, output, mlp), "patch_size": cls.patch_side}
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)  # (B, H, W, C)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -86,7 +86,7 @@ class MixtureOfExperts(nn.Module):
 
     Attributes:
         balance_loss: the weighted load-balancing loss of the last forward pass; 0.0 if that was not in
-            training.
+            training. A copy has none: it is part of this module's graph.
     """
 
     balance_loss: Tensor | float
@@ -107,6 +107,14 @@ class MixtureOfExperts(nn.Module):
         self.balance_loss = self.balance * load_balancing(probabilities, loads) if self.training else 0.0
         y = self._dispatch(tokens, chosen, loads)  # (N, k, C)
         return (weights.unsqueeze(-1) * y).sum(1).view(x.shape)
+
+    def take_balance_loss(self) -> Tensor | float:
+        """Hand over the loss, once: kept here it would keep the pass that it belongs to in memory."""
+        taken, self.balance_loss = self.balance_loss, 0.0
+        return taken
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "balance_loss": 0.0}  # a part of a graph can be copied nowhere
 
     def _dispatch(self, tokens: Tensor, chosen: Tensor, loads: Tensor) -> Tensor:
         """What every token's chosen experts make of it: (N, C), (N, k), (E,) -> (N, k, C).
@@ -139,6 +147,8 @@ def count_choices(chosen: Tensor, experts: int) -> Tensor:
 def load_balancing(probabilities: Tensor, loads: Tensor) -> Tensor:
     """Switch Transformer's E sum_i f_i P_i (eq. 4-6): 1 at uniform routing, E / k when all tokens agree.
 
+    Without tokens it is 0.
+
     f_i is the share of all choices that fell on expert i, which sums to 1 for any k (with k > 1 as in
     DeepSeekMoE, arXiv 2401.06066, eq. 12-14); P_i is the mean probability of i. Gradients flow through P.
 
@@ -146,5 +156,7 @@ def load_balancing(probabilities: Tensor, loads: Tensor) -> Tensor:
         probabilities: (N, E).
         loads: (E,), how often every expert was chosen.
     """
+    if len(probabilities) == 0:
+        return probabilities.sum()
     share = loads / loads.sum()
     return len(loads) * (share * probabilities.mean(0)).sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 
@@ -200,13 +201,33 @@ def test_the_auxiliary_loss_is_the_sum_over_the_layers_of_the_last_training_pass
     assert model.auxiliary_loss() == 0.0
     x = images(3, 1, 8, 8)
     model.train()(x)
+    expected = torch.stack([mlp.balance_loss for mlp in mlps(model)]).sum()
     loss = model.auxiliary_loss()
-    torch.testing.assert_close(loss, torch.stack([mlp.balance_loss for mlp in mlps(model)]).sum())
+    torch.testing.assert_close(loss, expected)
+    assert model.auxiliary_loss() == 0.0, "it is handed over once"
     assert loss.item() >= DEPTH * 0.5 * 0.9
     loss.backward()
     assert all(mlp.router.weight.grad.any() for mlp in mlps(model))
     model.eval()(x)
     assert model.auxiliary_loss() == 0.0
+
+
+def test_a_layer_that_was_trained_can_be_copied() -> None:
+    layer = mixture(experts=3, per_token=1)
+    x = images(2, 5, 6).double()
+    y = layer(x)
+    copied = copy.deepcopy(layer)
+    assert copied.balance_loss == 0.0
+    assert layer.balance_loss.item() > 0, "the original keeps its own"
+    assert torch.equal(copied(x), y)
+
+
+def test_no_tokens_need_no_balance() -> None:
+    layer = mixture(experts=3, per_token=1)
+    y = layer(torch.zeros(0, 5, 6, dtype=torch.float64))
+    (y.sum() + layer.balance_loss).backward()
+    assert layer.balance_loss == 0
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in layer.parameters())
 
 
 def curve(trial: Trial, folder: TrialFolder) -> list[dict[str, float]]:

@@ -123,6 +123,16 @@ def test_cases_that_report_different_numbers_need_a_metric(tmp_path: Path) -> No
     assert {row["case"] for row in content["baselines"]} == {"a"}, "those of bytes are in bits"
 
 
+def test_what_is_gated_twice_is_said() -> None:
+    mixers = ("conv", "gated-conv")
+    twice = plan.make("words", replace(STUDY, mixers=mixers), Path("none"))
+    (said,) = plan.gated_twice(twice)
+    assert "gated-conv projects and gates by itself, and so does the block gated" in said
+    for skeleton in ("isotropic-nano(block=metaformer)", "isotropic-nano(gate=false)"):
+        once = plan.make("words", replace(STUDY, mixers=mixers, skeleton=skeleton), Path("none"))
+        assert plan.gated_twice(once) == []
+
+
 def test_a_plan_says_each_case_and_each_budget(tmp_path: Path) -> None:
     cases = (Case("short"), Case("deep", skeleton={"depth": 2}))
     arms = (Arm("longer", "identity", train={"epochs": 7}),)

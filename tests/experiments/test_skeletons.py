@@ -442,6 +442,21 @@ def test_a_gated_block_without_its_gate():
     torch.testing.assert_close(block(x), expected)
 
 
+@pytest.mark.parametrize(("act", "expected"), [(None, nn.SiLU), ("gelu", nn.GELU)])
+def test_a_swiglu_has_silu_unless_told_otherwise(act, expected):
+    """On record as in the model."""
+    given = Component(
+        "isotropic-nano", {"block": "metaformer", "mlp": "swiglu"} | ({"act": act} if act else {})
+    )
+    resolved = SKELETONS.resolve(given, option_defaults(given))
+    assert resolved.options["act"] == (act or "silu")
+    for options in (given.options, resolved.options):
+        model = SKELETONS.load(given.name)(factory(), TASK, **options)
+        assert type(model.blocks[0].mlp.act) is expected
+    plain = Component("isotropic-nano", {"block": "metaformer"})
+    assert SKELETONS.resolve(plain, option_defaults(plain)).options["act"] == "gelu"
+
+
 def test_the_channel_mlp_is_a_switch():
     plain, swiglu, none = (
         randomised(MetaFormerBlock(6, lambda dim: Identity(dim, 2), mlp=mlp))

@@ -8,6 +8,7 @@ import sys
 import pytest
 import timm
 import torch
+from timm.optim import create_optimizer_v2
 
 from experiments import timm_models
 from mixers import InputError
@@ -61,6 +62,26 @@ def test_any_mixer_trains_in_it(mixer: str) -> None:
 def test_a_classifier_without_features_only() -> None:
     model = timm.create_model("ablation_mambaout_pico", num_classes=7, drop_path_rate=0.1)
     assert model.eval()(torch.randn(2, 3, 64, 64)).shape == (2, 7)
+
+
+def test_without_classes_it_gives_what_the_classifier_reads() -> None:
+    with torch.device("meta"):
+        x = torch.zeros(2, 3, 64, 64)
+        ours, theirs = (
+            timm.create_model(f"{name}mambaout_femto", num_classes=0) for name in ("ablation_", "")
+        )
+        assert ours(x).shape == theirs(x).shape
+
+
+@pytest.mark.parametrize("features_only", [False, True])
+def test_timms_optimizers_leave_the_mixers_parameters_alone(features_only: bool) -> None:
+    with torch.device("meta"):
+        model = timm.create_model("ablation_mambaout_nano", mixer="ssm", features_only=features_only)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    of_a_log = {decay[id(p)] for name, p in model.named_parameters() if name.endswith("A_log")}
+    assert of_a_log == {0.0}
+    assert set(decay.values()) == {0.0, 0.05}
 
 
 def test_what_cannot_be_had_is_refused() -> None:

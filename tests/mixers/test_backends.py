@@ -14,6 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from experiments.build import choose_backend
 from mixers import MIXERS, InputError, backends
@@ -31,6 +34,10 @@ def forget_probes() -> Iterator[None]:
     backends.forget()
     yield
     backends.forget()
+
+
+ignore_jit = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+"""By which torch decomposes operations that have no tangents."""
 
 
 def make_inputs(batch: int = 2, length: int = 9, dim: int = 5, d_state: int = 3) -> tuple[Tensor, ...]:
@@ -140,6 +147,99 @@ def test_probing_leaves_the_global_generator_alone() -> None:
 def test_probe_works_without_gradients_and_under_autocast() -> None:
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert backends.probe("cpu", "cpu").ran
+
+
+def first_in(context: str, mixer: torch.nn.Module, x: Tensor) -> None:
+    """Call the mixer where a probe that ran in the same surroundings would fail or see other numbers."""
+    match context:
+        case "jvp":
+            torch.func.jvp(mixer, (x,), (x,))
+        case "grad":
+            torch.func.grad(lambda x: mixer(x).sum())(x)
+        case "vmap":
+            torch.func.vmap(mixer)(x[None])
+        case "fake tensors":
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                mixer(x)
+        case "export":
+            torch.export.export(mixer, (x,))
+        case "packed tensors":
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: t.bfloat16(), lambda t: t.float()):
+                mixer(x)
+        case "checkpoint":
+            checkpoint(mixer, x.requires_grad_(), use_reentrant=False).sum().backward()
+        case "compile":
+            torch.compiler.reset()
+            torch.compile(mixer, backend="eager", fullgraph=True)(x)
+
+
+@ignore_jit
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated", "ignore:.*performance drop")
+@pytest.mark.parametrize(
+    "context", ["jvp", "grad", "vmap", "fake tensors", "export", "packed tensors", "checkpoint", "compile"]
+)
+def test_where_the_first_call_comes_from_does_not_matter(context: str) -> None:
+    mixer = MIXERS.create(MIXERS.parse("ssm(scan=forward, conv=causal, kernel_size=4)"), 4, 1)
+    first_in(context, mixer, torch.randn(1, 5, 4))
+    before = backends.calls.copy()
+    mixer(torch.randn(1, 5, 4))
+    assert backends.calls - before == {"cpu": 1, "conv: reference": 1}
+    assert backends.resolve("auto", "cpu") == ("cpu", "auto")
+
+
+def test_a_failure_of_the_reference_is_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(backends, "_largest_error", lambda *arguments: float("nan"))
+        with pytest.raises(backends.BackendUnavailable, match="differs from the reference by nan"):
+            backends.resolve("reference", "cpu")
+    assert backends.resolve("reference", "cpu") == ("reference", "requested")
+
+
+# ---- forward mode and torch.func ---------------------------------------------------------------------------
+
+
+@ignore_jit
+@pytest.mark.parametrize("text", ["ssm", "conv", "mamba2"])
+def test_forward_mode_sees_through_every_operation(text: str) -> None:
+    """The kernels would drop tangents, so that the derivative would be zero."""
+    torch.manual_seed(0)
+    mixer = MIXERS.create(MIXERS.parse(text), 4, 1)
+    x, v = torch.randn(2, 1, 9, 4)
+    mixer(x)
+    _, tangent = torch.func.jvp(mixer, (x,), (v,))
+    rows = torch.func.jacrev(mixer)(x).flatten(4).flatten(0, 3)  # by reverse mode
+    torch.testing.assert_close(tangent.flatten(), rows @ v.flatten(), rtol=1e-4, atol=1e-5)
+    with forward_ad.dual_level():
+        unpacked = forward_ad.unpack_dual(mixer(forward_ad.make_dual(x, v)))
+    torch.testing.assert_close(unpacked.tangent, tangent)
+
+
+@ignore_jit
+def test_a_kernel_asked_for_by_name_refuses_to_drop_tangents() -> None:
+    inputs = make_inputs()
+
+    def scan(u: Tensor) -> Tensor:
+        return selective_scan(u, *inputs[1:], backend="cpu")
+
+    with pytest.raises(ValueError, match="scan backend 'cpu' has no forward_ad; use backend='reference'"):
+        torch.func.jvp(scan, inputs[:1], inputs[:1])
+    with pytest.raises(ValueError, match=r"scan backend 'cpu' has no torch\.func"):
+        torch.func.grad(lambda u: scan(u).sum())(inputs[0])
+
+
+@ignore_jit
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+def test_compiled_forward_mode() -> None:
+    mixer = MIXERS.create(MIXERS.parse("ssm"), 4, 1)
+    x, v = torch.randn(2, 1, 9, 4)
+
+    def tangent(x: Tensor, v: Tensor) -> Tensor:
+        found: Tensor = torch.func.jvp(mixer, (x,), (v,))[1]
+        return found
+
+    torch.compiler.reset()
+    compiled = torch.compile(tangent, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, v), tangent(x, v))
 
 
 # ---- the adapter to mamba-ssm ------------------------------------------------------------------------------

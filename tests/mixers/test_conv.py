@@ -205,3 +205,21 @@ def test_per_example_gradients():
     together = torch.autograd.grad(mixer(x).square().sum(), list(parameters.values()))
     for name, total in zip(parameters, together, strict=True):
         torch.testing.assert_close(each[name].sum(0), total, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mixer_class", [DepthwiseConv, CausalConv])
+def test_no_images_give_gradients_of_zero(mixer_class):
+    mixer = mixer_class(3, 2, kernel_size=7)
+    x = torch.zeros(0, 4, 5, 3, requires_grad=True)
+    mixer(x).sum().backward()
+    assert x.grad.shape == x.shape
+    assert not mixer.weight.grad.any()
+    assert not mixer.bias.grad.any()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_tangents_of_the_kernel_with_gradients_of_its_own():
+    mixer = DepthwiseConv(3, 2, kernel_size=7)
+    x, v = normal(2, 4, 5, 3, dtype=torch.float32), normal(2, 4, 5, 3, dtype=torch.float32).flip(0)
+    _, tangent = torch.func.jvp(mixer, (x,), (v,))
+    torch.testing.assert_close(tangent, mixer(v) - mixer(torch.zeros_like(v)), rtol=1e-4, atol=1e-6)

@@ -10,6 +10,7 @@ import torch
 from timm.models.metaformer import Pooling as TimmPooling
 from timm.models.metaformer import SepConv as TimmSepConv
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mixers.base import as_sequence
 from mixers.conv import CausalConv, DepthwiseConv
@@ -68,7 +69,7 @@ def test_random_mixing_follows_its_seed() -> None:
 def test_random_mixing_is_stored_and_loaded_by_its_seed() -> None:
     x = normal(2, 9, 3)
     one, other = random_mixing(3), random_mixing(4)
-    assert list(one.state_dict()) == ["seed"]
+    assert {name: int(value) for name, value in one.state_dict().items()} == {"seed": one.seed}
     assert not torch.allclose(one(x), other(x))
     other.load_state_dict(one.state_dict())
     assert torch.equal(one(x), other(x)), "the old matrix is forgotten"
@@ -77,6 +78,42 @@ def test_random_mixing_is_stored_and_loaded_by_its_seed() -> None:
     torch.save(one, stored)
     stored.seek(0)
     assert torch.equal(torch.load(stored, weights_only=False)(x), one(x))
+
+
+def test_random_mixing_keeps_its_matrix_when_weights_are_averaged() -> None:
+    """A mean of the seed, in floating point, would be another one."""
+    x = normal(2, 9, 3)
+    model = torch.nn.Sequential(random_mixing(3), torch.nn.Linear(3, 3)).double()
+    averaged = AveragedModel(model, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for _ in range(3):
+        averaged.update_parameters(model)
+    torch.testing.assert_close(averaged(x), model(x))
+
+
+def test_random_mixing_follows_a_seed_that_is_replaced() -> None:
+    x = normal(2, 9, 3)
+    one, other = random_mixing(3), random_mixing(4)
+    other(x)
+    other.seed = one.seed
+    assert torch.equal(other(x), one(x))
+
+
+def test_random_mixing_is_loaded_inside_a_model() -> None:
+    one, other = (torch.nn.Sequential(random_mixing(seed), torch.nn.Linear(3, 3)) for seed in (3, 4))
+    assert list(one.state_dict()) == ["0.seed", "1.weight", "1.bias"]
+    other.load_state_dict(one.state_dict())
+    assert other[0].seed == one[0].seed
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict(torch.nn.Sequential(torch.nn.Identity(), one[1]).state_dict())
+
+
+def test_random_mixing_still_draws_what_it_drew() -> None:
+    """Trials on record have this matrix."""
+    mixer = random_mixing(0)
+    assert mixer.seed == 900450186894289455
+    row = [0.2130557585998124, 0.4094153920032259, 0.19990993915712868, 0.177618910239833]
+    first = mixer.matrix(4, torch.float64, torch.device("cpu"))[0]
+    torch.testing.assert_close(first, torch.tensor(row, dtype=torch.float64))
 
 
 def test_random_mixing_trains_after_inference() -> None:
@@ -101,7 +138,7 @@ def test_random_mixing_has_nothing_to_train_and_draws_one_number() -> None:
         torch.manual_seed(0)
         on_meta = RandomMixing(3, 1)
         assert on_meta(torch.zeros(2, 9, 3)).is_meta
-    assert torch.equal(on_meta.seed, mixer.seed)
+    assert on_meta.seed == mixer.seed
 
 
 # ---- separable convolution

@@ -125,7 +125,7 @@ def against_length(points: Sequence[Json], machine: Json) -> Drawing | None:
         zorder=0,
         label="moving the tokens",
     )
-    for axes, what in ((timed, "forward + backward, per token (µs)"), (held, "peak memory (bytes)")):
+    for axes, what in ((timed, "forward + backward, per token (µs)"), (held, "peak memory")):
         _length_axis(axes, sorted({point["length"] for point in shown}))
         axes.set_ylabel(what)
         axes.grid(axis="y")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 
 from analysis import quantities as q
 from analysis.records import Json
+from analysis.statistics import Estimate
 from analysis.tables import write_csv
 
 STYLE = Path(__file__).parent / "paper.mplstyle"
@@ -105,6 +106,19 @@ def keep_to_percentages(axes: Axes, unit: str, along: Literal["x", "y"] = "y") -
         (axes.set_xlim if along == "x" else axes.set_ylim)(low, high)
 
 
+def drawn_interval(estimate: Estimate, unit: str) -> tuple[float, float]:
+    """The interval as far as a percentage can be."""
+    if unit != "%":
+        return estimate.low, estimate.high
+    return max(estimate.low, 0.0), min(estimate.high, 100.0)
+
+
+def cut_note(bounds: Iterable[float], unit: str) -> str:
+    """What a caption says where `drawn_interval` leaves out a part; a bound that is NaN is none."""
+    cut = unit == "%" and any(bound < 0 or bound > 100 for bound in bounds)
+    return " Intervals are drawn no further than 0 and 100 %." if cut else ""
+
+
 def legend(figure: Figure, axes: Axes) -> None:
     """One legend beside the panels, where it can hide nothing."""
     handles, labels = axes.get_legend_handles_labels()
@@ -121,7 +135,6 @@ def whole_bytes(value: float) -> str:
 
 
 def wrapped(name: str, width: int) -> str:
-    """Break a long name between words and cut words that no line holds. A dollar sign is no mathematics."""
-    words = [q.shortened(word, width) for word in name.replace("(", "( ").split()]
-    lines = textwrap.wrap(" ".join(words), width, break_long_words=False)
+    """Break a long name between words, and words that no line holds. A dollar sign is no mathematics."""
+    lines = textwrap.wrap(name.replace("(", "( "), width)
     return "\n".join(lines).replace("( ", "(").replace("$", r"\$")

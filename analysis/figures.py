@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from analysis import quantities as q
+from analysis.adjusted import Adjusted, adjusted
 from analysis.drawing import (
     COLUMN,
     GREY,
@@ -25,6 +26,8 @@ from analysis.drawing import (
     ZONE,
     Drawing,
     colour_and_marker,
+    cut_note,
+    drawn_interval,
     finished_drawing,
     keep_to_percentages,
     legend,
@@ -41,12 +44,14 @@ from analysis.verdict import NO_VERDICT, UNDECIDED, Comparison
 
 Item = TypeVar("Item")
 
+UPPER, LOWER = 0.09, 0.26  # where in a row the interval and the one for equivalence lie
+END = 0.055  # of a row, half a stroke at the end of a whisker
 GAP = 6 * "\N{NO-BREAK SPACE}"  # ordinary spaces collapse in SVG
 PRICES = {
     "params": "parameters",
     "macs": "MACs per example, forward",
-    "state_bytes": "carried per sequence (bytes)",
-    "peak_memory_bytes": "memory of training (bytes)",
+    "state_bytes": "carried per sequence",
+    "peak_memory_bytes": "memory of training",
     "examples_per_second": "examples / s, training",
 }
 MORE_IS_BETTER = ("examples_per_second",)
@@ -107,22 +112,24 @@ def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         heights = [row + height[seed] for seed in by_seed]
         style: Json = {"linestyle": "", "markersize": 3.4, "alpha": 0.85, "zorder": 2}
         axes.plot(list(by_seed.values()), heights, **looks[arm.name] | style)
-    _interval_bars(axes, {row + 0.32: arm.test for row, arm in enumerate(arms) if arm.name not in outside})
+    shown = {row + 0.32: arm.test for row, arm in enumerate(arms) if arm.name not in outside}
+    _interval_bars(axes, shown, study.metric.unit)
     keep_to_percentages(axes, study.metric.unit, "x")
     decimals = q.decimals_for(study.margin, study.metric.unit)
     for row, arm in enumerate(arms):
         if arm.name in outside:
             _off_scale(axes, row, q.number(arm.test.mean, decimals), outside[arm.name])
     _rows_axis(axes, labels)
-    axes.set_xlabel(f"test {study.compared} ({study.metric.unit})")
+    compared = _compared(study, arms)
+    axes.set_xlabel(f"test {compared} ({study.metric.unit})")
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     axes.grid(axis="x")
     caption = (
-        f"Test {study.compared} of every seed (coloured), lines joining the same seed"
+        f"Test {compared} of every seed (coloured), lines joining the same seed"
         f"{' within a case' if len(cases) > 1 else ''}; below, mean and "
         f"{q.percent(1 - study.alpha)} t interval over seeds. For the comparison look at the differences: "
         f"pairing removes what the seeds have in common. {_counted([arm.test.n for arm in arms])} "
-        f"{selection_rule(study, arms)}"
+        f"{selection_rule(study, arms)}{_cut_note(study, arms)}"
     )
     if outside:
         caption += f" Too far out to draw, mean as a number: {q.listing(list(outside))}."
@@ -130,12 +137,13 @@ def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
 
 
 def differences(study: Study, arms: list[ArmSummary], comparisons: list[Comparison]) -> Drawing | None:
-    """Paired differences with both intervals against the equivalence zone; the verdict at the side."""
+    """Paired differences against the equivalence zone: both intervals, what decides, the verdict beside."""
     rows = [
         {"arm": c.arm, "baseline": c.baseline, "seed": seed, "difference": difference}
         for c in comparisons
         for seed, difference in zip(c.seeds, c.differences, strict=True)
     ]
+    deciding = adjusted(study, comparisons)
     comparisons, left_out = _at_most(MOST_ROWS, comparisons)
     if not any(c.n for c in comparisons):
         return None
@@ -146,7 +154,8 @@ def differences(study: Study, arms: list[ArmSummary], comparisons: list[Comparis
         axes.axvspan(-study.margin, study.margin, color=ZONE, linewidth=0, zorder=0)
     axes.axvline(0, color=GREY, linewidth=0.7, zorder=1)
     outside = _far_out([_reach(c) for c in comparisons], least=study.margin or 0.0)
-    _difference_rows(axes, {row: c for row, c in enumerate(comparisons) if row not in outside})
+    shown = {row: c for row, c in enumerate(comparisons) if row not in outside}
+    _difference_rows(axes, study, shown, deciding)
     decimals = q.decimals_for(study.margin, study.metric.unit)
     for row in sorted(outside):
         estimate = comparisons[row].interval
@@ -155,13 +164,13 @@ def differences(study: Study, arms: list[ArmSummary], comparisons: list[Comparis
     _rows_axis(axes, labels)
     _verdict_labels(axes, comparisons)
     left, right = ("worse", "better") if study.metric.higher_is_better else ("better", "worse")
-    what = f"difference in test {study.compared} ({study.metric.difference_unit})"
+    what = f"difference in test {_compared(study, arms)} ({study.metric.difference_unit})"
     axes.set_xlabel(f"\N{LEFTWARDS ARROW} {left}{GAP}{what}{GAP}{right} \N{RIGHTWARDS ARROW}")
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=STEPS))
     counted = _counted([c.n for c in comparisons], "paired seed")
-    caption = f"{_differences_caption(study)} {counted} {selection_rule(study, arms)}"
+    caption = f"{_differences_caption(study, comparisons)} {counted} {selection_rule(study, arms)}"
     if outside:
-        caption += " Rows too far out to draw are given as numbers."
+        caption += " Rows too far out to draw are given as numbers, mean and interval without whiskers."
     return finished_drawing("differences", "Paired differences", caption + left_out, figure, rows)
 
 
@@ -190,11 +199,12 @@ def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(axis="y")
         keep_to_percentages(axes, study.metric.unit)
-    panels[0].set_ylabel(f"validation {study.metric.name} ({study.metric.unit})")
+    metric = q.metric_in_words(study.metric.name)
+    panels[0].set_ylabel(f"validation {metric} ({study.metric.unit})")
     legend(figure, panels[0])
     bands = "; bands: ± one standard deviation" if banded else ""
     counted = _counted([len(arm.curves) for arm in arms])
-    caption = f"Validation {study.metric.name}, mean over seeds{bands}. {counted}"
+    caption = f"Validation {metric}, mean over seeds{bands}. {counted}"
     if again:
         caption += " Cases that test the same trained models share their curves."
     stopped = [names[arm.name] for arm in arms if arm.under_trained]
@@ -228,7 +238,7 @@ def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     for axes in panels[len(known) :]:
         axes.axis("off")
     for axes, price in zip(panels, known, strict=False):
-        _price_panel(axes, arms, price, looks)
+        _price_panel(axes, arms, price, looks, study.metric.unit)
         for rivals in _by_case(arms):  # another case is another task or another metric
             _front_line(axes, rivals, price, study.metric.direction)
     keep_to_percentages(panels[0], study.metric.unit)  # of all: they share it
@@ -242,6 +252,7 @@ def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         f"an arm costs; dotted: the arms{each} that no other beats in both. What is carried from token to "
         f"token exists in recurrent form only. Memory and throughput are measured while training, on the "
         f"machine named below. {_counted([arm.test.n for arm in arms])} {selection_rule(study, arms)}"
+        f"{_cut_note(study, arms)}"
     )
     if again:
         caption += (
@@ -314,16 +325,20 @@ def _shortest_names(arms: list[ArmSummary]) -> dict[str, str]:
 
 
 def _compared(study: Study, arms: list[ArmSummary]) -> str:
-    """What some arms are compared by, in words: the metric itself where it is one and the same."""
-    metrics = {arm.arm.metric or study.metric.name for arm in arms}
-    return metrics.pop() if len(metrics) == 1 else study.compared
+    """What some arms are compared by, in words."""
+    return study.compared_by(arm.arm for arm in arms)
 
 
-def _price_panel(axes: Axes, arms: list[ArmSummary], price: str, looks: dict[str, Json]) -> None:
+def _cut_note(study: Study, arms: list[ArmSummary]) -> str:
+    return cut_note((bound for arm in arms for bound in (arm.test.low, arm.test.high)), study.metric.unit)
+
+
+def _price_panel(axes: Axes, arms: list[ArmSummary], price: str, looks: dict[str, Json], unit: str) -> None:
     """Every arm with its interval at what it costs."""
     for arm in arms:
         test, value = arm.test, getattr(arm.costs, price)
-        error = [[test.mean - test.low], [test.high - test.mean]] if test.n > 1 else None
+        low, high = drawn_interval(test, unit)
+        error = [[test.mean - low], [high - test.mean]] if test.n > 1 else None
         style = looks[arm.name] | {"elinewidth": 0.8, "linestyle": "", "label": legend_label(arm.name)}
         axes.errorbar(math.nan if value is None else value, test.mean, error, **style)
     _cost_axis(axes, [getattr(arm.costs, price) for arm in arms], in_bytes=price.endswith("_bytes"))
@@ -337,22 +352,38 @@ def _front_line(axes: Axes, rivals: list[ArmSummary], price: str, direction: int
     axes.plot(*pareto_front(rivals, price, direction), drawstyle=steps, **style)
 
 
-def _interval_bars(axes: Axes, by_height: dict[float, Estimate]) -> None:
+def _interval_bars(axes: Axes, by_height: dict[float, Estimate], unit: str) -> None:
     """Thin intervals with a tick at the mean, each at its height."""
-    _horizontal(axes, {y: (each.low, each.high) for y, each in by_height.items()}, linewidth=0.9, zorder=3)
+    _horizontal(
+        axes, {y: drawn_interval(each, unit) for y, each in by_height.items()}, linewidth=0.9, zorder=3
+    )
     means = [each.mean for each in by_height.values()]
     style: Json = {"color": INK, "marker": "|", "markersize": 7, "markeredgewidth": 1.2, "zorder": 4}
     axes.plot(means, list(by_height), linestyle="", **style)
 
 
-def _difference_rows(axes: Axes, by_row: dict[int, Comparison]) -> None:
-    """Every pair as a dot, below them both intervals."""
+def _difference_rows(
+    axes: Axes, study: Study, by_row: dict[int, Comparison], deciding: list[Adjusted]
+) -> None:
+    """Every pair as a dot; below them the interval, and the one for equivalence if there is a margin."""
     dots = [d for c in by_row.values() for d in c.differences]
     heights = [y for row, c in by_row.items() for y in row - 0.2 + _stagger(c.n, 0.1)]
     axes.plot(dots, heights, linestyle="", marker="o", markersize=2.4, color=GREY, alpha=0.8)
-    _interval_bars(axes, {row + 0.12: c.interval for row, c in by_row.items()})
-    inner = {row + 0.12: (c.inner.low, c.inner.high) for row, c in by_row.items()}
-    _horizontal(axes, inner, linewidth=2.4, zorder=2)
+    _interval_bars(axes, {row + UPPER: c.interval for row, c in by_row.items()}, study.metric.difference_unit)
+    adjusted_for = [row for row, c in by_row.items() if c.family_size > 1]
+    _whiskers(axes, {row + UPPER: deciding[row].interval for row in adjusted_for})
+    if study.margin is not None:
+        inner = {row + LOWER: (c.inner.low, c.inner.high) for row, c in by_row.items()}
+        _horizontal(axes, inner, linewidth=2.4, zorder=2)
+        _whiskers(axes, {row + LOWER: deciding[row].inner for row in adjusted_for})
+
+
+def _whiskers(axes: Axes, by_height: dict[float, Estimate]) -> None:
+    """Hairlines with a stroke at both ends; they do not widen the axis, and one that leaves it is cut."""
+    known = {y: each for y, each in by_height.items() if math.isfinite(each.high - each.low)}
+    lines = [[(each.low, y), (each.high, y)] for y, each in known.items()]
+    lines += [[(x, y - END), (x, y + END)] for y, each in known.items() for x in (each.low, each.high)]
+    axes.add_collection(LineCollection(lines, color=INK, linewidth=0.5, zorder=1.5), autolim=False)
 
 
 def _horizontal(
@@ -371,16 +402,20 @@ def _verdict_labels(axes: Axes, comparisons: list[Comparison]) -> None:
         axes.annotate(c.label, (1.015, row), fontweight=weight, **place)
 
 
-def _differences_caption(study: Study) -> str:
+def _differences_caption(study: Study, comparisons: list[Comparison]) -> str:
     inner, outer = q.percent(1 - 2 * study.alpha), q.percent(1 - study.alpha)
-    zone = ""
+    drawn = f"Difference of each pair of seeds (dots), mean with {outer} t interval (thin)"
+    rule = "An arm helps or hurts when the thin interval{} leaves out zero"
     if study.margin is not None:
-        zone = f"Shaded: the equivalence zone, ±{q.with_unit(study.margin, study.metric.difference_unit)}. "
+        zone = q.with_unit(study.margin, study.metric.difference_unit)
+        drawn += f" and, below, {inner} t interval (thick). Shaded: the equivalence zone, ±{zone}"
+        rule += "; else it is equivalent when the thick one{} lies inside the zone"
+    if all(c.family_size == 1 for c in comparisons):
+        return f"{drawn}. {rule.replace('{}', '')}."
     return (
-        f"Difference of each pair of seeds (dots), mean with {outer} t interval (thin) and {inner} t "
-        f"interval (thick). {zone}An arm helps or hurts when the thin interval leaves out zero, and is "
-        f"equivalent when the thick one lies inside the zone; over several comparisons Holm's adjustment "
-        f"asks for more than the intervals show."
+        f"{drawn}. Whiskers: the same intervals at the level at which Holm's adjustment over several "
+        f"comparisons judges this one; they decide, and go on where they leave the figure. "
+        f"{rule.replace('{}', ' with its whiskers')}."
     )
 
 

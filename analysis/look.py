@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -20,11 +22,13 @@ from analysis.page import write_atomically
 from analysis.records import Json
 
 COLUMNS = 6  # maps side by side
+CHARACTERS = 19  # of a title, to an inch
 SIDE_OF_ORDERS = 8  # tokens of the grid that scan orders are drawn on
 # matplotlib's tab10, which tells ten classes apart
 CLASS_COLOURS = [to_hex(colormaps["tab10"](number)) for number in range(10)]
 FLOOR = 1e-4
 """Influences are drawn on a logarithmic scale from here to 1; what is below is white, like nothing."""
+SCALE, BLUES = LogNorm(FLOOR, 1), "Blues"
 
 
 def write(folder: Path, rows: Sequence[Json]) -> list[Path]:
@@ -57,6 +61,9 @@ def scan_orders(rows: Sequence[Json]) -> Drawing | None:
     figure, panels = _grid_of_axes(titles, 1.18)
     for walk, axes in zip(walks, panels, strict=True):
         _path(axes, [row for row in cells if (row["panel"], row["part"]) == walk])
+    path = LinearSegmentedColormap.from_list("path", [_shade(0), _shade(1)])
+    scale = _colour_scale(figure, ScalarMappable(Normalize(0, 1), path), "place in the walk of a segment")
+    scale.set_ticks([0, 1], labels=["first token", "last"])
     caption = (
         "The orders in which the scans visit the tokens of an 8 x 8 image, from the circle on, from dark to "
         "light. A segment begins with an empty state. All but forward and atrous are walked both ways."
@@ -73,6 +80,9 @@ def influence(rows: Sequence[Json]) -> Drawing | None:
     figure, panels = _grid_of_axes(names, 1.18)
     for name, axes in zip(names, panels, strict=True):
         _heat(axes, _matrix([row for row in cells if row["panel"] == name]))
+    _colour_scale(
+        figure, ScalarMappable(SCALE, BLUES), "mean absolute gradient, as a share of the largest in the map"
+    )
     caption = (
         "Influence of each input token on the output at the centre (cross) of a single, fresh mixer: mean "
         "over initialisations, random inputs and projections of the output, the largest value in each map "
@@ -92,6 +102,9 @@ def receptive_fields(rows: Sequence[Json]) -> Drawing | None:
     places = [(name, part) for name in names for part in ("before", "after")]
     for (name, part), axes in zip(places, panels, strict=True):
         _heat(axes, _matrix([row for row in cells if (row["panel"], row["part"]) == (name, part)]))
+    _colour_scale(
+        figure, ScalarMappable(SCALE, BLUES), "mean absolute gradient, as a share of the largest in the map"
+    )
     caption = (
         "Effective receptive field of the feature at the centre of the last block (cross), in pixels of test "
         "images, before and after training (seed 0): mean absolute gradient, the largest value in each map "
@@ -126,11 +139,20 @@ def scenes(rows: Sequence[Json]) -> Drawing | None:
             if panel != "canvas":
                 axes.imshow(_coloured(maps.get((panel, line), []), canvas.shape), interpolation="nearest")
             if line == lines[0]:
-                axes.set_title(wrapped(panel, 12), fontsize=5.6, linespacing=1.1)
+                axes.set_title(wrapped(panel, int(CHARACTERS * side)), fontsize=5.6, linespacing=1.1)
         axes_of_line[0].set_ylabel({"own": "own class", "key": "framed one's"}[question], fontsize=5.6)
     handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in CLASS_COLOURS]
     names = [str(number) for number in range(len(CLASS_COLOURS))]
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=5.6, handlelength=1)
+    figure.legend(
+        handles,
+        names,
+        title="class",
+        loc="outside lower center",
+        ncols=len(names),
+        fontsize=5.6,
+        title_fontsize=5.6,
+        handlelength=1,
+    )
     caption = (
         "What every arm (seed 0) answers at the pixels of the plain digits of three canvases of the test "
         "split: their own class, and the class of the framed digit, which is the same for all of them."
@@ -152,7 +174,7 @@ def _of(figure: str, rows: Sequence[Json]) -> list[Json]:
 
 def _grid_of_axes(titles: Sequence[str], inches: float) -> tuple[Figure, list[Axes]]:
     lines = math.ceil(len(titles) / COLUMNS)
-    figure = Figure(figsize=(PAGE, inches * lines + 0.1), layout="constrained")
+    figure = Figure(figsize=(PAGE, inches * lines + 0.5), layout="constrained")
     grid = figure.subplots(lines, COLUMNS, squeeze=False)
     panels = list(grid.flat)
     for axes in panels:
@@ -162,6 +184,16 @@ def _grid_of_axes(titles: Sequence[str], inches: float) -> tuple[Figure, list[Ax
         text = "\n".join(wrapped(line, 21) for line in title.splitlines())
         axes.set_title(text, fontsize=5.6, linespacing=1.1)
     return figure, panels[: len(titles)]
+
+
+def _colour_scale(figure: Figure, colours: ScalarMappable, what: str) -> Colorbar:
+    """One scale below all maps."""
+    scale = figure.colorbar(
+        colours, ax=figure.axes, location="bottom", aspect=50, shrink=0.5, pad=0.02, label=what
+    )
+    scale.outline.set_visible(False)
+    scale.minorticks_off()
+    return scale
 
 
 def _path(axes: Axes, cells: Sequence[Json]) -> None:
@@ -192,8 +224,8 @@ def _matrix(cells: Sequence[Json]) -> NDArray[np.float64]:
 
 
 def _heat(axes: Axes, values: NDArray[np.float64]) -> None:
-    shown = np.clip(np.log10(np.maximum(values, 1e-12)) / -math.log10(FLOOR) + 1, 0, 1)  # 1 -> 1, FLOOR -> 0
-    axes.imshow(shown, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    shown = np.maximum(values, FLOOR)  # 0 has no logarithm
+    axes.imshow(shown, cmap=BLUES, norm=SCALE, interpolation="nearest")
     height, width = values.shape
     axes.plot([width // 2], [height // 2], marker="+", markersize=4, markeredgewidth=0.7, color=COLOURS[1])
     axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=GREY, linewidth=0.5))

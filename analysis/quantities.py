@@ -11,6 +11,13 @@ import math
 
 MISSING = "–"
 MINUS = "\N{MINUS SIGN}"
+IN_WORDS = {
+    "key_accuracy": "accuracy for the framed digit",
+    "own_accuracy": "accuracy for a digit itself",
+    "miou": "mIoU",
+    "miou_multiscale": "mIoU, multi-scale",
+}
+"""Metrics whose names are no words without their underscores."""
 
 
 def decimals_for(margin: float | None, unit: str) -> int:
@@ -99,6 +106,11 @@ def shortened(text: str, width: int) -> str:
         return text
     head = (width - 1) // 2
     return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
+def metric_in_words(name: str) -> str:
+    """The name of a metric as a figure says it: ``bits per byte`` for ``bits_per_byte``."""
+    return IN_WORDS.get(name, name.replace("_", " "))
 
 
 def plural(n: int, noun: str) -> str:

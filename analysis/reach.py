@@ -15,6 +15,8 @@ from analysis.drawing import (
     PAGE,
     Drawing,
     colour_and_marker,
+    cut_note,
+    drawn_interval,
     finished_drawing,
     legend,
     line_style,
@@ -27,6 +29,7 @@ from analysis.statistics import Estimate, t_interval
 DIRECTIONS = ("below", "above")
 """Suffixes of the metric; a scan in raster order reads what is below the framed digit after it."""
 DODGE = 0.05  # between arms at the same distance, so that intervals do not hide each other
+APART = 0.16  # of a row, from its middle to either direction: where both are read alike, marks would coincide
 
 
 def draw(study: Study) -> Drawing | None:
@@ -52,14 +55,15 @@ def draw(study: Study) -> Drawing | None:
         legend(figure, grid[0][0])
         level = q.percent(1 - study.alpha)
         caption = (
-            f"Test {study.metric.name}, mean and {level} t interval over seeds. Left: by the distance "
-            "between a digit and the framed one, in cells of 16 pixels. Right: digits below the framed one "
-            "(filled marks), which a scan in raster order reads after it, and above it (open marks), read "
-            "before it."
+            f"Test {q.metric_in_words(study.metric.name)}, mean and {level} t interval over seeds. Left: by "
+            "the distance between a digit and the framed one, in cells of 16 pixels. Right: digits below the "
+            "framed one (filled marks), which a scan in raster order reads after it, and above it (open "
+            "marks), read before it."
         )
         chance = _chance(study)
         if chance is not None:
             caption += f" Dotted: a random class, {chance:g} %."
+        caption += cut_note([row[side] for row in rows for side in ("low", "high")], study.metric.unit)
         return finished_drawing("reach", "Range, and the price of one direction", caption, figure, rows)
 
 
@@ -97,12 +101,12 @@ def _by_distance(axes: Axes, study: Study, arms: dict[str, Arm], group: str) -> 
             for distance, estimate in zip(distances, estimates, strict=True)
         ]
         x = np.array(distances) + DODGE * (index - middle)
-        y = [each.mean for each in estimates]
-        error = np.array([[each.mean - each.low, each.high - each.mean] for each in estimates]).T
+        y = np.array([each.mean for each in estimates])
+        low, high = np.array([drawn_interval(each, study.metric.unit) for each in estimates]).T
         axes.errorbar(
             x,
             y,
-            np.nan_to_num(error),
+            np.nan_to_num(np.stack([y - low, high - y])),
             label=label,
             elinewidth=0.8,
             linewidth=1.1,
@@ -112,7 +116,7 @@ def _by_distance(axes: Axes, study: Study, arms: dict[str, Arm], group: str) -> 
         )
     axes.set_xticks(distances)
     axes.set_xlabel("distance to the framed digit (cells)")
-    axes.set_ylabel(f"test {study.metric.name} ({study.metric.unit})")
+    axes.set_ylabel(f"test {q.metric_in_words(study.metric.name)} ({study.metric.unit})")
     _finish(axes, study, "y")
     return rows
 
@@ -125,15 +129,18 @@ def _by_direction(axes: Axes, study: Study, arms: dict[str, Arm], group: str) ->
             _row(group, label, direction, estimate)
             for direction, estimate in zip(DIRECTIONS, estimates, strict=True)
         ]
-        axes.plot([each.mean for each in estimates], [index, index], color=GREY, linewidth=0.8, zorder=1)
-        for filled, estimate in zip((True, False), estimates, strict=True):
+        heights = [index + APART, index - APART]  # above what is above
+        axes.plot([each.mean for each in estimates], heights, color=GREY, linewidth=0.8, zorder=1)
+        for filled, height, estimate in zip((True, False), heights, estimates, strict=True):
             style = {**colour_and_marker(index), **({} if filled else {"markerfacecolor": "white"})}
-            axes.plot([estimate.low, estimate.high], [index, index], color=INK, linewidth=0.8, zorder=2)
-            axes.plot([estimate.mean], [index], markersize=4.2, linestyle="", zorder=3, **style)
+            drawn = drawn_interval(estimate, study.metric.unit)
+            axes.plot(drawn, [height, height], color=INK, linewidth=0.8, zorder=2)
+            axes.plot([estimate.mean], [height], markersize=4.2, linestyle="", zorder=3, **style)
     axes.set_yticks(range(len(arms)), [wrapped(label, 20) for label in arms])
     axes.invert_yaxis()
     axes.set_xlabel(
-        f"test {study.metric.name} ({study.metric.unit})\nbelow (filled) and above (open) the framed digit"
+        f"test {q.metric_in_words(study.metric.name)} ({study.metric.unit})\n"
+        "above it (open) and below it (filled)"
     )
     _finish(axes, study, "x")
     return rows
@@ -145,9 +152,21 @@ def _finish(axes: Axes, study: Study, along: str) -> None:
     mark, limit = (axes.axhline, axes.set_ylim) if along == "y" else (axes.axvline, axes.set_xlim)
     if chance is not None:
         mark(chance, color=GREY, linewidth=0.8, linestyle=(0, (1, 1.2)), zorder=0)
+        _chance_label(axes, chance, along)
     if study.metric.unit == "%":
         limit(-4, 104)
     axes.grid(axis="y" if along == "y" else "x")
+
+
+def _chance_label(axes: Axes, chance: float, along: str) -> None:
+    """Says what the dotted line is, where no mark is: below it between two distances, or at its upper end."""
+    style: Json = {"ha": "center", "textcoords": "offset points", "fontsize": 6, "annotation_clip": False}
+    if along == "y":
+        between = float(np.mean(axes.get_xticks()[:2]))
+        style |= {"xy": (between, chance), "xytext": (0, -6), "va": "top"}
+    else:
+        style |= {"xy": (chance, 1.0), "xycoords": ("data", "axes fraction"), "xytext": (0, 1)}
+    axes.annotate("a random class", **style)
 
 
 def _estimate(study: Study, arm: Arm, place: str) -> Estimate:

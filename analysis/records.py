@@ -18,12 +18,15 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from analysis.quantities import metric_in_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -225,8 +228,17 @@ class Study:
 
     @property
     def compared(self) -> str:
-        """What is compared, in words."""
+        """The name of the metric that is compared, where that is the same in all cases."""
         return "metric of the case" if any(arm.metric for arm in self.arms.values()) else self.metric.name
+
+    def compared_by(self, arms: Iterable[Arm]) -> str:
+        """What some arms are compared by, for people: what the names of their metrics have in common."""
+        own = self.metric.name.split("_")
+        names = {arm.metric or self.metric.name for arm in arms}
+        common = [part for part in own if all(part in name.split("_") for name in names)]
+        if common != own and len(names) == 1:
+            return metric_in_words(*names)
+        return metric_in_words("_".join(common)) if own[-1] in common else "metric of the case"
 
     @property
     def trials(self) -> list[Trial]:

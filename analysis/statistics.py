@@ -161,6 +161,21 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
+def holm_levels(p_values: ArrayLike, alpha: float = 0.05) -> Floats:
+    """The level at which Holm's method judges each p value: ``alpha / (k - i + 1)`` for the i-th smallest.
+
+    It stops at the first that is not rejected, and all that follow are held to the level of that step (Holm
+    1979). So a p value is rejected if and only if it is at most its level, and intervals at these levels
+    decide as the adjusted p values do. They show the decision; all of them together need not cover at
+    1 - alpha (regions that do: Guilbaud 2008).
+    """
+    p = np.asarray(p_values, dtype=float)
+    rejected = np.count_nonzero(holm(p) <= alpha)
+    levels = np.empty_like(p)
+    levels[np.argsort(p, kind="stable")] = alpha / (p.size - np.minimum(np.arange(p.size), rejected))
+    return levels
+
+
 def minimum_detectable_difference(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:
     """Smallest true difference that the two-sided paired t test finds with probability `power`, unit of `sd`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,11 +18,14 @@ from analysis.drawing import (
     ZONE,
     Drawing,
     colour_and_marker,
+    cut_note,
+    drawn_interval,
     finished_drawing,
     keep_to_percentages,
     legend,
     line_style,
     paper_style,
+    wrapped,
 )
 from analysis.records import Case, Json, RateSearch, Study
 from analysis.statistics import Estimate
@@ -30,6 +33,7 @@ from analysis.summary import ArmSummary, selection_rule
 from analysis.verdict import Comparison
 
 MOST_PANELS = 4  # of learning rates
+TICKS = 48  # characters below an axis, of the names of all cases
 BESIDE = 0.6  # of the distance between two named cases, over which their points are spread
 
 
@@ -56,25 +60,30 @@ def sweep(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compariso
     left, right = figure.subplots(1, 2)
     styles = {label: _style(index) for index, label in enumerate(labels)}
     styles |= {pair: styles[pair.partition(f" {q.MINUS} ")[0]] for pair in pairs}
-    _lines(left, study, measured, styles)
+    _lines(left, study, measured, styles, study.metric.unit)
     if study.margin is not None:
         right.axhspan(-study.margin, study.margin, color=ZONE, linewidth=0, zorder=0)
     right.axhline(0, color=GREY, linewidth=0.7, zorder=1)
-    _lines(right, study, pairs, styles)
+    _lines(right, study, pairs, styles, study.metric.difference_unit)
     for axes in (left, right):
         _case_axis(axes, study)
     keep_to_percentages(left, study.metric.unit)
-    left.set_ylabel(f"test {study.compared} ({study.metric.unit})")
-    right.set_ylabel(f"difference ({study.metric.difference_unit})")
+    compared = study.compared_by(study.arms.values())
+    left.set_ylabel(f"test {compared} ({study.metric.unit})")
+    baselines = list(dict.fromkeys(pair.partition(f" {q.MINUS} ")[2] for pair in pairs))
+    against = baselines[0] if len(baselines) == 1 else "the baseline"
+    right.set_ylabel(f"difference from {against} ({study.metric.difference_unit})")
     legend(figure, left)
     level = q.percent(1 - study.alpha)
     zone = "" if study.margin is None else " Shaded: the equivalence zone."
-    baselines = q.listing(sorted({pair.partition(f" {q.MINUS} ")[2] for pair in pairs}))
+    if any(comparison.family_size > 1 for comparison in comparisons):
+        zone += " Verdicts are after Holm's adjustment, these intervals are not."
     rule = selection_rule(study, arms.values())
+    bounds = [bound for arm in arms.values() for bound in (arm.test.low, arm.test.high)]
     caption = (
-        f"Left: test {study.compared} by {study.axis or 'case'}, mean and {level} t interval over seeds. "
-        f"Right: paired difference from {baselines} with {level} t interval.{zone}"
-        f"{_series_note(study)} {rule}"
+        f"Left: test {compared} by {study.axis or 'case'}, mean and {level} t interval over seeds. "
+        f"Right: paired difference from {_baselines_note(pairs, baselines)}, with {level} t interval.{zone}"
+        f"{_series_note(study)}{cut_note(bounds, study.metric.unit)} {rule}"
     )
     rows = [*_rows(study, "metric", measured), *_rows(study, "difference", pairs)]
     return finished_drawing("sweep", f"By {study.axis or 'case'}", caption, figure, rows)
@@ -104,11 +113,12 @@ def learning_rates(study: Study) -> Drawing | None:
         axes.grid(axis="y")
         if len(drawn) > 1:
             axes.set_title(title, loc="left")
-    grid[0].set_ylabel(f"validation {study.metric.name} ({study.metric.unit})")
+    metric = q.metric_in_words(study.metric.name)
+    grid[0].set_ylabel(f"validation {metric} ({study.metric.unit})")
     legend(figure, grid[0])
     seeds = q.listing([str(seed) for seed in study.search_seeds])
     caption = (
-        f"Validation {study.metric.name} at the end of training for each learning rate of the search, mean "
+        f"Validation {metric} at the end of training for each learning rate of the search, mean "
         f"over its seeds ({seeds}; none of them is reported). Ringed: the rate chosen for an arm. Every arm "
         "of a panel was given the same rates; a missing point diverged or failed."
     )
@@ -125,7 +135,11 @@ def _style(index: int) -> Json:
 
 
 def _lines(
-    axes: Axes, study: Study, values: dict[str, dict[str | None, Estimate]], styles: dict[str, Json]
+    axes: Axes,
+    study: Study,
+    values: dict[str, dict[str | None, Estimate]],
+    styles: dict[str, Json],
+    unit: str,
 ) -> None:
     """A line per name through its cases, with intervals; a line of its own for each series of cases.
 
@@ -142,7 +156,7 @@ def _lines(
             x = [_position(study, case) + aside for case in known]
             estimates = [by_case[case.name] for case in known]
             y = np.array([estimate.mean for estimate in estimates])
-            low, high = (np.array([getattr(e, side) for e in estimates]) for side in ("low", "high"))
+            low, high = np.array([drawn_interval(e, unit) for e in estimates]).T
             label = f"{name}, {series}" if many else name
             style = {**styles[name], "markerfacecolor": styles[name]["color"] if number == 0 else "white"}
             if named:
@@ -157,6 +171,13 @@ def _series(study: Study) -> dict[str | None, list[Case]]:
     for case in study.cases:
         found.setdefault(case.series, []).append(case)
     return found
+
+
+def _baselines_note(pairs: Iterable[str], baselines: list[str]) -> str:
+    """The baseline, which is the zero line and has no marks; of several, which arm is held against which."""
+    if len(baselines) == 1:
+        return f"{baselines[0]} (the zero line)"
+    return f"the baseline of each arm (the zero line): {'; '.join(pairs)}"
 
 
 def _series_note(study: Study) -> str:
@@ -180,7 +201,10 @@ def _case_axis(axes: Axes, study: Study) -> None:
     if study.log_axis and min(positions) > 0:
         axes.set_xscale("log", base=2)
     axes.xaxis.set_minor_locator(NullLocator())
-    ticks = dict(zip(positions, (case.name for case in study.cases), strict=True))
+    names = [case.name for case in study.cases]
+    if _has_named_cases(study):
+        names = [wrapped(name, TICKS // len(names)) for name in names]
+    ticks = dict(zip(positions, names, strict=True))
     axes.set_xticks(list(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: ticks.get(value, "")))
     axes.set_xlabel(study.axis or "case")

@@ -8,14 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis import quantities as q
+from analysis.adjusted import adjusted
 from analysis.drawing import COLOURS, INK
 from analysis.paper.ours import OurStudy
 from analysis.records import Json
 from analysis.statistics import Estimate
 from analysis.summary import ArmSummary, differing
-from analysis.verdict import NO_VERDICT, UNDECIDED, Comparison
+from analysis.verdict import NO_VERDICT, UNDECIDED, Comparison, margin_set, settled_late
 
-PUBLISHED = "published"
+PUBLISHED = "published: one training, no interval"
 DECIDED = "ours, decided"
 OPEN = "ours, undecided or no verdict"
 NO_SPREAD = "ours, the same on all seeds"
@@ -60,10 +61,13 @@ def t_interval_of(studies: Iterable[OurStudy]) -> str:
 def evidence(ours: OurStudy, comparison: Comparison) -> Json:
     """The columns of a data file that say how sure a difference of ours is, and where it comes from."""
     low, high = bounds(comparison.interval)
+    whiskers = bounds(_deciding(ours, comparison))
     pair = [ours.arms[name] for name in (comparison.arm, comparison.baseline)]
     return {
         "low": low,
         "high": high,
+        "low_after_holm": whiskers[0],
+        "high_after_holm": whiskers[1],
         "seeds": comparison.n,
         "verdict": comparison.label,
         "under_trained": "; ".join(arm.name for arm in pair if arm.under_trained),
@@ -86,6 +90,41 @@ def reservations(shown: Sequence[tuple[OurStudy, Collection[str]]]) -> str:
     return found
 
 
+def reservations_of_differences(shown: Sequence[tuple[OurStudy, Comparison]]) -> str:
+    """What a caption must say of differences: `reservations`, and what was settled late, or when."""
+    by_study: dict[str, list[tuple[OurStudy, Comparison]]] = {}
+    for ours, comparison in shown:
+        by_study.setdefault(ours.study.name, []).append((ours, comparison))
+    found = _margins([pairs[0][0] for pairs in by_study.values()])
+    for name, pairs in by_study.items():
+        late = settled_late([comparison for _, comparison in pairs], pairs[0][0].study)
+        found += "".join(f" {name}: {said[0].lower()}{said[1:]}" for said in late)
+    return found + reservations([(p[0][0], arms_of(c for _, c in p)) for p in by_study.values()])
+
+
+def _margins(studies: Sequence[OurStudy]) -> str:
+    """The margin of each study, by when it was set."""
+    by_time: dict[str, dict[str, list[str]]] = {}
+    without = []
+    for study in (ours.study for ours in studies):
+        if study.margin is None:
+            without.append(study.name)
+            continue
+        margin = f"±{q.with_unit(study.margin, study.metric.difference_unit)}"
+        by_time.setdefault(margin_set(study), {}).setdefault(margin, []).append(study.name)
+    found = ""
+    for when, margins in by_time.items():
+        named = "; ".join(f"{margin} ({q.listing(names)})" for margin, names in margins.items())
+        found += f" Equivalence margin {when}: {named}."
+    return found + (f" Without a margin: {q.listing(without)}." if without else "")
+
+
+def _deciding(ours: OurStudy, comparison: Comparison) -> Estimate:
+    """The interval that tells whether a comparison helps or hurts, after Holm's adjustment."""
+    place = next(index for index, each in enumerate(ours.comparisons) if each is comparison)
+    return adjusted(ours.study, ours.comparisons)[place].interval
+
+
 def still_improving(arms: Iterable[ArmSummary]) -> list[str]:
     """The under-trained among some arms, once where several cases are read off the same models."""
     names = (arm.arm.label if arm.arm.metric else arm.name for arm in arms if arm.under_trained)
@@ -104,11 +143,15 @@ def draw_difference(axes: Axes, place: int, what: str, row: Json, column: str) -
         axes: where to.
         place: height of the row.
         what: a key of `LOOKS`.
-        row: with `low` and `high`, None where there is no interval.
+        row: with `low` and `high`, None where there is no interval; of ours with those after Holm's
+            adjustment, which are drawn as whiskers.
         column: the key of the difference in the row.
     """
     if row["low"] is not None:
-        axes.plot([row["low"], row["high"]], [place, place], color=INK, linewidth=0.9, zorder=2)
+        axes.plot([row["low"], row["high"]], [place, place], color=INK, linewidth=1.3, zorder=2)
+        whiskers = [row["low_after_holm"], row["high_after_holm"]]
+        style: Json = {"marker": "|", "markersize": 3.5, "markeredgewidth": 0.5}
+        axes.plot(whiskers, [place, place], color=INK, linewidth=0.5, zorder=1.5, **style)
     axes.plot([row[column]], [place], linestyle="", zorder=3, **LOOKS[what])
 
 

@@ -31,16 +31,16 @@ from analysis.drawing import (
 )
 from analysis.paper import bubbles, diagrams, long_sequences
 from analysis.paper.evidence import (
+    DECIDED,
     HOLLOW,
     NO_SPREAD,
     OPEN,
     PUBLISHED,
-    arms_of,
     draw_difference,
     evidence,
     kind,
     legend_of,
-    reservations,
+    reservations_of_differences,
     t_interval_of,
 )
 from analysis.paper.ours import OurStudy, widest
@@ -94,7 +94,7 @@ def memory(decoding: Sequence[Json]) -> Drawing | None:
         }
         carried.plot(contexts, [float(row["state_bytes"]) for row in points], **style)
         timed.plot(contexts, [float(row["microseconds_per_token"]) for row in points], **style)
-    for axes, what in ((carried, "carried to the next token (bytes)"), (timed, "time of a token (µs)")):
+    for axes, what in ((carried, "carried to the next token"), (timed, "time of a token (µs)")):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -172,7 +172,7 @@ def causality(studies: Sequence[OurStudy]) -> Drawing:
     caption = (
         "Left: accuracy with fully visible and with causal token mixing. Right: the difference. Published "
         "(MambaOut, Figure 3(b); De-focus Attention Networks, Table 1, the same comparison by others with "
-        "DeiT): one training each."
+        "DeiT): one training each, so without intervals."
     )
     if pairs:
         caption += _our_differences(pairs)
@@ -211,13 +211,16 @@ def sequence_lengths() -> Drawing:
     axes.set_xlim(0.007, 320)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     _rows(axes, [f"{backbone}, {task}" for backbone, task in lines])
-    axes.set_xlabel("tokens / 6 D; shaded: long, attention's quadratic part is the larger one")
+    axes.set_xlabel(
+        "tokens / 6 D; shaded: long, attention's quadratic part is the larger one\n"
+        "numbers in circles: stages 1 to 4 of a hierarchy; dots: plain ViTs, of one length throughout"
+    )
     axes.grid(axis="x")
     caption = (
         "Length of the sequences that a block sees over 6 D, MambaOut's measure of a long one, at 224 x 224 "
         "(ImageNet), 800 x 1280 (COCO) and 512 x 2048 (ADE20K). Dots: plain ViTs with 16 x 16 patches, as in "
-        "the paper. Numbers: the stages of MambaOut's hierarchies, where the paper does not look: stage 1 is "
-        "long everywhere, stage 4 nowhere."
+        "the paper. Numbers in circles: the stages of MambaOut's hierarchies, where the paper does not look: "
+        "stage 1 is long everywhere, stage 4 nowhere."
     )
     return finished_drawing("long_sequences", "Which sequences are long", caption, figure, records)
 
@@ -299,7 +302,7 @@ def ingredients(studies: Sequence[OurStudy]) -> Drawing:
     figure.legend(handles=legend_of(kinds), loc="outside lower right", ncols=4)
     caption = (
         "What a change was worth: published differences of two rows of one table (open diamonds; ImageNet "
-        "top-1 unless said otherwise), one training each."
+        "top-1 unless said otherwise), one training each, so without intervals."
     )
     if ours:
         caption += (
@@ -311,21 +314,25 @@ def ingredients(studies: Sequence[OurStudy]) -> Drawing:
 
 def _our_differences(shown: Sequence[tuple[OurStudy, Comparison]]) -> str:
     """What a caption says of differences of ours: of which studies, how sure, and with which reservations."""
-    by_study: dict[str, list[tuple[OurStudy, Comparison]]] = {}
-    for study, comparison in shown:
-        by_study.setdefault(study.study.name, []).append((study, comparison))
-    studies = [(pairs[0][0], arms_of(comparison for _, comparison in pairs)) for pairs in by_study.values()]
-    named = "; ".join(f"{study.label}, {study.place}" for study, _ in studies)
+    studies = list({ours.study.name: ours for ours, _ in shown}.values())
+    named = "; ".join(f"{ours.label}, {ours.place}" for ours in studies)
     kinds = {kind(comparison) for _, comparison in shown}
-    interval = t_interval_of(study for study, _ in studies)
+    interval = t_interval_of(studies)
     text = f" Below ({named}): mean paired difference and {interval}."
+    if any(comparison.family_size > 1 for _, comparison in shown):
+        text += (
+            " Whiskers: the interval at the level at which Holm's adjustment over the comparisons of its "
+            "study judges this one; a mixer helps or hurts where they leave out zero."
+        )
+    if DECIDED in kinds:
+        text += " Filled circles: helps, hurts or, by a test that is not drawn, equivalent within the margin."
     if OPEN in kinds:
         text += (
             " Hollow circles: undecided, or no verdict, by the study's own rules; their sign is no result."
         )
     if NO_SPREAD in kinds:
         text += " Crosses: the same difference on all seeds, which says nothing about further seeds."
-    return text + reservations(studies)
+    return text + reservations_of_differences(shown)
 
 
 def _our_effects(studies: Sequence[OurStudy]) -> list[tuple[OurStudy, Comparison]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from analysis import published
 from analysis import quantities as q
 from analysis.paper import long_sequences
-from analysis.paper.evidence import arms_of, no_spread, reservations, t_interval_of
+from analysis.paper.evidence import no_spread, reservations_of_differences, t_interval_of
 from analysis.paper.our_rows import arms_elsewhere, arms_on, caption_of, rows_beside, table_of_our_own
 from analysis.paper.ours import OurStudy
 from analysis.published import PublishedTable, Row
@@ -297,12 +297,11 @@ def _effect_table(studies: Sequence[OurStudy]) -> Table:
         "otherwise; single trainings without an interval.",
     ]
     if pairs:
-        shown = [(o, arms_of(c for other, c in pairs if other is o)) for o in studies if o.in_percent]
-        interval = t_interval_of(ours for ours, names in shown if names)
+        interval = t_interval_of({ours.study.name: ours for ours, _ in pairs}.values())
         caption += [
             f"Ours: mean paired difference with its {interval}, on the study's own task and metric, and the "
             "verdict by the study's own rules: what is undecided or without a verdict is no result, whatever "
-            f"its sign.{reservations(shown)}"
+            f"its sign.{reservations_of_differences(pairs)}"
         ]
     return Table(columns, rows, caption, [])
 

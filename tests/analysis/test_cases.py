@@ -249,6 +249,44 @@ def test_an_arm_may_have_a_number_of_its_own(records: Any) -> None:
     assert (row["compared"], row["test_accuracy"], row["test_accuracy_1024"]) == ("accuracy_1024", 50.0, 70.0)
 
 
+def test_the_axes_of_a_sweep_say_metric_and_baseline(records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where each case has a number of its own; what is drawn of an interval is a percentage."""
+    test_an_arm_may_have_a_number_of_its_own(records)
+    for seed, accuracy in enumerate((100.0, 99.0, 92.0)):
+        change_result(records, "ssm @ 1024", seed, test={"accuracy_1024": accuracy})
+    study = study_of(records)
+    arms = summarise(study)
+    assert arms["ssm @ 1024"].test.high > 100
+    labels, marks = watch(monkeypatch, "set_ylabel"), watch(monkeypatch, "errorbar")
+    drawing = sweep.sweep(study, arms, judge(study, arms))
+    assert drawing is not None
+    assert [label for (label,), _ in labels] == ["test accuracy (%)", "difference from conv (points)"]
+    assert "paired difference from conv (the zero line), with" in drawing.caption
+    assert "Intervals are drawn no further than 0 and 100 %." in drawing.caption
+    tops = [y + error[1] for (_, y, error), _ in marks[:2]]
+    assert max(map(max, tops)) == 100
+    assert f"{arms['ssm @ 1024'].test.high:.4f}" in drawing.files["csv"].decode()
+
+
+@pytest.mark.parametrize(
+    ("metric", "own", "said"),
+    [
+        ("accuracy", ["accuracy_64", "accuracy_1024"], "accuracy"),
+        ("key_accuracy", [None, None], "accuracy for the framed digit"),
+        ("key_accuracy", ["own_accuracy", "key_accuracy_d1"], "accuracy"),
+        ("key_accuracy", ["own_accuracy", "own_accuracy"], "accuracy for a digit itself"),
+        ("bits_per_byte", [None, None], "bits per byte"),
+        ("box_AP", ["box_AP", "mask_AP"], "AP"),
+        ("box_AP", ["box_AP", "mask_AP50"], "metric of the case"),
+    ],
+)
+def test_a_metric_in_words(records: Any, metric: str, own: list[str | None], said: str) -> None:
+    study = study_of(records)
+    study = replace(study, metric=replace(study.metric, name=metric))
+    arms = [replace(arm, metric=name) for arm, name in zip(study.arms.values(), own, strict=False)]
+    assert study.compared_by(arms) == said
+
+
 def test_the_seeds_are_drawn_by_the_number_of_their_case(
     records: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
 
 from analysis import reach
 from analysis.records import load_study
@@ -49,6 +50,30 @@ def test_every_place_of_every_arm_with_its_interval(records: Any) -> None:
     )
     assert all(float(row["high"]) - float(row["mean"]) == pytest.approx(2.484, abs=1e-3) for row in rows)
     assert "Dotted: a random class, 10 %" in drawing.caption
+
+
+def test_marks_of_the_two_directions_lie_apart(records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    heights: dict[str, set[float]] = {}
+    original = Axes.plot
+
+    def plot(axes: Axes, x: Any, y: Any, **style: Any) -> Any:
+        if style.get("linestyle") == "":
+            heights.setdefault(style["marker"], set()).update(y)
+        return original(axes, x, y, **style)
+
+    monkeypatch.setattr(Axes, "plot", plot)
+    reach.draw(load_study(records.study, records.trials))
+    assert sorted(len(each) for each in heights.values()) == [2, 2, 2]
+
+
+def test_metric_and_chance_are_said_in_words(records: Any) -> None:
+    drawing = reach.draw(load_study(records.study, records.trials))
+    assert drawing is not None
+    said = drawing.files["svg"].decode()
+    assert said.count("test accuracy for the framed digit (%)") == 2
+    assert said.count(">a random class<") == 2
+    assert "key_accuracy" not in said + drawing.caption
+    assert "Intervals are drawn no further than 0 and 100 %." in drawing.caption
 
 
 def test_it_is_part_of_the_report(records: Any) -> None:

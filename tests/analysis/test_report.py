@@ -375,6 +375,13 @@ def test_the_pareto_front_is_what_no_arm_beats(
     assert prices == sorted(prices)
 
 
+def test_a_unit_is_said_once(written: tuple[Any, StudyReport]) -> None:
+    records, _ = written
+    costs = (records.study / "figures" / "costs.svg").read_text()
+    assert "KiB" in costs
+    assert "bytes" not in costs
+
+
 def test_an_arm_that_carries_0_bytes_is_named_where_it_cannot_be_drawn(write_records: Write) -> None:
     records = write_records(ACCURACIES)
     costs = json.loads((records.folder("conv", 0) / "result.json").read_text())["costs"]

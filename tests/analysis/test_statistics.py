@@ -233,3 +233,25 @@ def test_late_rise_compares_the_last_window_with_the_one_before() -> None:
     curve = np.array([[0.0] * 14 + [5.0] * 3 + [8.0] * 3])
     assert st.late_rise(curve, 0.15) == pytest.approx([3.0])
     assert np.isnan(st.late_rise([[1.0, 2.0, 3.0]])).all()
+
+
+@pytest.mark.parametrize(
+    ("p_values", "levels"),
+    [
+        ([0.04], [0.05]),
+        ([0.01, 0.02, 0.03], [0.05 / 3, 0.05 / 2, 0.05]),
+        ([0.03, 0.01, 0.04], [0.05 / 2, 0.05 / 3, 0.05 / 2]),  # stops at the second: the third is held to it
+        ([0.02, math.nan], [0.025, 0.05]),
+    ],
+)
+def test_levels_of_holms_steps(p_values: list[float], levels: list[float]) -> None:
+    assert st.holm_levels(p_values) == pytest.approx(levels)
+
+
+def test_levels_reject_what_the_adjusted_p_values_reject() -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 5, 12):
+        for _ in range(50):
+            p = rng.beta(0.3, 3, size)
+            p[rng.random(size) < 0.1] = math.nan
+            assert ((p <= st.holm_levels(p)) == (st.holm(p) <= 0.05)).all()

@@ -242,6 +242,30 @@ def test_a_verdict_and_what_it_is_worth_stand_with_every_difference(write_record
     assert by_name["causal conv in place of conv"]["under_trained"] == "causal conv"
 
 
+def test_what_was_settled_late_stands_below_every_difference(write_records: Write) -> None:
+    records = write_records({name: ARMS[name] for name in ("conv", "causal conv", "ssm")})
+
+    def captions() -> list[str]:
+        studies, _ = ours.find_studies([Path(records.study).parents[1]])
+        drawn = [figures.causality(studies), figures.ingredients(studies)]
+        return [*(each.caption for each in drawn), " ".join(table_of(studies, "effects").caption)]
+
+    assert all("Equivalence margin fixed before the run: ±1 point (demo_study)." in t for t in captions())
+    records.edit_plan(margin_after=4, comparisons_before=5, looks=[2])
+    for text in captions():
+        assert "margin set when 4 trials had already finished: ±1 point (demo_study)." in text
+        assert "demo_study: asked with results at hand, from among 5 comparisons" in text
+        assert "demo_study: seeds were added after a look at 2" in text
+    records.edit_plan(margin=None, margin_after=0)
+    assert all("Without a margin: demo_study." in text for text in captions())
+
+
+def test_circles_with_numbers_are_explained_in_the_figure() -> None:
+    drawing = figures.sequence_lengths()
+    assert "numbers in circles: stages 1 to 4" in drawing.files["svg"].decode()
+    assert "Numbers in circles: the stages" in drawing.caption
+
+
 def test_the_same_on_all_seeds_has_no_interval(write_records: Write) -> None:
     records = write_records({"conv": [100.0] * 3, "ssm": [99.0, 98.0, 99.5]}, rising=("ssm",))
     studies, _ = ours.find_studies([Path(records.study).parents[1]])
@@ -263,7 +287,7 @@ def texts_with_intervals(studies: list[ours.OurStudy]) -> list[str]:
 
 
 def test_intervals_are_said_to_be_of_the_level_of_the_study(write_records_in: Write, tmp_path: Path) -> None:
-    strict = write_records_in(tmp_path, ARMS, alpha=0.01)
+    strict = write_records_in(tmp_path, {**ARMS, "pooling": [80.0, 81.0, 80.5]}, alpha=0.01)
     runs = Path(strict.study).parents[1]
     studies, _ = ours.find_studies([runs])
     imagenet = write_records_in(tmp_path / "imagenet", ARMS, alpha=0.1, task="images(size=224)")
@@ -416,6 +440,9 @@ def test_pairs_that_differ_in_causality_are_found(runs: Path) -> None:
     assert own["label"] == "conv (ours)"
     assert float(own["difference"]) == pytest.approx(float(own["causal"]) - float(own["full"]))
     assert float(own["low"]) < float(own["difference"]) < float(own["high"])
+    assert float(own["low_after_holm"]) < float(own["low"]), "conv is one of three comparisons"
+    assert float(own["high"]) < float(own["high_after_holm"])
+    assert "published: one training, no interval" in drawing.files["svg"].decode()
     assert [row["label"] for row in rows if row["ours"] == "0"] == [
         "ViT-Ti (MambaOut)",
         "ViT-S (MambaOut)",

@@ -1,0 +1,78 @@
+"""The intervals that decide, and the figure that shows them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from analysis import figures
+from analysis.adjusted import adjusted
+from analysis.records import Study, load_study
+from analysis.summary import summarise
+from analysis.verdict import EQUIVALENT, HELPS, HURTS, NO_VERDICT, UNDECIDED, judge
+
+ACCURACIES = {
+    "conv": [95.0, 96.0, 95.5, 94.5, 95.25],
+    "much better": [97.0, 97.5, 97.25, 96.75, 97.5],
+    "better": [95.25, 97.0, 96.25, 95.0, 95.75],
+    "the same": [95.25, 95.75, 95.5, 94.75, 95.0],
+    "close": [94.5, 97.0, 96.0, 94.0, 95.0],
+    "shifted": [96.0, 97.0, 96.5, 95.5, 96.25],
+}
+
+
+@pytest.fixture
+def study(write_records: Any) -> Study:
+    records = write_records(ACCURACIES)
+    return load_study(records.study, records.trials)
+
+
+def test_they_decide_as_the_verdict_does(study: Study) -> None:
+    assert study.margin is not None
+    comparisons = judge(study, summarise(study))
+    words = set()
+    for comparison, deciding in zip(comparisons, adjusted(study, comparisons), strict=True):
+        if comparison.word == NO_VERDICT:
+            assert comparison.interval.without_spread
+            continue
+        differs = deciding.interval.low > 0 or deciding.interval.high < 0
+        within = max(abs(deciding.inner.low), abs(deciding.inner.high)) < study.margin
+        expected = (HELPS, HURTS) if differs else (EQUIVALENT,) if within else (UNDECIDED,)
+        assert comparison.word in expected
+        words.add(comparison.word)
+    assert words == {HELPS, EQUIVALENT, UNDECIDED}
+
+
+def test_of_a_single_comparison_they_are_the_usual_ones(write_records: Any) -> None:
+    records = write_records({name: ACCURACIES[name] for name in ("conv", "close")})
+    study = load_study(records.study, records.trials)
+    (comparison,) = judge(study, summarise(study))
+    (deciding,) = adjusted(study, [comparison])
+    assert (deciding.interval, deciding.inner) == (comparison.interval, comparison.inner)
+    drawing = figures.differences(study, list(summarise(study).values()), [comparison])
+    assert drawing is not None
+    assert "hiskers" not in drawing.caption
+
+
+def test_the_figure_says_what_decides(study: Study) -> None:
+    arms = summarise(study)
+    drawing = figures.differences(study, list(arms.values()), judge(study, arms))
+    assert drawing is not None
+    for part in (
+        "Whiskers: the same intervals at the level at which Holm's adjustment",
+        "helps or hurts when the thin interval with its whiskers leaves out zero",
+        "equivalent when the thick one with its whiskers lies inside the zone",
+    ):
+        assert part in drawing.caption
+
+
+def test_trials_that_are_missing_have_no_interval(write_records: Any) -> None:
+    records = write_records({name: ACCURACIES[name] for name in ("conv", "close", "better")})
+    for seed in range(5):
+        (records.folder("close", seed) / "result.json").unlink()
+    study = load_study(records.study, records.trials)
+    missing, better = adjusted(study, judge(study, summarise(study)))
+    assert math.isnan(missing.interval.low)
+    assert math.isfinite(better.interval.low)

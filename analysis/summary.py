@@ -303,9 +303,10 @@ def _under_trained(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
     decimals = q.decimals_for(study.margin, study.metric.unit)
     unit = study.metric.difference_unit
     by_case = any(trial.own_metric for trial in study.trials)  # all of them read off the same models
+    name = q.metric_in_words(study.metric.name)
     found = [
         f"{arm.arm.label if by_case else arm.name} was still improving when training stopped "
-        f"(under-trained): validation {study.metric.name} over the last {arm.rise.window} epochs was "
+        f"(under-trained): validation {name} over the last {arm.rise.window} epochs was "
         f"{q.number(arm.rise.gain, decimals)} {unit} better than over the {arm.rise.window} before."
         for arm in arms.values()
         if arm.rise is not None and arm.rise.flagged

@@ -254,7 +254,7 @@ def _columns(study: Study) -> list[Column]:
     metric = study.metric
     return [
         Column("arm", "arm", False),
-        Column("metric", f"test {study.compared} ({metric.unit})", True),
+        Column("metric", f"test {study.compared_by(study.arms.values())} ({metric.unit})", True),
         Column("validation", f"validation ({metric.unit})", True),
         Column("against", "against", False),
         Column("difference", f"difference ({metric.difference_unit})", True),

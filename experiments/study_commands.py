@@ -406,7 +406,8 @@ def _matching_lines(planned: Plan) -> str:
 
 def _notes(planned: Plan, wanted: study.Study, asked: Request) -> str:
     """What may not be meant as it was asked for, a line each."""
-    return _arm_lines(wanted, asked) + _warm_up_lines(planned) + _no_search_line(wanted, asked)
+    twice = "".join(f"note: {sentence}\n" for sentence in plan.gated_twice(planned))
+    return _arm_lines(wanted, asked) + twice + _warm_up_lines(planned) + _no_search_line(wanted, asked)
 
 
 def _arm_lines(wanted: study.Study, asked: Request) -> str:

@@ -202,6 +202,65 @@ def test_a_damaged_checkpoint_starts_anew(tiny_trial: MakeTrial, store: Store) -
     assert "checkpoint not readable" in folder.log.read_text()
 
 
+def another_field(saved: dict) -> None:
+    saved["progress"]["another"] = 1
+
+
+def no_step(saved: dict) -> None:
+    del saved["progress"]["step"]
+
+
+def no_trial(saved: dict) -> None:
+    del saved["trial_id"]
+
+
+def another_shape(saved: dict) -> None:
+    saved["model"][list(saved["model"])[-1]] = torch.zeros(1)
+
+
+def another_best(saved: dict) -> None:
+    saved["best_weights"] = {"weight": torch.zeros(1)}
+
+
+def another_optimizer(saved: dict) -> None:
+    saved["optimizer"]["param_groups"] = saved["optimizer"]["param_groups"][:1]
+
+
+def no_average(saved: dict) -> None:
+    saved["average"] = None
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (None, "of another version of this code"),
+        (another_field, "of another version of this code"),
+        (no_step, "of another version of this code"),
+        (no_trial, "of another version of this code"),
+        (another_best, "of another version of this code"),
+        (another_shape, "does not fit"),
+        (another_optimizer, "does not fit"),
+        (no_average, "does not fit"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_starts_anew(
+    tiny_trial: MakeTrial, store: Store, damage: Callable[[dict], None] | None, said: str
+) -> None:
+    """With nothing half restored: the result is that of a run without a checkpoint."""
+    trial = tiny_trial("identity", epochs=1, batch_size=128, ema_decay=0.5)
+    whole = outcome(run(trial, Store(store.root / "whole")))
+    steps = iter(range(1, 100))
+    with pytest.raises(Interrupted):
+        run(trial, store, stop=lambda: next(steps) == 2)
+    folder = store.folder(trial.id)
+    saved = torch.load(folder.checkpoint, weights_only=True)
+    if damage is not None:
+        damage(saved)
+    torch.save(torch.zeros(3) if damage is None else saved, folder.checkpoint)
+    assert outcome(run(trial, store))[:2] == whole[:2]
+    assert f"checkpoint {said}" in folder.log.read_text()
+
+
 def test_it_learns(tiny_trial: MakeTrial, store: Store) -> None:
     result = run(tiny_trial(epochs=8), store).result()
     assert result is not None

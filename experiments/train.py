@@ -447,7 +447,9 @@ class _Run:
             name: value.cpu().clone(memory_format=torch.contiguous_format)
             for name, value in self.learner.tested.state_dict().items()
         }
-        write_bytes(self.folder.weights, safetensors.torch.save(weights))
+        # which tells them for ours, whatever their names are
+        metadata = {"format": "pt", "trial_id": self.trial.id}
+        write_bytes(self.folder.weights, safetensors.torch.save(weights, metadata))
 
     def _training_memory(self) -> int:
         """Bytes of a training step: on CUDA the allocator's peak, on CPU what the step must hold."""

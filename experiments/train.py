@@ -447,8 +447,8 @@ class _Run:
             name: value.cpu().clone(memory_format=torch.contiguous_format)
             for name, value in self.learner.tested.state_dict().items()
         }
-        # which tells them for ours, whatever their names are
-        metadata = {"format": "pt", "trial_id": self.trial.id}
+        # the id tells them for ours, whatever their names are; several entries would come in any order
+        metadata = {"trial_id": self.trial.id}
         write_bytes(self.folder.weights, safetensors.torch.save(weights, metadata))
 
     def _training_memory(self) -> int:

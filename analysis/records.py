@@ -283,15 +283,36 @@ def read_json(path: Path) -> Json:
     return record
 
 
-def load_curve(trial: Trial, column: str) -> NDArray[np.float64]:
-    """One column of a trial's curve.csv in the order of epochs; empty if file or column is not there."""
+def load_curve(trial: Trial, column: str) -> NDArray[np.float64] | None:
+    """One column of a finished trial's curve.csv in the order of epochs; empty if it records no such column.
+
+    None if the file cannot be read: is not there, or has not a finite number for every epoch of the trial. A
+    shorter curve would tell another story of how training ended.
+    """
     try:
         with open(trial.folder / "curve.csv", newline="", encoding="utf-8") as file:
-            rows = csv.reader(file)
-            place = next(rows).index(column)
-            return np.array([float(row[place]) for row in rows if row])
-    except (OSError, StopIteration, IndexError, ValueError):
-        return np.empty(0)
+            header, *rows = [row for row in csv.reader(file) if row]
+        epochs = [float(row[header.index("epoch")]) for row in rows]
+        if not _are_epochs(epochs, trial):
+            return None
+        if column not in header:
+            return None if _is_validated(trial, column) else np.empty(0)
+        values = np.array([float(row[header.index(column)]) for row in rows])
+    except (OSError, IndexError, ValueError, TypeError, AttributeError, csv.Error):
+        return None
+    return values if np.isfinite(values).all() else None
+
+
+def _are_epochs(epochs: list[float], trial: Trial) -> bool:
+    """Whether they are 1, 2, ... to the last that the trial was to train, if its record says which."""
+    recipe = (trial.result.get("trial") or {}).get("train") or {}
+    last = recipe["epochs"] + recipe.get("cooldown_epochs", 0) if "epochs" in recipe else len(epochs)
+    return epochs == list(range(1, last + 1))
+
+
+def _is_validated(trial: Trial, column: str) -> bool:
+    """Whether the trial has a number of the validation split that the column would be the course of."""
+    return math.isfinite(trial.metric("validation", column.removeprefix("validation_")))
 
 
 def _bytes(path: Path) -> bytes:

@@ -57,10 +57,10 @@ class ArmSummary:
     validation: Estimate
     costs: Costs
     backends: tuple[str, ...]
-    curves: NDArray[
-        np.float64
-    ]  # (finished seeds, epochs) of the validation metric; NaN after the end of a shorter curve
+    curves: NDArray[np.float64]
+    """(finished seeds whose curve can be read, epochs) of the validation metric; NaN where one is shorter."""
     rise: Rise | None
+    unread_curves: tuple[int, ...] = ()  # seeds
 
     @property
     def name(self) -> str:
@@ -110,14 +110,15 @@ def notes(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
 
 def warnings(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
     """What to know before believing the table: unfinished cells, mixed provenance, arms stopped too early."""
-    return [*_unfinished(study), *_mixed(study), *_under_trained(study, arms)]
+    return [*_unfinished(study), *_mixed(study), *_under_trained(study, arms), *_unread_curves(study, arms)]
 
 
 def _arm_summary(arm: Arm, study: Study) -> ArmSummary:
     name = study.metric.name
     finished = arm.with_status(OK)
     same = not any(trial.own_metric for trial in arm.trials)
-    curves = _stack([load_curve(trial, f"validation_{name}") for trial in finished])
+    read = {trial.seed: load_curve(trial, f"validation_{name}") for trial in finished}
+    curves = _stack([curve for curve in read.values() if curve is not None])
     return ArmSummary(
         arm=arm,
         test=t_interval(list(arm.compared(name).values()), study.alpha),
@@ -130,6 +131,7 @@ def _arm_summary(arm: Arm, study: Study) -> ArmSummary:
         backends=tuple(sorted({backend_name(trial.provenance) for trial in arm.trials if trial.result})),
         curves=curves,
         rise=training_rise(curves, study.metric.direction, study.margin),
+        unread_curves=tuple(seed for seed, curve in read.items() if curve is None),
     )
 
 
@@ -314,4 +316,19 @@ def _under_trained(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
     short = [arm.name for arm in arms.values() if arm.curves.size and arm.rise is None]
     if short:
         found.append(f"Too few epochs to tell whether training was done: {q.listing(short)}.")
+    return list(dict.fromkeys(found))
+
+
+def _unread_curves(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
+    by_case = any(trial.own_metric for trial in study.trials)  # all of them read off the same models
+    found = []
+    for arm in arms.values():
+        if arm.unread_curves:
+            name = arm.arm.label if by_case else arm.name
+            word = "seed" if len(arm.unread_curves) == 1 else "seeds"
+            seeds = q.listing([str(seed) for seed in arm.unread_curves])
+            found.append(
+                f"curve.csv of {name} ({word} {seeds}) cannot be read: whether training was done there is "
+                "unknown."
+            )
     return list(dict.fromkeys(found))

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from experiments.build import build_model, choose_backend
 from experiments.cost import training_memory
-from experiments.divided_batches import with_whole_batches
+from experiments.divided_batches import WholeBatchNoise, noise_of, with_whole_batches
 from experiments.ranks import Ranks
 from experiments.recipe import (
     autocast,
@@ -62,6 +62,7 @@ class Learner:
         self.device = device
         self.model = with_whole_batches(build_model(trial), self.recipe, runtime, ranks, device)
         self.model.to(device)
+        self._noises = [module for module in self.model.modules() if isinstance(module, WholeBatchNoise)]
         self.backend = choose_backend(self.model, runtime.backend, device)
         if runtime.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -109,7 +110,7 @@ class Learner:
         for start in range(0, count, size):
             part = slice(start, start + size)
             weight = self.task.loss_weight(part_of(targets, part)) / whole
-            with self._exchange(last=start + size >= count):
+            with self._exchange(last=start + size >= count), noise_of(part, self._noises):
                 value += self._backward(part_of(inputs, part), part_of(targets, part), smoothing, weight)
             if not math.isfinite(value):
                 return value  # before it reaches the weights, so that its origin can still be found

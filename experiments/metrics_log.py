@@ -60,8 +60,8 @@ class MetricsLog:
         """Go on after `step` steps: lines of later ones, written before the run was cut off, go."""
         path = self._folder.metrics
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+            kept = [line for line in path.read_bytes().splitlines() if _step_of(line) <= step]
+            write_bytes(path, b"".join(line + b"\n" for line in kept))
         if self._tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -122,9 +122,10 @@ class MetricsLog:
             self._writer.close()
 
 
-def _step_of(line: str) -> float:
-    """The step of a line; infinite for one that was cut off in the middle."""
+def _step_of(line: bytes) -> float:
+    """The step of a line; infinite for one that was cut off in the middle, or damaged."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
+    return step if isinstance(step, int | float) else math.inf

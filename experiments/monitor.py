@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -81,7 +82,7 @@ class Monitor:
             f"{count:>7}  {self._labels[trial_id]:<28} {what} ({_clock(seconds)})", file=self._out, flush=True
         )
 
-    def _running(self) -> list[tuple[str, dict[str, float]]]:
+    def _running(self) -> list[tuple[str, dict[str, Any]]]:
         """Label and progress of the trials that report any, nearest to their end first."""
         found = []
         for trial_id, label in self._labels.items():
@@ -106,10 +107,12 @@ class Monitor:
             self._out.write(f"\x1b[{self._drawn}F\x1b[J")
             self._drawn = 0
 
-    def _summary(self, running: Sequence[tuple[str, dict[str, float]]]) -> str:
+    def _summary(self, running: Sequence[tuple[str, dict[str, Any]]]) -> str:
         left = self._seconds_left(running)
         eta = f"about {_clock(left)} left" if left is not None else "starting"
-        return f"{len(self._finished)} of {self._total} trials finished, {len(running)} running, {eta}"
+        hosts = {elsewhere(progress) for _, progress in running} - {""}
+        where = f" ({hosts.pop() if len(hosts) == 1 else f'on {len(hosts)} other machines'})" if hosts else ""
+        return f"{len(self._finished)} of {self._total} trials finished, {len(running)} running{where}, {eta}"
 
     def _seconds_left(self, running: Sequence[tuple[str, dict[str, float]]]) -> float | None:
         rates = [p["seconds"] / p["fraction"] for _, p in running if p["fraction"] > 0]
@@ -135,7 +138,13 @@ def progress_line(label: str, progress: dict[str, Any]) -> str:
     left = progress["seconds"] * (1 / progress["fraction"] - 1) if progress["fraction"] > 0 else None
     eta = f"{_clock(left)} left" if left is not None else "starting"
     bar = "#" * filled + "." * (BAR - filled)
-    return f"  {label:<28} {bar} epoch {progress['epoch']:>3}/{progress['epochs']} {eta}"
+    where = f" {elsewhere(progress)}".rstrip()
+    return f"  {label:<28} {bar} epoch {progress['epoch']:>3}/{progress['epochs']} {eta}{where}"
+
+
+def elsewhere(progress: dict[str, Any]) -> str:
+    """`on HOST` of a trial that runs on another machine, which may have to be waited for; else empty."""
+    return "" if progress["host"] == socket.gethostname() else f"on {progress['host']}"
 
 
 def _clock(seconds: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,12 +66,25 @@ def read(weights: str, skeleton: str) -> dict[str, Tensor]:
         if not isinstance(error, pickle.UnpicklingError) and str(error).strip():
             reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path} cannot be read as weights: {reason}") from None
-    if any(".mixer." in name for name in stored):
+    if _is_own(path, stored):
         return stored
     try:
         return from_timm(stored)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _is_own(path: Path, stored: Mapping[str, Tensor]) -> bool:
+    """Whether our names are in the file: it says so, or a mixer of it has weights."""
+    if any(".mixer." in name for name in stored):
+        return True
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return "trial_id" in (file.metadata() or {})
+    except safetensors.SafetensorError:
+        return False  # what torch.save wrote
 
 
 def load(model: Skeleton, weights: str, skeleton: str, *, new_head: bool) -> None:

@@ -19,9 +19,10 @@ class Runtime:
         checkpoint_every: seconds between two checkpoints.
         keep_weights: of a finished trial, for `look` and `demo`.
         micro_batch: examples per forward and backward pass, whose gradients are summed to those of the
-            batch; None for all at once. Order, augmentation and mixup are drawn for the whole batch, so
-            that this changes the rounding, and the noise inside the model (stochastic depth); a mixture of
-            experts balances each part by itself, and a head with BatchNorm refuses.
+            batch; None for all at once. Order, augmentation, mixup, stochastic depth and dropout are drawn
+            for the whole batch, so that this changes the rounding only. A head with BatchNorm and a balanced
+            mixture of experts, which look at the whole batch, refuse; Mask R-CNN samples its boxes part by
+            part.
         compile: run training steps through `torch.compile`.
         channels_last: keep images and convolutions in channels-last memory.
         log_every: steps between two lines of live metrics.

@@ -28,7 +28,6 @@ import os
 import secrets
 import socket
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -213,7 +212,7 @@ class TrialFolder:
     def _read_result(self) -> Any:
         try:
             return json.loads((self.path / "result.json").read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def unusable_result(self) -> str | None:
@@ -246,30 +245,63 @@ class TrialFolder:
                 return target
         raise OSError(f"{self.path}: a thousand results that were set aside lie here already")
 
+    def check(self) -> None:
+        """Fail before anything is trained if nobody can work on this trial.
+
+        Raises:
+            InputError: with the reason.
+        """
+        if self.path.exists():
+            with self.lock():
+                pass
+
     def is_free(self) -> bool:
-        """Whether nobody works on this trial at the moment."""
+        """Whether nobody works on this trial at the moment.
+
+        Raises:
+            InputError: the lock cannot be opened.
+        """
         if not (self.path / "lock").exists():
             return True
         with self.lock() as held:
             return held
 
     def runs_elsewhere(self) -> bool:
-        """Whether another machine reported progress lately, whose lock may not reach this one."""
-        path = self.path / "progress.json"
+        """Whether another machine reported progress lately, whose lock may not reach this one.
+
+        By the clock of the file system, whose times both are: those of the machines may differ. A time well
+        ahead of it, left from before a clock was set back, is not lately either.
+        """
         progress = self.progress()
         if progress is None or progress["host"] == socket.gethostname():
             return False
+        lock = self.path / "lock"
         try:
-            return time.time() - path.stat().st_mtime < HEARTBEAT
+            lock.touch()
+            age = lock.stat().st_mtime - (self.path / "progress.json").stat().st_mtime
         except OSError:
             return False
+        return abs(age) < HEARTBEAT
 
     @contextmanager
     def lock(self) -> Iterator[bool]:
-        """Try to hold this folder; yields whether it worked, without waiting."""
-        with naming_full_disks(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / "lock", "a")  # noqa: SIM115  # closed below
+        """Try to hold this folder; yields whether it worked, without waiting.
+
+        Raises:
+            DiskFull: there is no space for the folder or its lock.
+            InputError: the folder or its lock cannot be made or opened, and so nobody can work on the trial.
+        """
+        try:
+            with naming_full_disks(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                file = open(self.path / "lock", "a")  # noqa: SIM115  # closed below
+        except DiskFull:
+            raise
+        except OSError as error:
+            raise InputError(
+                f"no trial can be run in {self.path}: {error.strerror} ({error.filename}); move it away or "
+                "make it writable, or give another --runs"
+            ) from None
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -347,7 +347,11 @@ def _rate_lines(planned: Plan) -> str:
 
 
 def _train(what: str, trials: list[Trial], labels: Mapping[str, str], store: Store, asked: Request) -> None:
-    """Run those of the trials that are not finished and in this shard, and say so."""
+    """Run those of the trials that are not finished and in this shard, and say so.
+
+    Raises:
+        InputError: the folder of one cannot be used.
+    """
     trials = _own(trials, asked)
     for note in launch.set_unusable_aside(trials, store):
         print(f"note: {note}")
@@ -356,6 +360,8 @@ def _train(what: str, trials: list[Trial], labels: Mapping[str, str], store: Sto
     print(f"{what}, {len(to_do)} of {len(trials)} trials{where} to run", flush=True)
     if not to_do:
         return
+    for trial in to_do:
+        store.folder(trial.id).check()
     monitor = Monitor({trial.id: labels[trial.id] for trial in trials}, store)
     try:
         _executor(asked).run(trials, store, asked.runtime, asked.placement, monitor)

@@ -22,7 +22,7 @@ from experiments.build import count_costs, create_task
 from experiments.divided_batches import check_share
 from experiments.evaluate import Answers, EvaluationOutOfMemory, Evaluator
 from experiments.learner import Learner
-from experiments.machine import provenance, torch_device
+from experiments.machine import is_out_of_memory, provenance, torch_device
 from experiments.metrics_log import MetricsLog, Window
 from experiments.ranks import ALONE, Ranks
 from experiments.runtime import Runtime
@@ -121,7 +121,7 @@ class _Run:
         # before anything is trained: a file may be edited while that goes on
         self.sources = digests((mixer.name for mixer in trial.mixer), trial.task.name)
         self.steps_per_epoch = self.data.sizes["train"] // self.recipe.batch_size
-        self.learner = Learner(trial, self.task, runtime, ranks, self.device, self.steps_per_epoch)
+        self.learner = self._untrained()
         self.progress = Progress()
         self.metrics = MetricsLog(
             folder, runtime.log_every, self.recipe.batch_size, tensorboard=runtime.tensorboard
@@ -133,6 +133,9 @@ class _Run:
         self.cause = ""  # of divergence
         self.started = self.saved = self.reported = time.monotonic()
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def _untrained(self) -> Learner:
+        return Learner(self.trial, self.task, self.runtime, self.ranks, self.device, self.steps_per_epoch)
 
     # ---------------------------------------------------------------- training
 
@@ -299,31 +302,57 @@ class _Run:
         }
 
     def restore(self) -> None:
-        """Continue from the checkpoint, if there is one that can be read."""
+        """Continue from the checkpoint, if there is one that can be read and fits."""
         saved = self.ranks.tell(self._saved() if self.ranks.rank == 0 else None)
         if saved is None:
             return
-        self.learner.load_state_dict(saved)
+        if not self._learner_takes(saved):
+            del self.learner  # of which a part may be restored
+            self.learner = self._untrained()
+            return
         self.progress = Progress(**saved["progress"])
         self.best_weights = saved["best_weights"]
         self.metrics.window = Window(**saved["window"])
 
+    def _learner_takes(self, saved: dict[str, Any]) -> bool:
+        """Restore the learner; False if the checkpoint does not fit it, as after a change of this code."""
+        try:
+            self.learner.load_state_dict(saved)
+        except Exception as error:  # torch raises many kinds for a state that does not fit
+            if is_out_of_memory(error):
+                raise
+            if self.ranks.rank == 0:
+                said = f"{type(error).__name__}: {error}".splitlines()[0]
+                self.folder.note(f"checkpoint does not fit, starting anew: {said}")
+            return False
+        return True
+
     def _saved(self) -> dict[str, Any] | None:
         """The checkpoint, or None if there is none that can be used."""
         try:
-            saved: dict[str, Any] = torch.load(self.folder.checkpoint, map_location="cpu", weights_only=True)
+            saved = torch.load(self.folder.checkpoint, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             return None
         except Exception as error:  # torch.load raises many kinds for a damaged file
             self.folder.note(f"checkpoint not readable, starting anew: {error}")
             return None
-        if saved["trial_id"] != self.trial.id:
+        if isinstance(saved, dict) and saved.get("trial_id", self.trial.id) != self.trial.id:
             self.folder.note(f"checkpoint of trial {saved['trial_id']}, starting anew")
             return None
-        if saved.keys() != self._state().keys():
+        if not self._understands(saved):
             self.folder.note("checkpoint of another version of this code, starting anew")
             return None
         return saved
+
+    def _understands(self, saved: Any) -> bool:
+        """Whether it has the fields of a checkpoint of this code; the learner's own it knows itself."""
+        state = self._state()
+        if not isinstance(saved, dict) or saved.keys() != state.keys():
+            return False
+        best = saved["best_weights"]
+        return all(_types(saved[part]) == _types(state[part]) for part in ("progress", "window")) and (
+            best is None or _shapes(best) == _shapes(saved["model"])
+        )
 
     def _write_curve(self) -> None:
         if self.ranks.rank > 0:
@@ -424,13 +453,27 @@ class _Run:
             name: value.cpu().clone(memory_format=torch.contiguous_format)
             for name, value in self.learner.tested.state_dict().items()
         }
-        write_bytes(self.folder.weights, safetensors.torch.save(weights))
+        # the id tells them for ours, whatever their names are; several entries would come in any order
+        metadata = {"trial_id": self.trial.id}
+        write_bytes(self.folder.weights, safetensors.torch.save(weights, metadata))
 
     def _training_memory(self) -> int:
         """Bytes of a training step: on CUDA the allocator's peak, on CPU what the step must hold."""
         if self.device.type == "cuda":
             return self.progress.peak_memory
         return self.learner.training_memory(next(self.data.train_batches(0, self.recipe.batch_size)))
+
+
+def _types(fields: Any) -> dict[str, type] | None:
+    """Of each field; None if they are no fields."""
+    return {name: type(value) for name, value in fields.items()} if isinstance(fields, dict) else None
+
+
+def _shapes(weights: Any) -> dict[str, torch.Size | None] | None:
+    """Of each tensor; None if they are no weights."""
+    if not isinstance(weights, dict):
+        return None
+    return {name: getattr(value, "shape", None) for name, value in weights.items()}
 
 
 def seed_global_generators(seed: int, device: torch.device) -> None:

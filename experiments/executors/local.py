@@ -26,6 +26,7 @@ from mixers.registry import InputError
 
 STOP_GRACE = 20.0  # seconds that a worker gets to save its checkpoint
 DISK_FULL = 74  # exit code of a worker that could not write; sysexits.h calls it EX_IOERR
+NO_FOLDER = 73  # of one that could not use a trial's folder; EX_CANTCREAT
 
 
 def processes(workers: int | None, threads: int, trials: int) -> int:
@@ -105,6 +106,7 @@ def run(
     Raises:
         KeyboardInterrupt: after the workers have saved their checkpoints.
         DiskFull: likewise, because one of them could not write.
+        InputError: likewise, because one of them could not use the folder of a trial.
     """
     to_do = missing(trials, store)
     if not to_do:
@@ -121,6 +123,8 @@ def run(
                 running.remove(worker)
                 if worker.process.exitcode == DISK_FULL:
                     raise DiskFull(f"no space left under {store.root}")
+                if worker.process.exitcode == NO_FOLDER:
+                    raise InputError(f"a folder under {store.root} cannot be used")
                 if worker.process.exitcode and may_go_on(worker.process, to_do, store, session, deaths):
                     running.append(_Worker.start(worker.gpus, arguments))
     except BaseException:
@@ -210,3 +214,6 @@ def _work(gpus: str | None, trials: list[dict[str, Any]], root: Path, runtime: R
     except DiskFull as error:
         print(f"run_ablation.py: {error}", file=sys.stderr)
         sys.exit(DISK_FULL)
+    except InputError as error:
+        print(f"run_ablation.py: {error}", file=sys.stderr)
+        sys.exit(NO_FOLDER)

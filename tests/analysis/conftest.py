@@ -141,7 +141,7 @@ def _write_trial(
                     "mixer": {"name": arm, "options": {}},
                     "skeleton": {},
                     "task": {},
-                    "train": {},
+                    "train": {"epochs": epochs, "cooldown_epochs": 0},
                     "seed": seed,
                 },
                 "metrics": {

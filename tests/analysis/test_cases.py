@@ -422,7 +422,7 @@ def test_last_epochs_may_differ_between_cases(records: Any) -> None:
     """And are not taken for a choice on validation."""
     for arm in ("conv @ 64", "ssm @ 64"):
         for seed in range(3):
-            change_result(records, arm, seed, selected_epoch=10)
+            change_result(records, arm, seed, selected_epoch=10, trial={"train": {"epochs": 10}})
             path = records.trials / records.ids[arm, seed] / "curve.csv"
             path.write_text("\n".join(path.read_text().splitlines()[:11]))
     study = study_of(records)

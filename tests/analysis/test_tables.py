@@ -17,7 +17,7 @@ import pytest
 from analysis import quantities as q
 from analysis import tables
 from analysis.records import load_study
-from analysis.summary import summarise
+from analysis.summary import summarise, warnings
 from analysis.verdict import judge
 
 Write = Callable[..., Any]
@@ -151,6 +151,42 @@ def test_metrics_csv_does_not_depend_on_the_machine(write_records: Write) -> Non
     records.edit("conv", 0, provenance={"backend": {"scan": "cuda"}, "hardware": "a cluster", "code": "fff"})
     (records.folder("conv", 1) / "timing.json").write_text('{"train_seconds": 1}')
     assert tables.metrics_csv(build(records)[1][0]) == before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace("validation_accuracy", "validation_accuracx"),
+        lambda text: text.replace("epoch,", "", 1),
+        lambda text: "".join(text.splitlines(keepends=True)[:12]),  # the rise is in the last epochs
+        lambda text: text[:-20],
+        lambda text: text.replace("\n7,", "\n\x00,"),
+        lambda text: text.replace("\n7,", "\n6,"),
+        lambda text: text[: text.rindex(",")] + ",nan\n",
+        lambda text: "",
+        None,
+    ],
+)
+def test_a_curve_that_cannot_be_read_is_said(
+    write_records: Write, damage: Callable[[str], str] | None
+) -> None:
+    """Without it nobody can say whether the arm was still improving, and the report must not look as if."""
+    records = write_records(ACCURACIES, rising=("conv",))
+    study, arms, _ = build(records)[1]
+    assert any("conv was still improving" in warning for warning in warnings(study, arms))
+    for seed in range(len(ACCURACIES["conv"])):
+        path = records.folder("conv", seed) / "curve.csv"
+        if damage is None:
+            path.unlink()
+        else:
+            path.write_text(damage(path.read_text()))
+    study, arms, _ = build(records)[1]
+    seeds = "seeds 0, 1, 2 and 3"
+    assert (
+        f"curve.csv of conv ({seeds}) cannot be read: whether training was done there is unknown."
+        in warnings(study, arms)
+    )
+    assert arms["ssm_100%"].unread_curves == ()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from experiments import evaluate as evaluation
-from experiments import launch, train
+from experiments import launch, study_commands, train
 from experiments.executors import local
 from experiments.launch import Shard
-from experiments.monitor import Monitor
+from experiments.monitor import Monitor, progress_line
+from experiments.request import Request
 from experiments.runtime import Placement, Runtime
 from experiments.store import HEARTBEAT, RESULT_FIELDS, DiskFull, Store
 from experiments.tasks.base import Classification
@@ -261,6 +263,44 @@ def test_a_trial_on_another_machine_is_left_alone(tiny_trial: MakeTrial, store: 
     os.utime(path, (long_ago, long_ago))
     launch.work([trial], store, Runtime(), "second")
     assert folder.result() is not None
+
+
+def test_who_waits_for_another_machine_hears_its_name(tiny_trial: MakeTrial, store: Store) -> None:
+    trials = [tiny_trial("identity", seed=seed) for seed in range(3)]
+    out = io.StringIO()
+    monitor = Monitor({trial.id: f"seed {trial.seed}" for trial in trials}, store, out)
+    for trial, host in zip(trials, ("gpu-3", "gpu-3", "gpu-4"), strict=True):
+        folder = store.folder(trial.id)
+        folder.begin(trial)
+        progress = {"epoch": 1, "epochs": 2, "fraction": 0.5, "seconds": 1.0, "host": host, "pid": 1}
+        (folder.path / "progress.json").write_text(json.dumps(progress))
+        assert progress_line("conv", progress).endswith(f"0:01 left on {host}")
+        running = monitor._running()
+        hosts = "on gpu-3" if host == "gpu-3" else "on 2 other machines"
+        assert f"{len(running)} running ({hosts}), about" in monitor._summary(running)
+
+
+def test_a_folder_that_cannot_be_used_is_said_before_workers_start(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = tiny_trial("identity")
+    store.folder(trial.id).path.write_text("a file")
+    monkeypatch.setattr(local, "run", lambda *_: pytest.fail("started"))
+    with pytest.raises(InputError, match=f"no trial can be run in {store.folder(trial.id).path}"):
+        study_commands._train("study", [trial], {trial.id: "identity"}, store, Request())
+
+
+def test_workers_that_cannot_use_a_folder_end_the_run(
+    tiny_trial: MakeTrial, store: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trial = tiny_trial("identity")
+    lock = store.folder(trial.id).path / "lock"
+    watch = partial(lock.mkdir, parents=True, exist_ok=True)  # after the workers have been started
+    with pytest.raises(InputError, match=r"a folder under .* cannot be used"):
+        local.run([trial], store, Runtime(), Placement(workers=1), watch)
+    said = capfd.readouterr().err
+    assert f"run_ablation.py: no trial can be run in {lock.parent}: Is a directory" in said
+    assert "Traceback" not in said
 
 
 # ------------------------------------------------------------------------------------ out of memory

@@ -48,7 +48,8 @@ def test_the_loss_is_the_mean_since_the_line_before(tiny_trial: MakeTrial, tmp_p
 
 
 def test_a_run_that_was_cut_off_leaves_no_line_twice(tiny_trial: MakeTrial, tmp_path: Path) -> None:
-    """Stopped with a checkpoint at step 13, then cut off without one at step 19, in the middle of a line."""
+    """Stopped with a checkpoint at step 13, then cut off without one at step 19, in the middle of a line;
+    damaged lines go, too."""
     trial = tiny_trial(clip_grad=1.0, batch_size=32)
     whole, parts = (Store(tmp_path / name).folder(trial.id) for name in ("whole", "parts"))
     run_trial(trial, whole, Runtime(log_every=5))
@@ -68,8 +69,8 @@ def test_a_run_that_was_cut_off_leaves_no_line_twice(tiny_trial: MakeTrial, tmp_
     with pytest.raises(Killed):
         run_trial(trial, parts, Runtime(log_every=5), die)
     assert [line["step"] for line in lines(parts)] == [5, 10, 15]
-    with open(parts.metrics, "a") as file:
-        file.write('{"step": 2')
+    with open(parts.metrics, "ab") as file:
+        file.write(b'{"step": null}\n{"step": "1"}\n{"step": 1, "loss": "\xff"}\n[1]\n{"step": 2')
     run_trial(trial, parts, Runtime(log_every=5))
     assert deterministic(parts) == deterministic(whole)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ from timm.data import create_dataset, create_transform, resolve_model_data_confi
 import run_ablation
 from experiments import build, pretrained
 from experiments.build import build_model
+from experiments.runtime import Runtime
 from experiments.skeletons import SKELETONS
+from experiments.store import Store
 from experiments.tasks import TASKS
+from experiments.train import run_trial
 from experiments.trial import Recipe, Trial
 from mixers import MIXERS, InputError
 
@@ -231,3 +235,23 @@ def test_a_detector_starts_from_a_classifier(femto: torch.nn.Module, femto_file:
         if name.startswith(("head.", "stage_norms.")):
             assert torch.equal(value, fresh[name]), name
     assert not torch.equal(loaded["stages.3.blocks.0.fc1.weight"], fresh["stages.3.blocks.0.fc1.weight"])
+
+
+@pytest.mark.parametrize("mixer", ["identity", "pooling", "random", "conv"])
+def test_own_weights_are_told_whatever_the_mixer(
+    tiny_trial: Callable[..., Trial], store: Store, tmp_path: Path, mixer: str
+) -> None:
+    """A mixer without weights leaves no name in the file that is ours alone."""
+    first = tiny_trial(mixer, epochs=1, batch_size=256)
+    folder = store.folder(first.id)
+    run_trial(first, folder, Runtime())
+    model = build_model(tiny_trial(mixer, seed=1, weights=str(folder.weights)), new_head=False)
+    stored = safetensors.torch.load_file(folder.weights)
+    assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
+    untold = tmp_path / "untold.safetensors"
+    safetensors.torch.save_file(stored, untold)
+    if any(".mixer." in name for name in stored):
+        build_model(tiny_trial(mixer, weights=str(untold)))
+    else:
+        with pytest.raises(InputError, match="not the weights of a MambaOut model"):
+            build_model(tiny_trial(mixer, weights=str(untold)))

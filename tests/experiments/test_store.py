@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.store import RESULT_FIELDS, Store, TrialFolder, write_bytes, write_json
+from experiments.store import HEARTBEAT, RESULT_FIELDS, Store, TrialFolder, write_bytes, write_json
 from experiments.trial import SCHEMA_VERSION
 from mixers.registry import InputError
 
@@ -115,6 +115,36 @@ def test_progress_that_cannot_be_read_is_none(folder: TrialFolder, content: str)
     (folder.path / "progress.json").write_text(content)
     assert folder.progress() is None
     assert not folder.runs_elsewhere()
+
+
+@pytest.mark.parametrize(
+    ("ahead", "elsewhere"),
+    [(0.0, True), (-HEARTBEAT / 2, True), (-2 * HEARTBEAT, False), (2 * HEARTBEAT, False)],
+)
+def test_progress_is_as_old_as_the_file_system_says(
+    folder: TrialFolder, monkeypatch: pytest.MonkeyPatch, ahead: float, elsewhere: bool
+) -> None:
+    """Whatever this machine's clock says; what was written before a clock was set back is not recent."""
+    folder.path.mkdir(parents=True)
+    folder.report_progress(epoch=1, epochs=2, fraction=0.5, seconds=1.0)
+    path = folder.path / "progress.json"
+    now = path.stat().st_mtime
+    os.utime(path, (now + ahead, now + ahead))
+    monkeypatch.setattr("time.time", lambda: now + 10 * HEARTBEAT)
+    assert not folder.runs_elsewhere(), "it runs here"
+    monkeypatch.setattr("socket.gethostname", lambda: "another")
+    assert folder.runs_elsewhere() == elsewhere
+
+
+@pytest.mark.parametrize("in_the_way", ["trials/{}", "trials/{}/lock/folder"])
+def test_a_folder_that_cannot_be_used_is_said(store: Store, folder: TrialFolder, in_the_way: str) -> None:
+    """A file in place of the folder, or a folder in place of its lock."""
+    folder.check()
+    assert not folder.path.exists(), "looking leaves nothing behind"
+    write_bytes(store.root / in_the_way.format(folder.trial_id), b"")
+    assert folder.unusable_result() is None
+    with pytest.raises(InputError, match=f"no trial can be run in {folder.path}: .*; move it away"):
+        folder.check()
 
 
 def test_files_are_for_whom_the_umask_allows(tmp_path: Path) -> None:

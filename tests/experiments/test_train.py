@@ -129,11 +129,15 @@ def test_the_scaler_of_float16_is_restored(tiny_trial: MakeTrial, tmp_path) -> N
 
 @pytest.mark.parametrize("size", [4, 7])
 def test_accumulation_changes_rounding_only(tiny_trial: MakeTrial, tmp_path, size: int) -> None:
-    """Parts of different sizes too; and of sequences in which different numbers of tokens are asked for."""
+    """Parts of different sizes too; of sequences in which different numbers of tokens are asked for; and
+    stochastic depth and dropout are those of the whole batch."""
     copying = token_trial(
-        "ssm", "mad-noisy-recall(length=16, vocabulary=32, train=64, validation=20, test=20)"
+        "ssm",
+        "mad-noisy-recall(length=16, vocabulary=32, train=64, validation=20, test=20)",
+        "causal-lm(dim=8, depth=2, drop_path=0.3, embed_drop=0.2)",
     )
-    for name, trial in (("images", tiny_trial("conv", mixup=0.8, epochs=1)), ("tokens", copying)):
+    images = tiny_trial("conv", skeleton="isotropic-nano(drop_path=0.3)", mixup=0.8, epochs=1)
+    for name, trial in (("images", images), ("tokens", copying)):
         curves = [
             curve(run(trial, Store(tmp_path / f"{name} {part}"), micro_batch=part)) for part in (None, size)
         ]
@@ -196,6 +200,65 @@ def test_a_damaged_checkpoint_starts_anew(tiny_trial: MakeTrial, store: Store) -
     run(trial, store)
     assert folder.result() is not None
     assert "checkpoint not readable" in folder.log.read_text()
+
+
+def another_field(saved: dict) -> None:
+    saved["progress"]["another"] = 1
+
+
+def no_step(saved: dict) -> None:
+    del saved["progress"]["step"]
+
+
+def no_trial(saved: dict) -> None:
+    del saved["trial_id"]
+
+
+def another_shape(saved: dict) -> None:
+    saved["model"][list(saved["model"])[-1]] = torch.zeros(1)
+
+
+def another_best(saved: dict) -> None:
+    saved["best_weights"] = {"weight": torch.zeros(1)}
+
+
+def another_optimizer(saved: dict) -> None:
+    saved["optimizer"]["param_groups"] = saved["optimizer"]["param_groups"][:1]
+
+
+def no_average(saved: dict) -> None:
+    saved["average"] = None
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (None, "of another version of this code"),
+        (another_field, "of another version of this code"),
+        (no_step, "of another version of this code"),
+        (no_trial, "of another version of this code"),
+        (another_best, "of another version of this code"),
+        (another_shape, "does not fit"),
+        (another_optimizer, "does not fit"),
+        (no_average, "does not fit"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_starts_anew(
+    tiny_trial: MakeTrial, store: Store, damage: Callable[[dict], None] | None, said: str
+) -> None:
+    """With nothing half restored: the result is that of a run without a checkpoint."""
+    trial = tiny_trial("identity", epochs=1, batch_size=128, ema_decay=0.5)
+    whole = outcome(run(trial, Store(store.root / "whole")))
+    steps = iter(range(1, 100))
+    with pytest.raises(Interrupted):
+        run(trial, store, stop=lambda: next(steps) == 2)
+    folder = store.folder(trial.id)
+    saved = torch.load(folder.checkpoint, weights_only=True)
+    if damage is not None:
+        damage(saved)
+    torch.save(torch.zeros(3) if damage is None else saved, folder.checkpoint)
+    assert outcome(run(trial, store))[:2] == whole[:2]
+    assert f"checkpoint {said}" in folder.log.read_text()
 
 
 def test_it_learns(tiny_trial: MakeTrial, store: Store) -> None:
@@ -456,7 +519,7 @@ def test_a_validation_that_is_not_finite_names_its_epoch(
     assert result["error"] == "validation after epoch 1: loss not finite"
 
 
-def test_batch_norm_sees_whole_batches_or_refuses() -> None:
+def test_what_looks_at_whole_batches_sees_them_or_refuses() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
     recipe, cpu = Recipe(batch_size=8), torch.device("cpu")
     assert with_whole_batches(model, recipe, Runtime(), ALONE, cpu) is model
@@ -465,6 +528,12 @@ def test_batch_norm_sees_whole_batches_or_refuses() -> None:
         with_whole_batches(model, recipe, Runtime(micro_batch=4), ALONE, cpu)
     with pytest.raises(InputError, match="which processes share on GPUs only"):
         with_whole_batches(model, recipe, Runtime(), Ranks(0, 2), cpu)
+    balanced = build.build_model(
+        token_trial("ssm", INDUCTION, "causal-lm(dim=8, depth=1, block=metaformer, experts=2)")
+    )
+    assert with_whole_batches(balanced, recipe, Runtime(), ALONE, cpu) is balanced
+    with pytest.raises(InputError, match="balances their load over the batch, which 4 examples at a time"):
+        with_whole_batches(balanced, recipe, Runtime(micro_batch=4), ALONE, cpu)
     shared = with_whole_batches(model, recipe, Runtime(), Ranks(0, 2), torch.device("cuda"))
     assert isinstance(shared[1], nn.SyncBatchNorm)
     assert shared.state_dict().keys() == model.state_dict().keys()

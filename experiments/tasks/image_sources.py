@@ -1,4 +1,4 @@
-"""Images on the user's disk, read through `timm.data.create_dataset`: one listed split after the other.
+"""Images on the user's disk, in the layouts that timm reads: one listed split after the other.
 
 Nothing is downloaded. Every split is listed when it is opened, and an image can then be read by its
 number, in any order and in any process: a folder of class folders or a tar of them, what torchvision has
@@ -13,7 +13,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
@@ -21,6 +21,16 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from experiments.tasks.image_listing import (
+    ENDINGS,
+    class_of_each,
+    file_origins,
+    file_sizes,
+    image_paths,
+    natural_key,
+    shown,
+    tar_members,
+)
 from mixers.registry import InputError, suggest
 
 SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
@@ -29,10 +39,8 @@ SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evalu
 WHOLE = "."
 """The split that is all of a folder, file or dataset without splits."""
 
-IMAGES_IN_SHARDS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
-
-Read = Callable[[int], tuple[Image.Image | BinaryIO, int]]
-"""Gives an image, or its open file, and its label; by number."""
+Read = Callable[[int], Image.Image | BinaryIO]
+"""Gives an image, or its open file, by number."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,8 @@ class Source:
         sizes: in bytes, or whatever else is known of the images without reading them.
         labels: of the images.
         classes: their names, in the order of the labels; a class may have no images.
-        origins: the files or folders it is read from; a hash stands for what has no file of its own.
+        origins: the files or folders it is read from, links resolved; a hash stands for what has no file of
+            its own.
     """
 
     where: str
@@ -68,6 +77,28 @@ class Source:
         """Whether the two have an origin in common, or one that lies in one of the other's."""
         return _lie_in(self.origins, other.origins) or _lie_in(other.origins, self.origins)
 
+    def labelled_for(self, classes: tuple[str, ...]) -> Source:
+        """The same with the labels of a split that has these classes: a class is known by its name.
+
+        Raises:
+            InputError: an image is of none of them, or names do not tell classes apart.
+        """
+        if list(classes) == self.classes:
+            return self  # torchvision's ImageNet has two classes of one name
+        numbers = {name: number for number, name in enumerate(classes)}
+        if len(numbers) < len(classes) or len(set(self.classes)) < len(self.classes):
+            raise InputError(f"{self.where} has other classes than the training split, and two of one name")
+        own = dict(enumerate(self.classes))
+        unknown = [
+            own[label] for label in sorted(set(self.labels)) if own.get(label, classes[0]) not in numbers
+        ]
+        if unknown:
+            raise InputError(
+                f"{self.where} has images of {shown(unknown[0])}, which is not a class of the training split"
+            )
+        labels = [numbers[own[label]] if label in own else label for label in self.labels]
+        return replace(self, labels=labels, classes=list(classes))
+
 
 def _hash(rows: Iterable[Any]) -> str:
     state = hashlib.sha256()
@@ -77,20 +108,21 @@ def _hash(rows: Iterable[Any]) -> str:
 
 
 def _lie_in(inner: frozenset[PurePath], outer: frozenset[PurePath]) -> bool:
-    return any(not outer.isdisjoint((path, *path.parents)) for path in inner)
+    folders = {path.parent for path in inner}  # few, where a million files are links
+    return not outer.isdisjoint(inner.union(folders, *(folder.parents for folder in folders)))
 
 
-def read_image(read: Read, number: int) -> tuple[Image.Image, int]:
-    """An image in RGB, whatever it was stored as, and its label.
+def read_image(read: Read, number: int) -> Image.Image:
+    """An image in RGB, whatever it was stored as.
 
     Raises:
         Exception: whatever its decoder raises.
     """
-    found, label = read(number)
+    found = read(number)
     if isinstance(found, Image.Image):
-        return in_rgb(found), int(label)
+        return in_rgb(found)
     with found, Image.open(found) as image:
-        return in_rgb(image), int(label)
+        return in_rgb(image)
 
 
 def in_rgb(image: Image.Image) -> Image.Image:
@@ -131,10 +163,11 @@ def open_source(dataset: str, data: str, split: str, classes: tuple[str, ...] | 
         classes: names of the classes in their order, where another split has settled it.
 
     Raises:
-        InputError: it is not there, it cannot be read as that, or a class has no images.
+        InputError: it is not there, it cannot be read as that, or it has other classes or a class without
+            images.
     """
     kind, slash, name = dataset.partition("/")
-    openers: dict[str, Callable[..., Source]] = {
+    openers: dict[str, Callable[[str, str, str], Source]] = {
         "": _open_files,
         "torch": _open_torchvision,
         "hfds": _open_hugging_face,
@@ -145,49 +178,64 @@ def open_source(dataset: str, data: str, split: str, classes: tuple[str, ...] | 
         raise InputError(f"task images: unknown dataset {dataset!r}{suggest(kind, openers)} (known: {known})")
     if kind != "hfds" and not Path(data).exists():
         raise InputError(f"task images: there is no {data} (--task.data)")
-    source = openers[kind](name, data, split, classes)
+    source = openers[kind](name, data, split)
     if not len(source):
         raise InputError(f"{source.where} holds no images")
-    return source
+    if not classes or kind == "wds":  # shards of all splits have the same numbers for labels
+        return source
+    return source.labelled_for(classes)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Images that are files of their own."""
+
+    paths: list[str]
+
+    def __call__(self, number: int) -> BinaryIO:
+        return open(self.paths[number], "rb")
+
+
+@dataclass(frozen=True)
+class _FirstOf:
+    """Images of a dataset whose items begin with one."""
+
+    items: Any
+
+    def __call__(self, number: int) -> Image.Image | BinaryIO:
+        found: Image.Image | BinaryIO = self.items[number][0]
+        return found
 
 
 # ------------------------------------------------------------- folders and tars
 
 
-def _open_files(name: str, data: str, split: str, classes: tuple[str, ...] | None) -> Source:
-    from timm.data import create_dataset
-
+def _open_files(name: str, data: str, split: str) -> Source:
     root = _split_path(Path(data), split)
-    class_map = {label: number for number, label in enumerate(classes)} if classes else None
-    try:
-        found: Any = create_dataset("", str(root), search_split=False, class_map=class_map)  # type: ignore[arg-type]
-    except (RuntimeError, AssertionError, tarfile.TarError) as error:
-        raise InputError(f"{root} holds no images that can be listed: {error}") from None
-    if root.is_dir():
-        return _folder(root, found.reader, classes)
-    return _tar(root, found.reader)
+    return _folder(root) if root.is_dir() else _tar(root)
 
 
-def _folder(root: Path, reader: Any, classes: tuple[str, ...] | None) -> Source:
-    paths, labels = ([row[column] for row in reader.samples] for column in (0, 1))
+def _folder(root: Path) -> Source:
+    paths = image_paths(root)
     names = [os.path.relpath(path, root) for path in paths]
-    _check_class_folders(root, names, classes)
-    sizes = [Path(path).stat().st_size for path in paths]
-    in_order, origins = list(reader.class_to_idx), frozenset({root.resolve()})
-    return Source(str(root), reader.__getitem__, names, sizes, labels, in_order, origins)
+    _check_class_folders(root, names)
+    classes, labels = _numbered(class_of_each(shown(root), names))
+    return Source(shown(root), _Files(paths), names, file_sizes(paths), labels, classes, file_origins(paths))
 
 
-def _tar(root: Path, reader: Any) -> Source:
-    """timm's reader keeps the tar open, which goes neither into another process nor through a fork."""
-    labels = [int(label) for label in reader.targets]
-    members = [
-        _Member(str(root), file.offset_data + (inner.offset_data if inner else 0), file.size)
-        for file, _, inner in reader.samples
-    ]
-    names = [file.name for file, *_ in reader.samples]
-    sizes = [member.size for member in members]
-    in_order, origins = list(reader.class_name_to_idx), frozenset({root.resolve()})
-    return Source(str(root), _Shards(members, labels), names, sizes, labels, in_order, origins)
+def _tar(root: Path) -> Source:
+    members = tar_members(root)
+    names, sizes = [member.name for member in members], [member.size for member in members]
+    classes, labels = _numbered(class_of_each(shown(root), [member.class_path for member in members]))
+    read = _Shards([_Member(str(root), member.offset, member.size) for member in members])
+    return Source(shown(root), read, names, sizes, labels, classes, frozenset({root.resolve()}))
+
+
+def _numbered(found: list[str]) -> tuple[list[str], list[int]]:
+    """Classes in timm's order, and the number of each that was found."""
+    classes = sorted(set(found), key=lambda name: (natural_key(name), name))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return classes, [numbers[name] for name in found]
 
 
 def _split_path(data: Path, split: str) -> Path:
@@ -211,23 +259,21 @@ def _split_path(data: Path, split: str) -> Path:
     )
 
 
-def _check_class_folders(root: Path, listed: list[str], classes: tuple[str, ...] | None) -> None:
-    """Every folder directly below must have images in it, of classes that the training split has.
+def _check_class_folders(root: Path, listed: list[str]) -> None:
+    """Every folder directly below must have images in it.
 
     Raises:
         InputError: naming the folder.
     """
     used = {name.partition(os.sep)[0] for name in listed}
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name not in used):
-        if classes is not None and folder.name not in classes:
-            raise InputError(f"class folder {folder} is not a class of the training split")
-        raise InputError(f"class folder {folder} holds no images; fill it or remove it")
+        raise InputError(f"class folder {shown(folder)} holds no images; fill it or remove it")
 
 
 # ---------------------------------------------------------------- other layouts
 
 
-def _open_torchvision(name: str, data: str, split: str, classes: tuple[str, ...] | None) -> Source:
+def _open_torchvision(name: str, data: str, split: str) -> Source:
     from timm.data import create_dataset
 
     where = f"torch/{name} in {data}, split {split}"
@@ -246,7 +292,7 @@ def _open_torchvision(name: str, data: str, split: str, classes: tuple[str, ...]
         sizes = [hashlib.sha256(image.tobytes()).hexdigest()[:8] for image in _arrays(found.data)]
         content = _hash(sizes)
     in_order, origins = [str(each) for each in found.classes], frozenset({PurePath(content)})
-    return Source(where, found.__getitem__, names, sizes, labels, in_order, origins)
+    return Source(where, _FirstOf(found), names, sizes, labels, in_order, origins)
 
 
 def _attribute(dataset: Any, *names: str) -> Any:
@@ -258,7 +304,7 @@ def _arrays(data: Any) -> Iterator[Any]:
     return iter(data.numpy() if hasattr(data, "numpy") else data)
 
 
-def _open_hugging_face(name: str, data: str, split: str, classes: tuple[str, ...] | None) -> Source:
+def _open_hugging_face(name: str, data: str, split: str) -> Source:
     try:
         import datasets
     except ImportError:
@@ -280,7 +326,7 @@ def _open_hugging_face(name: str, data: str, split: str, classes: tuple[str, ...
     content = reader.dataset._fingerprint
     sizes = [content] * len(reader)
     in_order = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
-    return Source(where, reader.__getitem__, names, sizes, labels, in_order, frozenset({PurePath(content)}))
+    return Source(where, _FirstOf(reader), names, sizes, labels, in_order, frozenset({PurePath(content)}))
 
 
 @dataclass(frozen=True)
@@ -295,16 +341,15 @@ class _Shards:
     """Reads an image out of the middle of a tar."""
 
     members: list[_Member]
-    labels: list[int]
 
-    def __call__(self, number: int) -> tuple[BinaryIO, int]:
+    def __call__(self, number: int) -> BinaryIO:
         member = self.members[number]
         with open(member.shard, "rb") as file:
             file.seek(member.offset)
-            return io.BytesIO(file.read(member.size)), self.labels[number]
+            return io.BytesIO(file.read(member.size))
 
 
-def _open_shards(name: str, data: str, split: str, classes: tuple[str, ...] | None) -> Source:
+def _open_shards(name: str, data: str, split: str) -> Source:
     """timm reads shards as a stream; listed by their tar headers, images are shuffled like any others."""
     root = Path(data)
     info = _shard_info(root)
@@ -321,7 +366,7 @@ def _open_shards(name: str, data: str, split: str, classes: tuple[str, ...] | No
             names.append(f"{shard.name}/{key}")
             labels.append(label)
     known = info.get("class_names") or [str(number) for number in range(max(labels, default=-1) + 1)]
-    read = _Shards(members, labels)
+    read = _Shards(members)
     sizes, origins = [each.size for each in members], frozenset(shard.resolve() for shard in shards)
     return Source(f"split {split} of {data}", read, names, sizes, labels, known, origins)
 
@@ -366,7 +411,7 @@ def _examples_of(shard: Path) -> Iterator[tuple[str, _Member, int]]:
             folder, slash, name = member.name.rpartition("/")
             stem, _, ending = name.partition(".")
             key = folder + slash + stem
-            if f".{ending.lower()}" in IMAGES_IN_SHARDS:
+            if f".{ending.lower()}" in ENDINGS:
                 images[key] = _Member(str(shard), member.offset_data, member.size)
             elif ending == "cls" and (file := archive.extractfile(member)) is not None:
                 labels[key] = int(file.read())

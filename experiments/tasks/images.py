@@ -32,6 +32,7 @@ from experiments.tasks.base import (
     share,
     shuffled,
 )
+from experiments.tasks.image_listing import shown
 from experiments.tasks.image_sources import WHOLE, Read, Source, open_source, read_image
 from experiments.tasks.reading import FilesRead, Unreadable
 from experiments.trial import stream
@@ -222,8 +223,9 @@ class ImagesData(FilesRead[Key, Stacked]):
         self._numbers = self._divide()
         self._check()
         reads = {split: source.read for split, source in self._sources.items()}
+        labels = {split: source.labels for split, source in self._sources.items()}
         transforms = {split: task.transform(training=split == "train") for split in reads}
-        super().__init__(_Images(reads, transforms), _stack)
+        super().__init__(_Images(reads, labels, transforms), _stack)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -317,8 +319,8 @@ class ImagesData(FilesRead[Key, Stacked]):
     def _note(self, split: str, numbers: Tensor, errors: Mapping[int, str]) -> None:
         """Remember what could not be read, or refuse to go on."""
         for place, error in errors.items():
-            source = self._sources[split]
-            name = f"{source.where}: {source.names[int(numbers[place])]}"
+            error, source = shown(error), self._sources[split]
+            name = f"{source.where}: {shown(source.names[int(numbers[place])])}"
             if self._task.unreadable == "fatal":
                 raise InputError(
                     f"{name} cannot be read ({error}); replace it, or let --task.unreadable skip pass "
@@ -331,7 +333,8 @@ class ImagesData(FilesRead[Key, Stacked]):
 
 def _place(name: str) -> float:
     """Where a name falls in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+    as_stored = name.encode(errors="surrogateescape")  # a file's name may be no UTF-8
+    return int.from_bytes(hashlib.sha256(as_stored).digest()[:6], "big") / 2**48
 
 
 def _neighbours(count: int, errors: Mapping[int, str]) -> Tensor:
@@ -352,18 +355,19 @@ class _Images:
     """How to get an image, and what to make of it, by split."""
 
     reads: Mapping[str, Read]
+    labels: Mapping[str, Sequence[int]]
     transforms: Mapping[str, Any]
 
     def __call__(self, key: Key) -> tuple[Tensor, int]:
         split, number, seed = key
         try:
-            image, label = read_image(self.reads[split], number)
+            image = read_image(self.reads[split], number)
         except InputError:
             raise
         except Exception as error:  # decoders raise anything
             raise InputError(f"{type(error).__name__}: {error}") from None
         with _seeded(seed):
-            return self.transforms[split](image), label
+            return self.transforms[split](image), self.labels[split][number]
 
 
 @contextmanager

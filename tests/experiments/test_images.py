@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import random
 import shutil
@@ -55,7 +57,7 @@ def everything(data: ImagesData, split: str) -> tuple[Tensor, Tensor]:
 
 def tarred(folder: Path, target: Path) -> Path:
     with tarfile.open(target, "w") as archive:
-        for path in sorted(folder.rglob("*.JPEG")):
+        for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
             archive.add(path, path.relative_to(folder))
     return target
 
@@ -196,9 +198,10 @@ def test_no_image_is_in_two_splits(
 def test_the_whole_of_a_folder_has_its_splits_in_it(digit_folder: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         sharded(digit_folder / split, tmp_path, split)
-    for data, dataset in ((digit_folder, ""), (tmp_path, "wds/")):
-        with pytest.raises(InputError, match=r"train-split '\.' and --task\.test-split 'validation' share"):
-            load(data, dataset=dataset, train_split=".")
+    with pytest.raises(InputError, match=r"train-split '\.' and --task\.test-split 'validation' share"):
+        load(tmp_path, dataset="wds/", train_split=".")
+    with pytest.raises(InputError, match=r"val/.* and train/.* do not lie in class folders side by side"):
+        load(digit_folder, train_split=".")
 
 
 def test_cifar_has_no_third_split(cifar: Path) -> None:
@@ -393,7 +396,7 @@ def broken(root: Path, what: str) -> dict[str, object]:
     ("what", "words"),
     [
         ("empty class", "class folder .*digit_9 holds no images; fill it or remove it"),
-        ("other class", "class folder .*digit_7 is not a class of the training split"),
+        ("other class", "val has images of digit_7, which is not a class of the training split"),
         ("no images", "holds no images"),
         ("no test", "has no split 'validation': no folder and no tar named validation or val .*, but train;"),
         ("too few classes", r"has labels up to 2, but task images was told of 2 classes \(--task.classes\)"),
@@ -407,6 +410,133 @@ def test_ill_formed_data_is_a_sentence(own_folder: Path, what: str, words: str) 
     options = broken(own_folder, what)
     with pytest.raises(InputError, match=words):
         load(own_folder, **options)
+
+
+def first_image(folder: Path) -> Path:
+    return min(folder.iterdir())
+
+
+def tangled(root: Path, what: str) -> None:
+    """A folder that can be read in more than one way, or not at all."""
+    train, image = root / "train", first_image(root / "train" / "digit_0")
+    if what == "stray image":
+        shutil.copy(image, train)
+    elif what == "hidden folder":
+        shutil.copytree(train / "digit_1", train / "digit_0" / ".ipynb_checkpoints")
+    elif what == "folders in classes":
+        for folder in sorted(train.iterdir()):
+            for path in sorted(folder.iterdir()):
+                put(folder / ("even" if int(path.stem) % 2 == 0 else "odd") / path.name, Image.open(path))
+                path.unlink()
+    elif what == "link to above":
+        for name in ("digit_0", "digit_1"):  # two, and whoever follows them never ends
+            (train / name / "above").symlink_to("..")
+    elif what == "image twice":
+        (train / "digit_1" / "again.JPEG").symlink_to(image)
+    elif what == "link to nothing":
+        (train / "digit_0" / "gone.JPEG").symlink_to("nowhere.JPEG")
+    elif what == "test class is a link":
+        shutil.rmtree(root / "val" / "digit_0")
+        (root / "val" / "digit_0").symlink_to("../train/digit_0")
+    elif what == "test image is a link":
+        (root / "val" / "digit_0" / "linked.JPEG").symlink_to(image)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("stray image", r"train: \d+\.JPEG lies in no class folder"),
+        ("hidden folder", r"train: digit_0/\.ipynb_checkpoints/\d+\.JPEG lies in a hidden folder"),
+        (
+            "folders in classes",
+            r"train: digit_\d/(even|odd)/.* and digit_.* side by side, .* torch/image_folder takes",
+        ),
+        ("link to above", r"digit_\d/above is .*train again, by a link"),
+        ("image twice", r"digit_1/again\.JPEG is .*digit_0/\d+\.JPEG again, by a link"),
+        ("link to nothing", r"digit_0/gone\.JPEG cannot be read: No such file"),
+        ("test class is a link", "train-split 'train' and --task.test-split 'validation' share images"),
+        ("test image is a link", "train-split 'train' and --task.test-split 'validation' share images"),
+    ],
+)
+def test_what_a_folder_holds_is_not_guessed(own_folder: Path, what: str, words: str) -> None:
+    tangled(own_folder, what)
+    with pytest.raises(InputError, match=words):
+        load(own_folder)
+
+
+def test_links_to_images_elsewhere_are_images(own_folder: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    for path in own_folder.rglob("*.JPEG"):
+        link = linked / path.relative_to(own_folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    assert load(linked).fingerprint == load(own_folder).fingerprint
+
+
+@pytest.mark.parametrize("layout", ["", "tar"])
+def test_images_of_every_ending_are_read(own_folder: Path, tmp_path: Path, layout: str) -> None:
+    endings = (".webp", ".bmp", ".TIF", ".gif")
+    paths = sorted((own_folder / "val" / "digit_1").iterdir())
+    for path, ending in zip(paths, endings, strict=True):
+        put(path.with_suffix(ending), Image.open(path))
+        path.unlink()
+    if layout == "tar":
+        for split in ("train", "val"):
+            tarred(own_folder / split, tmp_path / f"{split}.tar")
+    data = load(tmp_path if layout == "tar" else own_folder)
+    assert data.sizes["test"] == 12
+    assert torch.isfinite(everything(data, "test")[0]).all()
+
+
+def test_a_tar_may_hold_a_tar_per_class(digit_folder: Path, tmp_path: Path) -> None:
+    """As ImageNet's training images are packed."""
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
+            for folder in sorted((digit_folder / split).iterdir()):
+                archive.add(tarred(folder, tmp_path / f"{folder.name}.tar"), f"{folder.name}.tar")
+    data, reference = load(tmp_path), load(digit_folder)
+    assert sorted_rows(*everything(data, "test")) == sorted_rows(*everything(reference, "test"))
+
+
+@pytest.mark.parametrize("what", ["empty", "compressed", "other class", "no common class", "link"])
+def test_ill_formed_tars_are_a_sentence(own_folder: Path, tmp_path: Path, what: str) -> None:
+    words = {
+        "empty": r"val\.tar holds no images",
+        "compressed": r"val\.tar holds no images that can be listed",
+        "other class": r"val\.tar has images of digit_7, which is not a class of the training split",
+        "no common class": r"val\.tar has images of digit_7, which is not a class of the training split",
+        "link": r"digit_0/linked\.JPEG is a link or no file",
+    }
+    val = own_folder / "val"
+    if what in ("other class", "no common class"):
+        shutil.copytree(val / "digit_0", val / "digit_7")
+    if what == "no common class":
+        for label in range(3):
+            shutil.rmtree(val / f"digit_{label}")
+    if what == "link":
+        (val / "digit_0" / "linked.JPEG").symlink_to(first_image(val / "digit_0").name)
+    tarred(own_folder / "train", tmp_path / "train.tar")
+    tarred(val, tmp_path / "val.tar")
+    if what == "empty":
+        tarfile.open(tmp_path / "val.tar", "w").close()
+    elif what == "compressed":
+        (tmp_path / "val.tar").write_bytes(gzip.compress((tmp_path / "val.tar").read_bytes()))
+    with pytest.raises(InputError, match=words[what]):
+        load(tmp_path)
+
+
+def test_a_file_name_need_not_be_text(own_folder: Path) -> None:
+    """Linux has bytes for names: their hash says what is held out, and what is said of them is text."""
+    folder = own_folder / "train" / "digit_0"
+    odd = folder / os.fsdecode(b"\xff.JPEG")
+    first_image(folder).rename(odd)
+    odd.write_bytes(b"")
+    data = load(own_folder, unreadable="skip")
+    for split in ("train", "validation"):
+        everything(data, split)
+    ((name, problem),) = data.unreadable.items()
+    assert name.endswith(r"digit_0/\udcff.JPEG")
+    assert (name + problem).encode()
 
 
 @pytest.mark.parametrize("inside", ["./", "v1.2/"])

@@ -23,6 +23,7 @@ from PIL import Image
 
 from experiments.tasks.image_listing import (
     ENDINGS,
+    check_not_hidden,
     class_of_each,
     file_origins,
     file_sizes,
@@ -238,7 +239,7 @@ def _numbered(found: list[str]) -> tuple[list[str], list[int]]:
     return classes, [numbers[name] for name in found]
 
 
-def _split_path(data: Path, split: str) -> Path:
+def _split_path(data: Path, split: str, endings: tuple[str, ...] = ("", ".tar")) -> Path:
     """The folder or tar of a split.
 
     Raises:
@@ -248,12 +249,13 @@ def _split_path(data: Path, split: str) -> Path:
         return data
     names = next((group for group in SYNONYMS if split in group), (split,))
     ordered = (split, *(name for name in names if name != split))
-    for candidate in (data / f"{name}{ending}" for name in ordered for ending in ("", ".tar")):
+    for candidate in (data / f"{name}{ending}" for name in ordered for ending in endings):
         if candidate.exists():
             return candidate
     have = sorted(path.name for path in data.iterdir())[:5] if data.is_dir() else []
+    kinds = "no folder and no tar" if ".tar" in endings else "no folder"
     raise InputError(
-        f"{data} has no split {split!r}: no folder and no tar named {' or '.join(ordered)}"
+        f"{data} has no split {split!r}: {kinds} named {' or '.join(ordered)}"
         f"{', but ' + ', '.join(have) if have else ''}; --task.train-split and --task.test-split name "
         f"others, and {WHOLE!r} for both takes all of {data.name}, divided by hash"
     )
@@ -273,30 +275,60 @@ def _check_class_folders(root: Path, listed: list[str]) -> None:
 # ---------------------------------------------------------------- other layouts
 
 
+IMAGE_FOLDER = ("image_folder", "folder")
+"""Names that timm has for torchvision's reader of class folders."""
+
+
 def _open_torchvision(name: str, data: str, split: str) -> Source:
     from timm.data import create_dataset
 
     where = f"torch/{name} in {data}, split {split}"
+    folder = _split_path(Path(data), split, endings=("",)) if name.lower() in IMAGE_FOLDER else None
+    below = image_paths(folder) if folder else []  # before torchvision, which follows links in circles
     try:
         found: Any = create_dataset(f"torch/{name}", data, split=split, download=False)
     except (RuntimeError, AssertionError, OSError, ValueError) as error:
         raise InputError(f"{where} cannot be opened, and nothing is downloaded here: {error}") from None
-    labels = [int(label) for label in _attribute(found, "targets", "labels", "_labels")]
+    labels, classes = _torchvision_labels(where, found)
     samples = getattr(found, "samples", None) or getattr(found, "imgs", None)
-    if samples is not None:  # files of their own
-        names = [str(sample[0]) for sample in samples]
-        sizes: list[Any] = [Path(name).stat().st_size for name in names]
-        content = _hash(names)
-    else:
-        names = [f"{split}/{number}" for number in range(len(labels))]
-        sizes = [hashlib.sha256(image.tobytes()).hexdigest()[:8] for image in _arrays(found.data)]
-        content = _hash(sizes)
-    in_order, origins = [str(each) for each in found.classes], frozenset({PurePath(content)})
-    return Source(where, _FirstOf(found), names, sizes, labels, in_order, origins)
+    if samples is not None:  # files of their own, which torchvision would clip if they are deep
+        paths = [str(sample[0]) for sample in samples]
+        if folder:
+            _check_all_listed(where, folder, below, [os.path.relpath(path, found.root) for path in paths])
+        return Source(where, _Files(paths), paths, file_sizes(paths), labels, classes, file_origins(paths))
+    names = [f"{split}/{number}" for number in range(len(labels))]
+    sizes = [hashlib.sha256(image.tobytes()).hexdigest()[:8] for image in _arrays(found.data)]
+    return Source(where, _FirstOf(found), names, sizes, labels, classes, frozenset({PurePath(_hash(sizes))}))
 
 
-def _attribute(dataset: Any, *names: str) -> Any:
-    return next(getattr(dataset, name) for name in names if hasattr(dataset, name))
+def _torchvision_labels(where: str, dataset: Any) -> tuple[list[int], list[str]]:
+    """Of every image, and what the classes are called.
+
+    Raises:
+        InputError: the dataset does not list one label for each image.
+    """
+    try:
+        return [int(label) for label in dataset.targets], [str(each) for each in dataset.classes]
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"{where} has no list of one label per image, and cannot be read; class folders can, without "
+            "--task.dataset"
+        ) from None
+
+
+def _check_all_listed(where: str, folder: Path, below: list[str], listed: list[str]) -> None:
+    """Torchvision takes all in a class folder for the class, hidden copies too, and nothing else.
+
+    Raises:
+        InputError: naming what it should not take, or passes over.
+    """
+    check_not_hidden(where, listed)
+    passed_over = {os.path.relpath(path, folder) for path in below} - set(listed)
+    if passed_over:
+        raise InputError(
+            f"{where}: torchvision passes over {shown(min(passed_over))}, which lies in no class folder or "
+            "is of a format that it does not list"
+        )
 
 
 def _arrays(data: Any) -> Iterator[Any]:

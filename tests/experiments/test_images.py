@@ -539,6 +539,59 @@ def test_a_file_name_need_not_be_text(own_folder: Path) -> None:
     assert (name + problem).encode()
 
 
+def test_torchvision_numbers_classes_by_name(own_folder: Path) -> None:
+    """Its own numbers are those of the folders of one split: without the first class, all move down."""
+    shutil.rmtree(own_folder / "val" / "digit_0")
+    images = {"dataset": "torch/image_folder"}
+    assert set(everything(load(own_folder, **images), "test")[1].tolist()) == {1, 2}
+    (own_folder / "val" / "digit_2").rename(own_folder / "val" / "digit_7")
+    shutil.move(own_folder, own_folder.with_name("other"))  # listings are remembered by their place
+    with pytest.raises(
+        InputError, match=r"has images of digit_7, which is not a class of the training split"
+    ):
+        load(own_folder.with_name("other"), **images)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("stray image", r"torchvision passes over \d+\.JPEG, which lies in no class folder"),
+        ("hidden folder", r"digit_0/\.ipynb_checkpoints/\d+\.JPEG lies in a hidden folder"),
+        ("link to above", r"digit_\d/above is .*train again, by a link"),
+        ("test image is a link", "train-split 'train' and --task.test-split 'validation' share images"),
+    ],
+)
+def test_torchvisions_folders_are_held_to_the_same(own_folder: Path, what: str, words: str) -> None:
+    tangled(own_folder, what)
+    with pytest.raises(InputError, match=words):
+        load(own_folder, dataset="torch/image_folder")
+
+
+def test_torchvision_takes_the_outermost_folder_for_the_class(own_folder: Path) -> None:
+    tangled(own_folder, "folders in classes")
+    data = load(own_folder, dataset="torch/image_folder")
+    assert set(everything(data, "validation")[1].tolist()) <= {0, 1, 2}
+    with pytest.raises(InputError, match="has no split 'other': no folder named other"):
+        load(own_folder, dataset="torch/image_folder", train_split="other")
+
+
+def test_torchvisions_folders_keep_16_bits(own_folder: Path) -> None:
+    """Its loader would clip all above 255 to white."""
+    values = 257 * np.arange(SIZE**2, dtype=np.uint16).reshape(SIZE, SIZE) // 3
+    put(own_folder / "val" / "digit_2" / "deep.png", Image.fromarray(values))
+    found = sorted_rows(*everything(load(own_folder, dataset="torch/image_folder"), "test"))
+    assert found == sorted_rows(*everything(load(own_folder), "test"))
+
+
+def test_torchvision_must_have_labels(tmp_path: Path) -> None:
+    image = Image.new("RGB", (SIZE, SIZE))
+    put(tmp_path / "2021_train" / "00000_Animalia_A_B_C_D_E_F" / "0.jpg", image)
+    with pytest.raises(
+        InputError, match=r"has no list of one label per image, .* class folders can, without"
+    ):
+        load(tmp_path, dataset="torch/inaturalist", train_split="2021_train")
+
+
 @pytest.mark.parametrize("inside", ["./", "v1.2/"])
 def test_folders_in_shards_may_have_dots(digit_folder: Path, tmp_path: Path, inside: str) -> None:
     for split in ("train", "val"):

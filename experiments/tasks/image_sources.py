@@ -15,6 +15,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import combinations
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -45,6 +46,18 @@ Read = Callable[[int], Image.Image | BinaryIO]
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Some of a split that has been cut into parts: `train[:50%]`."""
+
+    split: str
+    start: int
+    stop: int
+
+    def overlaps(self, other: Rows) -> bool:
+        return self.split == other.split and max(self.start, other.start) < min(self.stop, other.stop)
+
+
+@dataclass(frozen=True)
 class Source:
     """One split, listed.
 
@@ -57,6 +70,7 @@ class Source:
         classes: their names, in the order of the labels; a class may have no images.
         origins: the files or folders it is read from, links resolved; a hash stands for what has no file of
             its own.
+        rows: of one dataset's splits, where it is read from parts of them and not from files.
     """
 
     where: str
@@ -66,6 +80,7 @@ class Source:
     labels: list[int]
     classes: list[str]
     origins: frozenset[PurePath]
+    rows: tuple[Rows, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -75,8 +90,12 @@ class Source:
         return _hash(zip(self.names, self.sizes, self.labels, strict=True))
 
     def overlaps(self, other: Source) -> bool:
-        """Whether the two have an origin in common, or one that lies in one of the other's."""
-        return _lie_in(self.origins, other.origins) or _lie_in(other.origins, self.origins)
+        """Whether the two have an origin or rows in common, or one origin lies in one of the other's."""
+        return (
+            _lie_in(self.origins, other.origins)
+            or _lie_in(other.origins, self.origins)
+            or any(mine.overlaps(theirs) for mine in self.rows for theirs in other.rows)
+        )
 
     def labelled_for(self, classes: tuple[str, ...]) -> Source:
         """The same with the labels of a split that has these classes: a class is known by its name.
@@ -350,15 +369,37 @@ def _open_hugging_face(name: str, data: str, split: str) -> Source:
     try:
         found: Any = create_dataset(f"hfds/{name}", data or None, split=split)
     except Exception as error:  # a zoo of its own
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{where} is not on this disk, and nothing is downloaded here: {first}") from None
     reader = found.reader
-    labels = [int(label) for label in reader.iter_targets()]
+    try:
+        labels = [int(label) for label in reader.iter_targets()]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{where} has no column `label` with one number per image") from None
     names = [f"{split}/{number}" for number in range(len(reader))]
-    content = reader.dataset._fingerprint
-    sizes = [content] * len(reader)
-    in_order = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
-    return Source(where, _FirstOf(reader), names, sizes, labels, in_order, frozenset({PurePath(content)}))
+    sizes = [reader.dataset._fingerprint] * len(reader)
+    classes = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
+    rows = _rows(where, reader.dataset)
+    return Source(where, _FirstOf(reader), names, sizes, labels, classes, frozenset(), rows)
+
+
+def _rows(where: str, dataset: Any) -> tuple[Rows, ...]:
+    """What a dataset is made of, whatever its split was called: `train[:50%]+test`, `all`.
+
+    Raises:
+        InputError: it does not say, or has rows twice; two splits could share images unseen.
+    """
+    from datasets import ReadInstruction
+
+    lengths = {name: split.num_examples for name, split in (dataset.info.splits or {}).items()}
+    try:
+        parts = ReadInstruction.from_spec(str(dataset.split)).to_absolute(lengths)
+    except ValueError as error:
+        raise InputError(f"{where} does not say which rows it has: {error}") from None
+    rows = tuple(Rows(part.splitname, part.from_, part.to) for part in parts)
+    if any(one.overlaps(other) for one, other in combinations(rows, 2)):
+        raise InputError(f"{where} has images that count twice")
+    return rows
 
 
 @dataclass(frozen=True)
@@ -391,7 +432,7 @@ def _open_shards(name: str, data: str, split: str) -> Source:
     for shard in shards:
         try:
             listed = list(_examples_of(shard))
-        except (tarfile.TarError, OSError, ValueError) as error:
+        except (tarfile.TarError, OSError, TypeError, ValueError) as error:
             raise InputError(f"shard {shard} cannot be read: {error}") from None
         for key, member, label in listed:
             members.append(member)
@@ -404,14 +445,24 @@ def _open_shards(name: str, data: str, split: str) -> Source:
 
 
 def _shard_info(root: Path) -> Mapping[str, Any]:
-    for name in ("_info.json", "info.json"):
-        if (root / name).is_file():
-            try:
-                content: dict[str, Any] = json.loads((root / name).read_bytes())
-            except ValueError as error:
-                raise InputError(f"{root / name} is not JSON: {error}") from None
-            return content
+    """What timm's file beside the shards says of them, if there is one."""
+    for path in (root / name for name in ("_info.json", "info.json")):
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON: {error}") from None
+        if not isinstance(content, dict) or not isinstance(content.get("splits", {}), dict):
+            raise InputError(f"{path} is not an object, with an object `splits` in it")
+        if not _are_names(content.get("class_names") or []):
+            raise InputError(f"{path}: class_names is not a list of names")
+        return content
     return {}
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _shards_of(root: Path, split: str, info: Mapping[str, Any]) -> list[Path]:
@@ -419,7 +470,11 @@ def _shards_of(root: Path, split: str, info: Mapping[str, Any]) -> list[Path]:
     names = next((group for group in SYNONYMS if split in group), (split,))
     for name in names:
         if name in info.get("splits", {}):
-            return [root / each for each in info["splits"][name]["filenames"]]
+            said = info["splits"][name]
+            filenames: Any = said.get("filenames") if isinstance(said, dict) else None
+            if not _are_names(filenames) or len(set(filenames)) < len(filenames):
+                raise InputError(f"info file of {root}: split {name} has no list of distinct `filenames`")
+            return [root / each for each in filenames]
     every = sorted(root.glob("*.tar"))
     chosen = [
         path for path in every if split == WHOLE or set(names) & set(path.stem.replace("_", "-").split("-"))
@@ -438,7 +493,7 @@ def _examples_of(shard: Path) -> Iterator[tuple[str, _Member, int]]:
     """
     images: dict[str, _Member] = {}
     labels: dict[str, int] = {}
-    with tarfile.open(shard) as archive:
+    with tarfile.open(shard, "r:") as archive:  # compressed, it has no offsets to read at
         for member in archive:
             folder, slash, name = member.name.rpartition("/")
             stem, _, ending = name.partition(".")

@@ -169,23 +169,41 @@ class Images(Classification):
                 )
 
     def load_test(self) -> TaskData:
-        """The test split alone, for a model that is trained already.
+        """The test split, for a model that is trained already; without the images that it was trained on.
 
         Raises:
             InputError: it cannot be opened, or it has another number of classes than was said.
         """
-        source = open_source(self.dataset, self._where(), self.splits["test"] or WHOLE)
+        divided = "test" in self.held_out_splits()
+        split = self.splits["train" if divided else "test"] or WHOLE
+        source = open_source(self.dataset, self._where(), split)
         if len(source.classes) != self.spec.classes:
             raise InputError(
                 f"{source.where} has {len(source.classes):,} classes, but the weights answer for "
                 f"{self.spec.classes:,}"
             )
-        return ImagesData(self, 0, {"test": source})
+        splits = ["train", *self.held_out_splits()] if divided else ["test"]
+        return ImagesData(self, 0, dict.fromkeys(splits, source))
+
+    def held_out_splits(self) -> list[str]:
+        """Those that are held out of the training split, in the order of their shares."""
+        train = self.splits["train"] or WHOLE
+        return [split for split in ("validation", "test") if (self.splits[split] or train) == train]
 
     def transform(self, training: bool) -> Any:
-        """timm's transform, image -> (3, size, size)."""
+        """timm's transform, image -> (3, size, size).
+
+        Raises:
+            InputError: timm has no such policy of augmentation.
+        """
         options = self.training if training else self.evaluating
-        return create_transform((3, self.size, self.size), is_training=training, **options)
+        try:
+            return create_transform((3, self.size, self.size), is_training=training, **options)
+        except (AssertionError, KeyError, ValueError) as error:
+            raise InputError(
+                f"timm reads no policy in --task.auto-augment {self.training['auto_augment']} ({error}); "
+                "rand-m9-mstd0.5-inc1, augmix-m3 and original are such, and None leaves it out"
+            ) from None
 
     def scorer(self) -> Scorer:
         return ImagesScorer(self)
@@ -205,6 +223,8 @@ class ImagesScorer(ClassificationScorer):
         self._asked += len(targets)
 
     def metrics(self) -> dict[str, float]:
+        if not self._asked:  # every rank has passed over all of its share
+            raise InputError("no image of the split can be read")
         return {**super().metrics(), "top_5": 100.0 * self._among / self._asked}
 
 
@@ -260,23 +280,53 @@ class ImagesData(FilesRead[Key, Stacked]):
         )
         for numbers, read in zip(steps, self.read(keys), strict=True):
             images, labels, errors = read
+            if len(errors) == len(numbers):
+                self._note("train", numbers, errors)
+                yield self._in_place_of(numbers, order, epoch)
+                continue
             if errors:
                 self._note("train", numbers, errors)
                 kept = _neighbours(len(numbers), errors)
                 images, labels, numbers = images[kept], labels[kept], numbers[kept]
             yield Batch(images, labels, numbers)
 
+    def _in_place_of(self, numbers: Tensor, order: Tensor, epoch: int) -> Batch:
+        """The next image of the epoch that can be read, for a share of a batch in which none can.
+
+        It cannot be left out: other ranks, and the schedule, count its step.
+
+        Raises:
+            InputError: there is none in the whole split.
+        """
+        after = int((order == numbers[-1]).nonzero()) + 1
+        for number in order.roll(-after).tolist():
+            try:
+                image, label = self._read_one(
+                    ("train", number, stream(self._seed, "augmentation", epoch, number))
+                )
+            except InputError:
+                continue
+            labels, repeated = torch.full_like(numbers, label), torch.full_like(numbers, number)
+            return Batch(torch.stack([image] * len(numbers)), labels, repeated)
+        raise InputError(f"{self._sources['train'].where}: none of {len(order)} images can be read")
+
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         every = self._numbers[split].split(batch_size)
         steps = every[self.reading.rank :: self.reading.ranks]
         keys = ([(split, number, None) for number in numbers.tolist()] for numbers in steps)
+        passed_over = 0
         for numbers, read in zip(steps, self.read(keys), strict=True):
             images, labels, errors = read
             if errors:
                 self._note(split, numbers, errors)
-                kept = torch.tensor([place for place in range(len(numbers)) if place not in errors])
+                passed_over += len(errors)
+                kept = [place for place in range(len(numbers)) if place not in errors]
+                if not kept:
+                    continue
                 images, labels, numbers = images[kept], labels[kept], numbers[kept]
             yield Batch(images, labels, self._ids(split, numbers))
+        if passed_over == self.sizes[split] and self.reading.ranks == 1:  # of several, the scorer knows
+            raise InputError(f"{self._sources[split].where}: none of {passed_over} images can be read")
 
     def _ids(self, split: str, numbers: Tensor) -> Tensor:
         """Of a split's images among those of all splits; the training split's are their numbers."""
@@ -293,7 +343,7 @@ class ImagesData(FilesRead[Key, Stacked]):
         if "train" not in self._sources:
             return numbers
         train = self._sources["train"]
-        held_out = [split for split in ("validation", "test") if self._sources[split] is train]
+        held_out = self._task.held_out_splits()
         places = torch.tensor([_place(name) for name in train.names]) if held_out else torch.ones(len(train))
         for position, split in enumerate(held_out):
             low, high = position * self._task.held_out, (position + 1) * self._task.held_out
@@ -310,6 +360,11 @@ class ImagesData(FilesRead[Key, Stacked]):
                 )
         classes = self._task.spec.classes
         for source in self._sources.values():
+            if min(source.labels) < 0:
+                raise InputError(
+                    f"{source.where} has images with the label {min(source.labels)}, which is no class; a "
+                    "split without labels cannot be learned or tested on"
+                )
             if max(source.labels) >= classes:
                 raise InputError(
                     f"{source.where} has labels up to {max(source.labels)}, but task images was told of "
@@ -327,8 +382,6 @@ class ImagesData(FilesRead[Key, Stacked]):
                     "over such images and count them"
                 )
             self.unreadable[name] = error
-        if len(errors) == len(numbers):
-            raise InputError(f"{self._sources[split].where}: none of {len(numbers)} images can be read")
 
 
 def _place(name: str) -> float:

@@ -14,6 +14,7 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from experiments.skeletons import SKELETONS
 from experiments.store import Store, TrialFolder
 from experiments.tasks import TASKS
 from experiments.tasks.base import share
-from experiments.tasks.image_sources import in_rgb
+from experiments.tasks.image_sources import Rows, Source, in_rgb
 from experiments.tasks.images import Images, ImagesData
 from experiments.tasks.reading import Reading
 from experiments.train import Interrupted, run_trial
@@ -160,6 +161,20 @@ def test_validation_is_held_out_by_name(digit_folder: Path) -> None:
     assert held == other
     test = {int(example) for batch in one.batches("test", 8) for example in batch.examples}
     assert test.isdisjoint(held | kept)
+
+
+@pytest.mark.parametrize("validation_split", [None, "val"])
+def test_a_trained_model_is_not_tested_on_what_it_was_trained_on(
+    digit_folder: Path, validation_split: str | None
+) -> None:
+    options = {"size": SIZE, "held_out": 0.2, "classes": 3, "validation_split": validation_split}
+    task = Images(data=str(digit_folder), test_split="train", **options)  # type: ignore[arg-type]
+    alone, whole = task.load_test(), task.load(0)
+    ids = [[int(e) for batch in data.batches("test", 8) for e in batch.examples] for data in (alone, whole)]
+    assert ids[0] == ids[1]
+    assert 0 < len(ids[0]) < 36
+    other = Images(data=str(digit_folder), train_split="none", **options)  # type: ignore[arg-type]
+    assert other.load_test().sizes == {"test": 36}, "only what is tested on need be there"
 
 
 def test_a_folder_without_splits_is_divided(digit_folder: Path) -> None:
@@ -367,6 +382,45 @@ def test_an_unreadable_example_has_its_neighbour_in_its_place(own_folder: Path) 
     assert torch.equal(after.inputs, before.inputs[[0, 1, 2, 0]])
 
 
+def spoil(data: Images, split: str, numbers: Tensor) -> None:
+    source = data.open(split)
+    for number in numbers.tolist():
+        (Path(source.where) / source.names[number]).write_bytes(b"")
+
+
+def test_a_batch_without_a_readable_image_is_passed_over(own_folder: Path) -> None:
+    """The short last one may hold a single image."""
+    spoil(Images(data=str(own_folder)), "test", torch.tensor([10, 11]))
+    with pytest.raises(InputError, match="cannot be read"):
+        list(load(own_folder).batches("test", 5))
+    data = load(own_folder, unreadable="skip")
+    assert [len(batch.inputs) for batch in data.batches("test", 5)] == [5, 5]
+    assert len(data.unreadable) == 2
+    spoil(Images(data=str(own_folder)), "test", torch.arange(10))
+    with pytest.raises(InputError, match="val: none of 12 images can be read"):
+        list(data.batches("test", 5))
+    data.read_with(Reading(rank=1, ranks=2))
+    assert list(data.batches("test", 5)) == [], "the other rank may have some"
+    with pytest.raises(InputError, match="no image of the split can be read"):
+        Images(data=str(own_folder)).scorer().metrics()
+
+
+def test_a_training_batch_without_a_readable_image_has_the_next(own_folder: Path) -> None:
+    """Its step is counted: by the schedule, and by other ranks."""
+    whole = list(load(own_folder).train_batches(0, 4))
+    spoil(Images(data=str(own_folder)), "train", torch.cat([whole[1].examples, whole[2].examples[:1]]))
+    passing = list(load(own_folder, unreadable="skip").train_batches(0, 4))
+    assert len(passing) == len(whole)
+    assert set(passing[1].examples.tolist()) == {int(whole[2].examples[1])}
+    assert torch.equal(passing[1].inputs, whole[2].inputs[[1, 1, 1, 1]])
+    assert torch.equal(passing[1].targets, whole[2].targets[[1, 1, 1, 1]])
+    resumed = next(load(own_folder, unreadable="skip").train_batches(0, 4, start=1))
+    assert torch.equal(resumed.inputs, passing[1].inputs)
+    spoil(Images(data=str(own_folder)), "train", torch.arange(24))
+    with pytest.raises(InputError, match=r"train: none of \d+ images can be read"):
+        list(load(own_folder, unreadable="skip").train_batches(0, 4))
+
+
 def broken(root: Path, what: str) -> dict[str, object]:
     """Break a folder; the options to load it with."""
     if what == "empty class":
@@ -389,6 +443,10 @@ def broken(root: Path, what: str) -> dict[str, object]:
         return {"dataset": "torch/cifar10"}
     elif what == "held out":
         return {"held_out": 0.0001}
+    elif what == "no policy":
+        return {"auto_augment": "none"}
+    elif what == "no magnitude":
+        return {"auto_augment": "rand-m9x"}
     return {}
 
 
@@ -404,6 +462,8 @@ def broken(root: Path, what: str) -> dict[str, object]:
         ("unknown", "unknown dataset 'torsh/cifar10'; did you mean 'torch'"),
         ("not downloaded", "torch/cifar10 in .* cannot be opened, and nothing is downloaded here"),
         ("held out", "held_out 0.0001 of 24 images leaves the validation split empty"),
+        ("no policy", r"timm reads no policy in --task\.auto-augment none \(.*, and None leaves it out"),
+        ("no magnitude", r"timm reads no policy in --task\.auto-augment rand-m9x"),
     ],
 )
 def test_ill_formed_data_is_a_sentence(own_folder: Path, what: str, words: str) -> None:
@@ -590,6 +650,97 @@ def test_torchvision_must_have_labels(tmp_path: Path) -> None:
         InputError, match=r"has no list of one label per image, .* class folders can, without"
     ):
         load(tmp_path, dataset="torch/inaturalist", train_split="2021_train")
+
+
+def write_shard(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        (b'{"label": -1}', "has images with the label -1, which is no class"),
+        (b'{"label": null}', r"a-train-0\.tar cannot be read"),
+        (b"[1]", r"a-train-0\.tar cannot be read: 0 has an image, but neither"),
+    ],
+)
+def test_labels_of_shards_are_numbers(
+    tmp_path: Path, digit: Callable[..., Image.Image], label: bytes, words: str
+) -> None:
+    png = io.BytesIO()
+    digit(0).save(png, "PNG")
+    for split in ("train", "val"):
+        members = {f"{number}.png": png.getvalue() for number in range(20)}
+        write_shard(
+            tmp_path / f"a-{split}-0.tar", members | {f"{number}.json": label for number in range(20)}
+        )
+    with pytest.raises(InputError, match=words):
+        load(tmp_path, dataset="wds/", classes=2)
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        ([1], r"_info\.json is not an object"),
+        ({"splits": ["train"]}, r"_info\.json is not an object, with an object `splits`"),
+        ({"class_names": "ab"}, r"_info\.json: class_names is not a list of names"),
+        ({"splits": {"train": {}}}, "split train has no list of distinct `filenames`"),
+        ({"splits": {"train": {"filenames": "a.tar"}}}, "split train has no list of distinct `filenames`"),
+        ({"splits": {"train": {"filenames": ["a.tar"] * 2}}}, "split train has no list of distinct `file"),
+    ],
+)
+def test_the_info_beside_shards_may_be_wrong(tmp_path: Path, info: object, words: str) -> None:
+    (tmp_path / "_info.json").write_text(json.dumps(info))
+    with pytest.raises(InputError, match=words):
+        load(tmp_path, dataset="wds/")
+
+
+@pytest.fixture
+def hugging_face(tmp_path: Path, digit: Callable[..., Image.Image]) -> str:
+    """40 training images, and 10 without labels to test on."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])}
+    )
+    for split, labels in (("train", [0, 1] * 20), ("test", [-1] * 10)):
+        columns = {"image": [digit(number) for number in range(len(labels))], "label": labels}
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    return f"hfds/{tmp_path}"
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [
+        {"test_split": "train[:50%]"},
+        {"train_split": "train[:60%]", "test_split": "train[50%:]"},
+        {"train_split": "all", "test_split": "test"},
+        {"validation_split": "train[:10]", "test_split": "test"},
+    ],
+)
+def test_parts_of_a_split_are_told_apart(hugging_face: str, splits: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="share images"):
+        load("", dataset=hugging_face, **splits)
+    apart = {"train_split": "train[:80%]", "test_split": "train[80%:]"}
+    assert load("", dataset=hugging_face, **apart).sizes["test"] == 8
+    with pytest.raises(InputError, match="has images that count twice"):
+        load("", dataset=hugging_face, train_split="train+train[:1]")
+    with pytest.raises(InputError, match="has images with the label -1, which is no class"):
+        load("", dataset=hugging_face, test_split="test")
+
+
+def test_rows_overlap_where_a_row_is_in_both() -> None:
+    first, second = Rows("train", 0, 10), Rows("train", 10, 20)
+    assert not first.overlaps(second)
+    assert first.overlaps(Rows("train", 9, 12))
+    assert not first.overlaps(Rows("test", 0, 10))
+    assert not first.overlaps(Rows("train", 5, 5))
+    known = Source("", len, [], [], [], [], frozenset(), (second,))
+    assert known.overlaps(replace(known, rows=(first, Rows("train", 19, 30))))
+    assert not known.overlaps(replace(known, rows=(first,)))
 
 
 @pytest.mark.parametrize("inside", ["./", "v1.2/"])

@@ -54,7 +54,8 @@ class Images(Classification):
     class. What is tested on is the validation split of the data set, as everyone does with ImageNet. What is
     chosen on is held out of the training split, by a hash of the file's name: the same images for every seed,
     so that a model that is fine-tuned has not seen them either. Normalisation is ImageNet's. A batch of the
-    training split in which an image cannot be read has its neighbour twice; other splits go without it.
+    training split in which an image cannot be read has its neighbour twice; other splits go without it. Class
+    folders lie side by side, and a class is known by its name in every split.
 
     Args:
         data: the folder or file.

@@ -1,4 +1,4 @@
-"""Images on the user's disk, read through `timm.data.create_dataset`: one listed split after the other.
+"""Images on the user's disk, in the layouts that timm reads: one listed split after the other.
 
 Nothing is downloaded. Every split is listed when it is opened, and an image can then be read by its
 number, in any order and in any process: a folder of class folders or a tar of them, what torchvision has
@@ -13,14 +13,26 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import combinations
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
+from experiments.tasks.image_listing import (
+    ENDINGS,
+    check_not_hidden,
+    class_of_each,
+    file_origins,
+    file_sizes,
+    image_paths,
+    natural_key,
+    shown,
+    tar_members,
+)
 from mixers.registry import InputError, suggest
 
 SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"))
@@ -29,10 +41,20 @@ SYNONYMS = (("train", "training"), ("validation", "val", "valid", "eval", "evalu
 WHOLE = "."
 """The split that is all of a folder, file or dataset without splits."""
 
-IMAGES_IN_SHARDS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+Read = Callable[[int], Image.Image | BinaryIO]
+"""Gives an image, or its open file, by number."""
 
-Read = Callable[[int], tuple[Image.Image | BinaryIO, int]]
-"""Gives an image, or its open file, and its label; by number."""
+
+@dataclass(frozen=True)
+class Rows:
+    """Some of a split that has been cut into parts: `train[:50%]`."""
+
+    split: str
+    start: int
+    stop: int
+
+    def overlaps(self, other: Rows) -> bool:
+        return self.split == other.split and max(self.start, other.start) < min(self.stop, other.stop)
 
 
 @dataclass(frozen=True)
@@ -46,7 +68,9 @@ class Source:
         sizes: in bytes, or whatever else is known of the images without reading them.
         labels: of the images.
         classes: their names, in the order of the labels; a class may have no images.
-        origins: the files or folders it is read from; a hash stands for what has no file of its own.
+        origins: the files or folders it is read from, links resolved; a hash stands for what has no file of
+            its own.
+        rows: of one dataset's splits, where it is read from parts of them and not from files.
     """
 
     where: str
@@ -56,6 +80,7 @@ class Source:
     labels: list[int]
     classes: list[str]
     origins: frozenset[PurePath]
+    rows: tuple[Rows, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -65,8 +90,34 @@ class Source:
         return _hash(zip(self.names, self.sizes, self.labels, strict=True))
 
     def overlaps(self, other: Source) -> bool:
-        """Whether the two have an origin in common, or one that lies in one of the other's."""
-        return _lie_in(self.origins, other.origins) or _lie_in(other.origins, self.origins)
+        """Whether the two have an origin or rows in common, or one origin lies in one of the other's."""
+        return (
+            _lie_in(self.origins, other.origins)
+            or _lie_in(other.origins, self.origins)
+            or any(mine.overlaps(theirs) for mine in self.rows for theirs in other.rows)
+        )
+
+    def labelled_for(self, classes: tuple[str, ...]) -> Source:
+        """The same with the labels of a split that has these classes: a class is known by its name.
+
+        Raises:
+            InputError: an image is of none of them, or names do not tell classes apart.
+        """
+        if list(classes) == self.classes:
+            return self  # torchvision's ImageNet has two classes of one name
+        numbers = {name: number for number, name in enumerate(classes)}
+        if len(numbers) < len(classes) or len(set(self.classes)) < len(self.classes):
+            raise InputError(f"{self.where} has other classes than the training split, and two of one name")
+        own = dict(enumerate(self.classes))
+        unknown = [
+            own[label] for label in sorted(set(self.labels)) if own.get(label, classes[0]) not in numbers
+        ]
+        if unknown:
+            raise InputError(
+                f"{self.where} has images of {shown(unknown[0])}, which is not a class of the training split"
+            )
+        labels = [numbers[own[label]] if label in own else label for label in self.labels]
+        return replace(self, labels=labels, classes=list(classes))
 
 
 def _hash(rows: Iterable[Any]) -> str:
@@ -77,20 +128,21 @@ def _hash(rows: Iterable[Any]) -> str:
 
 
 def _lie_in(inner: frozenset[PurePath], outer: frozenset[PurePath]) -> bool:
-    return any(not outer.isdisjoint((path, *path.parents)) for path in inner)
+    folders = {path.parent for path in inner}  # few, where a million files are links
+    return not outer.isdisjoint(inner.union(folders, *(folder.parents for folder in folders)))
 
 
-def read_image(read: Read, number: int) -> tuple[Image.Image, int]:
-    """An image in RGB, whatever it was stored as, and its label.
+def read_image(read: Read, number: int) -> Image.Image:
+    """An image in RGB, whatever it was stored as.
 
     Raises:
         Exception: whatever its decoder raises.
     """
-    found, label = read(number)
+    found = read(number)
     if isinstance(found, Image.Image):
-        return in_rgb(found), int(label)
+        return in_rgb(found)
     with found, Image.open(found) as image:
-        return in_rgb(image), int(label)
+        return in_rgb(image)
 
 
 def in_rgb(image: Image.Image) -> Image.Image:
@@ -131,10 +183,11 @@ def open_source(dataset: str, data: str, split: str, classes: tuple[str, ...] | 
         classes: names of the classes in their order, where another split has settled it.
 
     Raises:
-        InputError: it is not there, it cannot be read as that, or a class has no images.
+        InputError: it is not there, it cannot be read as that, or it has other classes or a class without
+            images.
     """
     kind, slash, name = dataset.partition("/")
-    openers: dict[str, Callable[..., Source]] = {
+    openers: dict[str, Callable[[str, str, str], Source]] = {
         "": _open_files,
         "torch": _open_torchvision,
         "hfds": _open_hugging_face,
@@ -145,52 +198,67 @@ def open_source(dataset: str, data: str, split: str, classes: tuple[str, ...] | 
         raise InputError(f"task images: unknown dataset {dataset!r}{suggest(kind, openers)} (known: {known})")
     if kind != "hfds" and not Path(data).exists():
         raise InputError(f"task images: there is no {data} (--task.data)")
-    source = openers[kind](name, data, split, classes)
+    source = openers[kind](name, data, split)
     if not len(source):
         raise InputError(f"{source.where} holds no images")
-    return source
+    if not classes or kind == "wds":  # shards of all splits have the same numbers for labels
+        return source
+    return source.labelled_for(classes)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Images that are files of their own."""
+
+    paths: list[str]
+
+    def __call__(self, number: int) -> BinaryIO:
+        return open(self.paths[number], "rb")
+
+
+@dataclass(frozen=True)
+class _FirstOf:
+    """Images of a dataset whose items begin with one."""
+
+    items: Any
+
+    def __call__(self, number: int) -> Image.Image | BinaryIO:
+        found: Image.Image | BinaryIO = self.items[number][0]
+        return found
 
 
 # ------------------------------------------------------------- folders and tars
 
 
-def _open_files(name: str, data: str, split: str, classes: tuple[str, ...] | None) -> Source:
-    from timm.data import create_dataset
-
+def _open_files(name: str, data: str, split: str) -> Source:
     root = _split_path(Path(data), split)
-    class_map = {label: number for number, label in enumerate(classes)} if classes else None
-    try:
-        found: Any = create_dataset("", str(root), search_split=False, class_map=class_map)  # type: ignore[arg-type]
-    except (RuntimeError, AssertionError, tarfile.TarError) as error:
-        raise InputError(f"{root} holds no images that can be listed: {error}") from None
-    if root.is_dir():
-        return _folder(root, found.reader, classes)
-    return _tar(root, found.reader)
+    return _folder(root) if root.is_dir() else _tar(root)
 
 
-def _folder(root: Path, reader: Any, classes: tuple[str, ...] | None) -> Source:
-    paths, labels = ([row[column] for row in reader.samples] for column in (0, 1))
+def _folder(root: Path) -> Source:
+    paths = image_paths(root)
     names = [os.path.relpath(path, root) for path in paths]
-    _check_class_folders(root, names, classes)
-    sizes = [Path(path).stat().st_size for path in paths]
-    in_order, origins = list(reader.class_to_idx), frozenset({root.resolve()})
-    return Source(str(root), reader.__getitem__, names, sizes, labels, in_order, origins)
+    _check_class_folders(root, names)
+    classes, labels = _numbered(class_of_each(shown(root), names))
+    return Source(shown(root), _Files(paths), names, file_sizes(paths), labels, classes, file_origins(paths))
 
 
-def _tar(root: Path, reader: Any) -> Source:
-    """timm's reader keeps the tar open, which goes neither into another process nor through a fork."""
-    labels = [int(label) for label in reader.targets]
-    members = [
-        _Member(str(root), file.offset_data + (inner.offset_data if inner else 0), file.size)
-        for file, _, inner in reader.samples
-    ]
-    names = [file.name for file, *_ in reader.samples]
-    sizes = [member.size for member in members]
-    in_order, origins = list(reader.class_name_to_idx), frozenset({root.resolve()})
-    return Source(str(root), _Shards(members, labels), names, sizes, labels, in_order, origins)
+def _tar(root: Path) -> Source:
+    members = tar_members(root)
+    names, sizes = [member.name for member in members], [member.size for member in members]
+    classes, labels = _numbered(class_of_each(shown(root), [member.class_path for member in members]))
+    read = _Shards([_Member(str(root), member.offset, member.size) for member in members])
+    return Source(shown(root), read, names, sizes, labels, classes, frozenset({root.resolve()}))
 
 
-def _split_path(data: Path, split: str) -> Path:
+def _numbered(found: list[str]) -> tuple[list[str], list[int]]:
+    """Classes in timm's order, and the number of each that was found."""
+    classes = sorted(set(found), key=lambda name: (natural_key(name), name))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return classes, [numbers[name] for name in found]
+
+
+def _split_path(data: Path, split: str, endings: tuple[str, ...] = ("", ".tar")) -> Path:
     """The folder or tar of a split.
 
     Raises:
@@ -200,57 +268,86 @@ def _split_path(data: Path, split: str) -> Path:
         return data
     names = next((group for group in SYNONYMS if split in group), (split,))
     ordered = (split, *(name for name in names if name != split))
-    for candidate in (data / f"{name}{ending}" for name in ordered for ending in ("", ".tar")):
+    for candidate in (data / f"{name}{ending}" for name in ordered for ending in endings):
         if candidate.exists():
             return candidate
     have = sorted(path.name for path in data.iterdir())[:5] if data.is_dir() else []
+    kinds = "no folder and no tar" if ".tar" in endings else "no folder"
     raise InputError(
-        f"{data} has no split {split!r}: no folder and no tar named {' or '.join(ordered)}"
+        f"{data} has no split {split!r}: {kinds} named {' or '.join(ordered)}"
         f"{', but ' + ', '.join(have) if have else ''}; --task.train-split and --task.test-split name "
         f"others, and {WHOLE!r} for both takes all of {data.name}, divided by hash"
     )
 
 
-def _check_class_folders(root: Path, listed: list[str], classes: tuple[str, ...] | None) -> None:
-    """Every folder directly below must have images in it, of classes that the training split has.
+def _check_class_folders(root: Path, listed: list[str]) -> None:
+    """Every folder directly below must have images in it.
 
     Raises:
         InputError: naming the folder.
     """
     used = {name.partition(os.sep)[0] for name in listed}
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name not in used):
-        if classes is not None and folder.name not in classes:
-            raise InputError(f"class folder {folder} is not a class of the training split")
-        raise InputError(f"class folder {folder} holds no images; fill it or remove it")
+        raise InputError(f"class folder {shown(folder)} holds no images; fill it or remove it")
 
 
 # ---------------------------------------------------------------- other layouts
 
 
-def _open_torchvision(name: str, data: str, split: str, classes: tuple[str, ...] | None) -> Source:
+IMAGE_FOLDER = ("image_folder", "folder")
+"""Names that timm has for torchvision's reader of class folders."""
+
+
+def _open_torchvision(name: str, data: str, split: str) -> Source:
     from timm.data import create_dataset
 
     where = f"torch/{name} in {data}, split {split}"
+    folder = _split_path(Path(data), split, endings=("",)) if name.lower() in IMAGE_FOLDER else None
+    below = image_paths(folder) if folder else []  # before torchvision, which follows links in circles
     try:
         found: Any = create_dataset(f"torch/{name}", data, split=split, download=False)
     except (RuntimeError, AssertionError, OSError, ValueError) as error:
         raise InputError(f"{where} cannot be opened, and nothing is downloaded here: {error}") from None
-    labels = [int(label) for label in _attribute(found, "targets", "labels", "_labels")]
+    labels, classes = _torchvision_labels(where, found)
     samples = getattr(found, "samples", None) or getattr(found, "imgs", None)
-    if samples is not None:  # files of their own
-        names = [str(sample[0]) for sample in samples]
-        sizes: list[Any] = [Path(name).stat().st_size for name in names]
-        content = _hash(names)
-    else:
-        names = [f"{split}/{number}" for number in range(len(labels))]
-        sizes = [hashlib.sha256(image.tobytes()).hexdigest()[:8] for image in _arrays(found.data)]
-        content = _hash(sizes)
-    in_order, origins = [str(each) for each in found.classes], frozenset({PurePath(content)})
-    return Source(where, found.__getitem__, names, sizes, labels, in_order, origins)
+    if samples is not None:  # files of their own, which torchvision would clip if they are deep
+        paths = [str(sample[0]) for sample in samples]
+        if folder:
+            _check_all_listed(where, folder, below, [os.path.relpath(path, found.root) for path in paths])
+        return Source(where, _Files(paths), paths, file_sizes(paths), labels, classes, file_origins(paths))
+    names = [f"{split}/{number}" for number in range(len(labels))]
+    sizes = [hashlib.sha256(image.tobytes()).hexdigest()[:8] for image in _arrays(found.data)]
+    return Source(where, _FirstOf(found), names, sizes, labels, classes, frozenset({PurePath(_hash(sizes))}))
 
 
-def _attribute(dataset: Any, *names: str) -> Any:
-    return next(getattr(dataset, name) for name in names if hasattr(dataset, name))
+def _torchvision_labels(where: str, dataset: Any) -> tuple[list[int], list[str]]:
+    """Of every image, and what the classes are called.
+
+    Raises:
+        InputError: the dataset does not list one label for each image.
+    """
+    try:
+        return [int(label) for label in dataset.targets], [str(each) for each in dataset.classes]
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"{where} has no list of one label per image, and cannot be read; class folders can, without "
+            "--task.dataset"
+        ) from None
+
+
+def _check_all_listed(where: str, folder: Path, below: list[str], listed: list[str]) -> None:
+    """Torchvision takes all in a class folder for the class, hidden copies too, and nothing else.
+
+    Raises:
+        InputError: naming what it should not take, or passes over.
+    """
+    check_not_hidden(where, listed)
+    passed_over = {os.path.relpath(path, folder) for path in below} - set(listed)
+    if passed_over:
+        raise InputError(
+            f"{where}: torchvision passes over {shown(min(passed_over))}, which lies in no class folder or "
+            "is of a format that it does not list"
+        )
 
 
 def _arrays(data: Any) -> Iterator[Any]:
@@ -258,7 +355,7 @@ def _arrays(data: Any) -> Iterator[Any]:
     return iter(data.numpy() if hasattr(data, "numpy") else data)
 
 
-def _open_hugging_face(name: str, data: str, split: str, classes: tuple[str, ...] | None) -> Source:
+def _open_hugging_face(name: str, data: str, split: str) -> Source:
     try:
         import datasets
     except ImportError:
@@ -272,15 +369,37 @@ def _open_hugging_face(name: str, data: str, split: str, classes: tuple[str, ...
     try:
         found: Any = create_dataset(f"hfds/{name}", data or None, split=split)
     except Exception as error:  # a zoo of its own
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{where} is not on this disk, and nothing is downloaded here: {first}") from None
     reader = found.reader
-    labels = [int(label) for label in reader.iter_targets()]
+    try:
+        labels = [int(label) for label in reader.iter_targets()]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{where} has no column `label` with one number per image") from None
     names = [f"{split}/{number}" for number in range(len(reader))]
-    content = reader.dataset._fingerprint
-    sizes = [content] * len(reader)
-    in_order = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
-    return Source(where, reader.__getitem__, names, sizes, labels, in_order, frozenset({PurePath(content)}))
+    sizes = [reader.dataset._fingerprint] * len(reader)
+    classes = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
+    rows = _rows(where, reader.dataset)
+    return Source(where, _FirstOf(reader), names, sizes, labels, classes, frozenset(), rows)
+
+
+def _rows(where: str, dataset: Any) -> tuple[Rows, ...]:
+    """What a dataset is made of, whatever its split was called: `train[:50%]+test`, `all`.
+
+    Raises:
+        InputError: it does not say, or has rows twice; two splits could share images unseen.
+    """
+    from datasets import ReadInstruction
+
+    lengths = {name: split.num_examples for name, split in (dataset.info.splits or {}).items()}
+    try:
+        parts = ReadInstruction.from_spec(str(dataset.split)).to_absolute(lengths)
+    except ValueError as error:
+        raise InputError(f"{where} does not say which rows it has: {error}") from None
+    rows = tuple(Rows(part.splitname, part.from_, part.to) for part in parts)
+    if any(one.overlaps(other) for one, other in combinations(rows, 2)):
+        raise InputError(f"{where} has images that count twice")
+    return rows
 
 
 @dataclass(frozen=True)
@@ -295,16 +414,15 @@ class _Shards:
     """Reads an image out of the middle of a tar."""
 
     members: list[_Member]
-    labels: list[int]
 
-    def __call__(self, number: int) -> tuple[BinaryIO, int]:
+    def __call__(self, number: int) -> BinaryIO:
         member = self.members[number]
         with open(member.shard, "rb") as file:
             file.seek(member.offset)
-            return io.BytesIO(file.read(member.size)), self.labels[number]
+            return io.BytesIO(file.read(member.size))
 
 
-def _open_shards(name: str, data: str, split: str, classes: tuple[str, ...] | None) -> Source:
+def _open_shards(name: str, data: str, split: str) -> Source:
     """timm reads shards as a stream; listed by their tar headers, images are shuffled like any others."""
     root = Path(data)
     info = _shard_info(root)
@@ -314,27 +432,37 @@ def _open_shards(name: str, data: str, split: str, classes: tuple[str, ...] | No
     for shard in shards:
         try:
             listed = list(_examples_of(shard))
-        except (tarfile.TarError, OSError, ValueError) as error:
+        except (tarfile.TarError, OSError, TypeError, ValueError) as error:
             raise InputError(f"shard {shard} cannot be read: {error}") from None
         for key, member, label in listed:
             members.append(member)
             names.append(f"{shard.name}/{key}")
             labels.append(label)
     known = info.get("class_names") or [str(number) for number in range(max(labels, default=-1) + 1)]
-    read = _Shards(members, labels)
+    read = _Shards(members)
     sizes, origins = [each.size for each in members], frozenset(shard.resolve() for shard in shards)
     return Source(f"split {split} of {data}", read, names, sizes, labels, known, origins)
 
 
 def _shard_info(root: Path) -> Mapping[str, Any]:
-    for name in ("_info.json", "info.json"):
-        if (root / name).is_file():
-            try:
-                content: dict[str, Any] = json.loads((root / name).read_bytes())
-            except ValueError as error:
-                raise InputError(f"{root / name} is not JSON: {error}") from None
-            return content
+    """What timm's file beside the shards says of them, if there is one."""
+    for path in (root / name for name in ("_info.json", "info.json")):
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON: {error}") from None
+        if not isinstance(content, dict) or not isinstance(content.get("splits", {}), dict):
+            raise InputError(f"{path} is not an object, with an object `splits` in it")
+        if not _are_names(content.get("class_names") or []):
+            raise InputError(f"{path}: class_names is not a list of names")
+        return content
     return {}
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _shards_of(root: Path, split: str, info: Mapping[str, Any]) -> list[Path]:
@@ -342,7 +470,11 @@ def _shards_of(root: Path, split: str, info: Mapping[str, Any]) -> list[Path]:
     names = next((group for group in SYNONYMS if split in group), (split,))
     for name in names:
         if name in info.get("splits", {}):
-            return [root / each for each in info["splits"][name]["filenames"]]
+            said = info["splits"][name]
+            filenames: Any = said.get("filenames") if isinstance(said, dict) else None
+            if not _are_names(filenames) or len(set(filenames)) < len(filenames):
+                raise InputError(f"info file of {root}: split {name} has no list of distinct `filenames`")
+            return [root / each for each in filenames]
     every = sorted(root.glob("*.tar"))
     chosen = [
         path for path in every if split == WHOLE or set(names) & set(path.stem.replace("_", "-").split("-"))
@@ -361,12 +493,12 @@ def _examples_of(shard: Path) -> Iterator[tuple[str, _Member, int]]:
     """
     images: dict[str, _Member] = {}
     labels: dict[str, int] = {}
-    with tarfile.open(shard) as archive:
+    with tarfile.open(shard, "r:") as archive:  # compressed, it has no offsets to read at
         for member in archive:
             folder, slash, name = member.name.rpartition("/")
             stem, _, ending = name.partition(".")
             key = folder + slash + stem
-            if f".{ending.lower()}" in IMAGES_IN_SHARDS:
+            if f".{ending.lower()}" in ENDINGS:
                 images[key] = _Member(str(shard), member.offset_data, member.size)
             elif ending == "cls" and (file := archive.extractfile(member)) is not None:
                 labels[key] = int(file.read())

@@ -32,6 +32,7 @@ from experiments.tasks.base import (
     share,
     shuffled,
 )
+from experiments.tasks.image_listing import shown
 from experiments.tasks.image_sources import WHOLE, Read, Source, open_source, read_image
 from experiments.tasks.reading import FilesRead, Unreadable
 from experiments.trial import stream
@@ -53,7 +54,8 @@ class Images(Classification):
     class. What is tested on is the validation split of the data set, as everyone does with ImageNet. What is
     chosen on is held out of the training split, by a hash of the file's name: the same images for every seed,
     so that a model that is fine-tuned has not seen them either. Normalisation is ImageNet's. A batch of the
-    training split in which an image cannot be read has its neighbour twice; other splits go without it.
+    training split in which an image cannot be read has its neighbour twice; other splits go without it. Class
+    folders lie side by side, and a class is known by its name in every split.
 
     Args:
         data: the folder or file.
@@ -168,23 +170,41 @@ class Images(Classification):
                 )
 
     def load_test(self) -> TaskData:
-        """The test split alone, for a model that is trained already.
+        """The test split, for a model that is trained already; without the images that it was trained on.
 
         Raises:
             InputError: it cannot be opened, or it has another number of classes than was said.
         """
-        source = open_source(self.dataset, self._where(), self.splits["test"] or WHOLE)
+        divided = "test" in self.held_out_splits()
+        split = self.splits["train" if divided else "test"] or WHOLE
+        source = open_source(self.dataset, self._where(), split)
         if len(source.classes) != self.spec.classes:
             raise InputError(
                 f"{source.where} has {len(source.classes):,} classes, but the weights answer for "
                 f"{self.spec.classes:,}"
             )
-        return ImagesData(self, 0, {"test": source})
+        splits = ["train", *self.held_out_splits()] if divided else ["test"]
+        return ImagesData(self, 0, dict.fromkeys(splits, source))
+
+    def held_out_splits(self) -> list[str]:
+        """Those that are held out of the training split, in the order of their shares."""
+        train = self.splits["train"] or WHOLE
+        return [split for split in ("validation", "test") if (self.splits[split] or train) == train]
 
     def transform(self, training: bool) -> Any:
-        """timm's transform, image -> (3, size, size)."""
+        """timm's transform, image -> (3, size, size).
+
+        Raises:
+            InputError: timm has no such policy of augmentation.
+        """
         options = self.training if training else self.evaluating
-        return create_transform((3, self.size, self.size), is_training=training, **options)
+        try:
+            return create_transform((3, self.size, self.size), is_training=training, **options)
+        except (AssertionError, KeyError, ValueError) as error:
+            raise InputError(
+                f"timm reads no policy in --task.auto-augment {self.training['auto_augment']} ({error}); "
+                "rand-m9-mstd0.5-inc1, augmix-m3 and original are such, and None leaves it out"
+            ) from None
 
     def scorer(self) -> Scorer:
         return ImagesScorer(self)
@@ -204,6 +224,8 @@ class ImagesScorer(ClassificationScorer):
         self._asked += len(targets)
 
     def metrics(self) -> dict[str, float]:
+        if not self._asked:  # every rank has passed over all of its share
+            raise InputError("no image of the split can be read")
         return {**super().metrics(), "top_5": 100.0 * self._among / self._asked}
 
 
@@ -222,8 +244,9 @@ class ImagesData(FilesRead[Key, Stacked]):
         self._numbers = self._divide()
         self._check()
         reads = {split: source.read for split, source in self._sources.items()}
+        labels = {split: source.labels for split, source in self._sources.items()}
         transforms = {split: task.transform(training=split == "train") for split in reads}
-        super().__init__(_Images(reads, transforms), _stack)
+        super().__init__(_Images(reads, labels, transforms), _stack)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -258,23 +281,53 @@ class ImagesData(FilesRead[Key, Stacked]):
         )
         for numbers, read in zip(steps, self.read(keys), strict=True):
             images, labels, errors = read
+            if len(errors) == len(numbers):
+                self._note("train", numbers, errors)
+                yield self._in_place_of(numbers, order, epoch)
+                continue
             if errors:
                 self._note("train", numbers, errors)
                 kept = _neighbours(len(numbers), errors)
                 images, labels, numbers = images[kept], labels[kept], numbers[kept]
             yield Batch(images, labels, numbers)
 
+    def _in_place_of(self, numbers: Tensor, order: Tensor, epoch: int) -> Batch:
+        """The next image of the epoch that can be read, for a share of a batch in which none can.
+
+        It cannot be left out: other ranks, and the schedule, count its step.
+
+        Raises:
+            InputError: there is none in the whole split.
+        """
+        after = int((order == numbers[-1]).nonzero()) + 1
+        for number in order.roll(-after).tolist():
+            try:
+                image, label = self._read_one(
+                    ("train", number, stream(self._seed, "augmentation", epoch, number))
+                )
+            except InputError:
+                continue
+            labels, repeated = torch.full_like(numbers, label), torch.full_like(numbers, number)
+            return Batch(torch.stack([image] * len(numbers)), labels, repeated)
+        raise InputError(f"{self._sources['train'].where}: none of {len(order)} images can be read")
+
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         every = self._numbers[split].split(batch_size)
         steps = every[self.reading.rank :: self.reading.ranks]
         keys = ([(split, number, None) for number in numbers.tolist()] for numbers in steps)
+        passed_over = 0
         for numbers, read in zip(steps, self.read(keys), strict=True):
             images, labels, errors = read
             if errors:
                 self._note(split, numbers, errors)
-                kept = torch.tensor([place for place in range(len(numbers)) if place not in errors])
+                passed_over += len(errors)
+                kept = [place for place in range(len(numbers)) if place not in errors]
+                if not kept:
+                    continue
                 images, labels, numbers = images[kept], labels[kept], numbers[kept]
             yield Batch(images, labels, self._ids(split, numbers))
+        if passed_over == self.sizes[split] and self.reading.ranks == 1:  # of several, the scorer knows
+            raise InputError(f"{self._sources[split].where}: none of {passed_over} images can be read")
 
     def _ids(self, split: str, numbers: Tensor) -> Tensor:
         """Of a split's images among those of all splits; the training split's are their numbers."""
@@ -291,7 +344,7 @@ class ImagesData(FilesRead[Key, Stacked]):
         if "train" not in self._sources:
             return numbers
         train = self._sources["train"]
-        held_out = [split for split in ("validation", "test") if self._sources[split] is train]
+        held_out = self._task.held_out_splits()
         places = torch.tensor([_place(name) for name in train.names]) if held_out else torch.ones(len(train))
         for position, split in enumerate(held_out):
             low, high = position * self._task.held_out, (position + 1) * self._task.held_out
@@ -308,6 +361,11 @@ class ImagesData(FilesRead[Key, Stacked]):
                 )
         classes = self._task.spec.classes
         for source in self._sources.values():
+            if min(source.labels) < 0:
+                raise InputError(
+                    f"{source.where} has images with the label {min(source.labels)}, which is no class; a "
+                    "split without labels cannot be learned or tested on"
+                )
             if max(source.labels) >= classes:
                 raise InputError(
                     f"{source.where} has labels up to {max(source.labels)}, but task images was told of "
@@ -317,21 +375,20 @@ class ImagesData(FilesRead[Key, Stacked]):
     def _note(self, split: str, numbers: Tensor, errors: Mapping[int, str]) -> None:
         """Remember what could not be read, or refuse to go on."""
         for place, error in errors.items():
-            source = self._sources[split]
-            name = f"{source.where}: {source.names[int(numbers[place])]}"
+            error, source = shown(error), self._sources[split]
+            name = f"{source.where}: {shown(source.names[int(numbers[place])])}"
             if self._task.unreadable == "fatal":
                 raise InputError(
                     f"{name} cannot be read ({error}); replace it, or let --task.unreadable skip pass "
                     "over such images and count them"
                 )
             self.unreadable[name] = error
-        if len(errors) == len(numbers):
-            raise InputError(f"{self._sources[split].where}: none of {len(numbers)} images can be read")
 
 
 def _place(name: str) -> float:
     """Where a name falls in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+    as_stored = name.encode(errors="surrogateescape")  # a file's name may be no UTF-8
+    return int.from_bytes(hashlib.sha256(as_stored).digest()[:6], "big") / 2**48
 
 
 def _neighbours(count: int, errors: Mapping[int, str]) -> Tensor:
@@ -352,18 +409,19 @@ class _Images:
     """How to get an image, and what to make of it, by split."""
 
     reads: Mapping[str, Read]
+    labels: Mapping[str, Sequence[int]]
     transforms: Mapping[str, Any]
 
     def __call__(self, key: Key) -> tuple[Tensor, int]:
         split, number, seed = key
         try:
-            image, label = read_image(self.reads[split], number)
+            image = read_image(self.reads[split], number)
         except InputError:
             raise
         except Exception as error:  # decoders raise anything
             raise InputError(f"{type(error).__name__}: {error}") from None
         with _seeded(seed):
-            return self.transforms[split](image), label
+            return self.transforms[split](image), self.labels[split][number]
 
 
 @contextmanager

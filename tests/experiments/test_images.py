@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import random
 import shutil
 import tarfile
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +30,7 @@ from experiments.skeletons import SKELETONS
 from experiments.store import Store, TrialFolder
 from experiments.tasks import TASKS
 from experiments.tasks.base import share
-from experiments.tasks.image_sources import in_rgb
+from experiments.tasks.image_sources import Rows, Source, in_rgb
 from experiments.tasks.images import Images, ImagesData
 from experiments.tasks.reading import Reading
 from experiments.train import Interrupted, run_trial
@@ -55,7 +58,7 @@ def everything(data: ImagesData, split: str) -> tuple[Tensor, Tensor]:
 
 def tarred(folder: Path, target: Path) -> Path:
     with tarfile.open(target, "w") as archive:
-        for path in sorted(folder.rglob("*.JPEG")):
+        for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
             archive.add(path, path.relative_to(folder))
     return target
 
@@ -160,6 +163,20 @@ def test_validation_is_held_out_by_name(digit_folder: Path) -> None:
     assert test.isdisjoint(held | kept)
 
 
+@pytest.mark.parametrize("validation_split", [None, "val"])
+def test_a_trained_model_is_not_tested_on_what_it_was_trained_on(
+    digit_folder: Path, validation_split: str | None
+) -> None:
+    options = {"size": SIZE, "held_out": 0.2, "classes": 3, "validation_split": validation_split}
+    task = Images(data=str(digit_folder), test_split="train", **options)  # type: ignore[arg-type]
+    alone, whole = task.load_test(), task.load(0)
+    ids = [[int(e) for batch in data.batches("test", 8) for e in batch.examples] for data in (alone, whole)]
+    assert ids[0] == ids[1]
+    assert 0 < len(ids[0]) < 36
+    other = Images(data=str(digit_folder), train_split="none", **options)  # type: ignore[arg-type]
+    assert other.load_test().sizes == {"test": 36}, "only what is tested on need be there"
+
+
 def test_a_folder_without_splits_is_divided(digit_folder: Path) -> None:
     data = load(digit_folder / "train", train_split=".", test_split=".")
     ids = [{int(e) for batch in data.batches(split, 8) for e in batch.examples} for split in data.sizes]
@@ -196,9 +213,10 @@ def test_no_image_is_in_two_splits(
 def test_the_whole_of_a_folder_has_its_splits_in_it(digit_folder: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         sharded(digit_folder / split, tmp_path, split)
-    for data, dataset in ((digit_folder, ""), (tmp_path, "wds/")):
-        with pytest.raises(InputError, match=r"train-split '\.' and --task\.test-split 'validation' share"):
-            load(data, dataset=dataset, train_split=".")
+    with pytest.raises(InputError, match=r"train-split '\.' and --task\.test-split 'validation' share"):
+        load(tmp_path, dataset="wds/", train_split=".")
+    with pytest.raises(InputError, match=r"val/.* and train/.* do not lie in class folders side by side"):
+        load(digit_folder, train_split=".")
 
 
 def test_cifar_has_no_third_split(cifar: Path) -> None:
@@ -364,6 +382,45 @@ def test_an_unreadable_example_has_its_neighbour_in_its_place(own_folder: Path) 
     assert torch.equal(after.inputs, before.inputs[[0, 1, 2, 0]])
 
 
+def spoil(data: Images, split: str, numbers: Tensor) -> None:
+    source = data.open(split)
+    for number in numbers.tolist():
+        (Path(source.where) / source.names[number]).write_bytes(b"")
+
+
+def test_a_batch_without_a_readable_image_is_passed_over(own_folder: Path) -> None:
+    """The short last one may hold a single image."""
+    spoil(Images(data=str(own_folder)), "test", torch.tensor([10, 11]))
+    with pytest.raises(InputError, match="cannot be read"):
+        list(load(own_folder).batches("test", 5))
+    data = load(own_folder, unreadable="skip")
+    assert [len(batch.inputs) for batch in data.batches("test", 5)] == [5, 5]
+    assert len(data.unreadable) == 2
+    spoil(Images(data=str(own_folder)), "test", torch.arange(10))
+    with pytest.raises(InputError, match="val: none of 12 images can be read"):
+        list(data.batches("test", 5))
+    data.read_with(Reading(rank=1, ranks=2))
+    assert list(data.batches("test", 5)) == [], "the other rank may have some"
+    with pytest.raises(InputError, match="no image of the split can be read"):
+        Images(data=str(own_folder)).scorer().metrics()
+
+
+def test_a_training_batch_without_a_readable_image_has_the_next(own_folder: Path) -> None:
+    """Its step is counted: by the schedule, and by other ranks."""
+    whole = list(load(own_folder).train_batches(0, 4))
+    spoil(Images(data=str(own_folder)), "train", torch.cat([whole[1].examples, whole[2].examples[:1]]))
+    passing = list(load(own_folder, unreadable="skip").train_batches(0, 4))
+    assert len(passing) == len(whole)
+    assert set(passing[1].examples.tolist()) == {int(whole[2].examples[1])}
+    assert torch.equal(passing[1].inputs, whole[2].inputs[[1, 1, 1, 1]])
+    assert torch.equal(passing[1].targets, whole[2].targets[[1, 1, 1, 1]])
+    resumed = next(load(own_folder, unreadable="skip").train_batches(0, 4, start=1))
+    assert torch.equal(resumed.inputs, passing[1].inputs)
+    spoil(Images(data=str(own_folder)), "train", torch.arange(24))
+    with pytest.raises(InputError, match=r"train: none of \d+ images can be read"):
+        list(load(own_folder, unreadable="skip").train_batches(0, 4))
+
+
 def broken(root: Path, what: str) -> dict[str, object]:
     """Break a folder; the options to load it with."""
     if what == "empty class":
@@ -386,6 +443,10 @@ def broken(root: Path, what: str) -> dict[str, object]:
         return {"dataset": "torch/cifar10"}
     elif what == "held out":
         return {"held_out": 0.0001}
+    elif what == "no policy":
+        return {"auto_augment": "none"}
+    elif what == "no magnitude":
+        return {"auto_augment": "rand-m9x"}
     return {}
 
 
@@ -393,7 +454,7 @@ def broken(root: Path, what: str) -> dict[str, object]:
     ("what", "words"),
     [
         ("empty class", "class folder .*digit_9 holds no images; fill it or remove it"),
-        ("other class", "class folder .*digit_7 is not a class of the training split"),
+        ("other class", "val has images of digit_7, which is not a class of the training split"),
         ("no images", "holds no images"),
         ("no test", "has no split 'validation': no folder and no tar named validation or val .*, but train;"),
         ("too few classes", r"has labels up to 2, but task images was told of 2 classes \(--task.classes\)"),
@@ -401,12 +462,285 @@ def broken(root: Path, what: str) -> dict[str, object]:
         ("unknown", "unknown dataset 'torsh/cifar10'; did you mean 'torch'"),
         ("not downloaded", "torch/cifar10 in .* cannot be opened, and nothing is downloaded here"),
         ("held out", "held_out 0.0001 of 24 images leaves the validation split empty"),
+        ("no policy", r"timm reads no policy in --task\.auto-augment none \(.*, and None leaves it out"),
+        ("no magnitude", r"timm reads no policy in --task\.auto-augment rand-m9x"),
     ],
 )
 def test_ill_formed_data_is_a_sentence(own_folder: Path, what: str, words: str) -> None:
     options = broken(own_folder, what)
     with pytest.raises(InputError, match=words):
         load(own_folder, **options)
+
+
+def first_image(folder: Path) -> Path:
+    return min(folder.iterdir())
+
+
+def tangled(root: Path, what: str) -> None:
+    """A folder that can be read in more than one way, or not at all."""
+    train, image = root / "train", first_image(root / "train" / "digit_0")
+    if what == "stray image":
+        shutil.copy(image, train)
+    elif what == "hidden folder":
+        shutil.copytree(train / "digit_1", train / "digit_0" / ".ipynb_checkpoints")
+    elif what == "folders in classes":
+        for folder in sorted(train.iterdir()):
+            for path in sorted(folder.iterdir()):
+                put(folder / ("even" if int(path.stem) % 2 == 0 else "odd") / path.name, Image.open(path))
+                path.unlink()
+    elif what == "link to above":
+        for name in ("digit_0", "digit_1"):  # two, and whoever follows them never ends
+            (train / name / "above").symlink_to("..")
+    elif what == "image twice":
+        (train / "digit_1" / "again.JPEG").symlink_to(image)
+    elif what == "link to nothing":
+        (train / "digit_0" / "gone.JPEG").symlink_to("nowhere.JPEG")
+    elif what == "test class is a link":
+        shutil.rmtree(root / "val" / "digit_0")
+        (root / "val" / "digit_0").symlink_to("../train/digit_0")
+    elif what == "test image is a link":
+        (root / "val" / "digit_0" / "linked.JPEG").symlink_to(image)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("stray image", r"train: \d+\.JPEG lies in no class folder"),
+        ("hidden folder", r"train: digit_0/\.ipynb_checkpoints/\d+\.JPEG lies in a hidden folder"),
+        (
+            "folders in classes",
+            r"train: digit_\d/(even|odd)/.* and digit_.* side by side, .* torch/image_folder takes",
+        ),
+        ("link to above", r"digit_\d/above is .*train again, by a link"),
+        ("image twice", r"digit_1/again\.JPEG is .*digit_0/\d+\.JPEG again, by a link"),
+        ("link to nothing", r"digit_0/gone\.JPEG cannot be read: No such file"),
+        ("test class is a link", "train-split 'train' and --task.test-split 'validation' share images"),
+        ("test image is a link", "train-split 'train' and --task.test-split 'validation' share images"),
+    ],
+)
+def test_what_a_folder_holds_is_not_guessed(own_folder: Path, what: str, words: str) -> None:
+    tangled(own_folder, what)
+    with pytest.raises(InputError, match=words):
+        load(own_folder)
+
+
+def test_links_to_images_elsewhere_are_images(own_folder: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    for path in own_folder.rglob("*.JPEG"):
+        link = linked / path.relative_to(own_folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    assert load(linked).fingerprint == load(own_folder).fingerprint
+
+
+@pytest.mark.parametrize("layout", ["", "tar"])
+def test_images_of_every_ending_are_read(own_folder: Path, tmp_path: Path, layout: str) -> None:
+    endings = (".webp", ".bmp", ".TIF", ".gif")
+    paths = sorted((own_folder / "val" / "digit_1").iterdir())
+    for path, ending in zip(paths, endings, strict=True):
+        put(path.with_suffix(ending), Image.open(path))
+        path.unlink()
+    if layout == "tar":
+        for split in ("train", "val"):
+            tarred(own_folder / split, tmp_path / f"{split}.tar")
+    data = load(tmp_path if layout == "tar" else own_folder)
+    assert data.sizes["test"] == 12
+    assert torch.isfinite(everything(data, "test")[0]).all()
+
+
+def test_a_tar_may_hold_a_tar_per_class(digit_folder: Path, tmp_path: Path) -> None:
+    """As ImageNet's training images are packed."""
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
+            for folder in sorted((digit_folder / split).iterdir()):
+                archive.add(tarred(folder, tmp_path / f"{folder.name}.tar"), f"{folder.name}.tar")
+    data, reference = load(tmp_path), load(digit_folder)
+    assert sorted_rows(*everything(data, "test")) == sorted_rows(*everything(reference, "test"))
+
+
+@pytest.mark.parametrize("what", ["empty", "compressed", "other class", "no common class", "link"])
+def test_ill_formed_tars_are_a_sentence(own_folder: Path, tmp_path: Path, what: str) -> None:
+    words = {
+        "empty": r"val\.tar holds no images",
+        "compressed": r"val\.tar holds no images that can be listed",
+        "other class": r"val\.tar has images of digit_7, which is not a class of the training split",
+        "no common class": r"val\.tar has images of digit_7, which is not a class of the training split",
+        "link": r"digit_0/linked\.JPEG is a link or no file",
+    }
+    val = own_folder / "val"
+    if what in ("other class", "no common class"):
+        shutil.copytree(val / "digit_0", val / "digit_7")
+    if what == "no common class":
+        for label in range(3):
+            shutil.rmtree(val / f"digit_{label}")
+    if what == "link":
+        (val / "digit_0" / "linked.JPEG").symlink_to(first_image(val / "digit_0").name)
+    tarred(own_folder / "train", tmp_path / "train.tar")
+    tarred(val, tmp_path / "val.tar")
+    if what == "empty":
+        tarfile.open(tmp_path / "val.tar", "w").close()
+    elif what == "compressed":
+        (tmp_path / "val.tar").write_bytes(gzip.compress((tmp_path / "val.tar").read_bytes()))
+    with pytest.raises(InputError, match=words[what]):
+        load(tmp_path)
+
+
+def test_a_file_name_need_not_be_text(own_folder: Path) -> None:
+    """Linux has bytes for names: their hash says what is held out, and what is said of them is text."""
+    folder = own_folder / "train" / "digit_0"
+    odd = folder / os.fsdecode(b"\xff.JPEG")
+    first_image(folder).rename(odd)
+    odd.write_bytes(b"")
+    data = load(own_folder, unreadable="skip")
+    for split in ("train", "validation"):
+        everything(data, split)
+    ((name, problem),) = data.unreadable.items()
+    assert name.endswith(r"digit_0/\udcff.JPEG")
+    assert (name + problem).encode()
+
+
+def test_torchvision_numbers_classes_by_name(own_folder: Path) -> None:
+    """Its own numbers are those of the folders of one split: without the first class, all move down."""
+    shutil.rmtree(own_folder / "val" / "digit_0")
+    images = {"dataset": "torch/image_folder"}
+    assert set(everything(load(own_folder, **images), "test")[1].tolist()) == {1, 2}
+    (own_folder / "val" / "digit_2").rename(own_folder / "val" / "digit_7")
+    shutil.move(own_folder, own_folder.with_name("other"))  # listings are remembered by their place
+    with pytest.raises(
+        InputError, match=r"has images of digit_7, which is not a class of the training split"
+    ):
+        load(own_folder.with_name("other"), **images)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("stray image", r"torchvision passes over \d+\.JPEG, which lies in no class folder"),
+        ("hidden folder", r"digit_0/\.ipynb_checkpoints/\d+\.JPEG lies in a hidden folder"),
+        ("link to above", r"digit_\d/above is .*train again, by a link"),
+        ("test image is a link", "train-split 'train' and --task.test-split 'validation' share images"),
+    ],
+)
+def test_torchvisions_folders_are_held_to_the_same(own_folder: Path, what: str, words: str) -> None:
+    tangled(own_folder, what)
+    with pytest.raises(InputError, match=words):
+        load(own_folder, dataset="torch/image_folder")
+
+
+def test_torchvision_takes_the_outermost_folder_for_the_class(own_folder: Path) -> None:
+    tangled(own_folder, "folders in classes")
+    data = load(own_folder, dataset="torch/image_folder")
+    assert set(everything(data, "validation")[1].tolist()) <= {0, 1, 2}
+    with pytest.raises(InputError, match="has no split 'other': no folder named other"):
+        load(own_folder, dataset="torch/image_folder", train_split="other")
+
+
+def test_torchvisions_folders_keep_16_bits(own_folder: Path) -> None:
+    """Its loader would clip all above 255 to white."""
+    values = 257 * np.arange(SIZE**2, dtype=np.uint16).reshape(SIZE, SIZE) // 3
+    put(own_folder / "val" / "digit_2" / "deep.png", Image.fromarray(values))
+    found = sorted_rows(*everything(load(own_folder, dataset="torch/image_folder"), "test"))
+    assert found == sorted_rows(*everything(load(own_folder), "test"))
+
+
+def test_torchvision_must_have_labels(tmp_path: Path) -> None:
+    image = Image.new("RGB", (SIZE, SIZE))
+    put(tmp_path / "2021_train" / "00000_Animalia_A_B_C_D_E_F" / "0.jpg", image)
+    with pytest.raises(
+        InputError, match=r"has no list of one label per image, .* class folders can, without"
+    ):
+        load(tmp_path, dataset="torch/inaturalist", train_split="2021_train")
+
+
+def write_shard(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        (b'{"label": -1}', "has images with the label -1, which is no class"),
+        (b'{"label": null}', r"a-train-0\.tar cannot be read"),
+        (b"[1]", r"a-train-0\.tar cannot be read: 0 has an image, but neither"),
+    ],
+)
+def test_labels_of_shards_are_numbers(
+    tmp_path: Path, digit: Callable[..., Image.Image], label: bytes, words: str
+) -> None:
+    png = io.BytesIO()
+    digit(0).save(png, "PNG")
+    for split in ("train", "val"):
+        members = {f"{number}.png": png.getvalue() for number in range(20)}
+        write_shard(
+            tmp_path / f"a-{split}-0.tar", members | {f"{number}.json": label for number in range(20)}
+        )
+    with pytest.raises(InputError, match=words):
+        load(tmp_path, dataset="wds/", classes=2)
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        ([1], r"_info\.json is not an object"),
+        ({"splits": ["train"]}, r"_info\.json is not an object, with an object `splits`"),
+        ({"class_names": "ab"}, r"_info\.json: class_names is not a list of names"),
+        ({"splits": {"train": {}}}, "split train has no list of distinct `filenames`"),
+        ({"splits": {"train": {"filenames": "a.tar"}}}, "split train has no list of distinct `filenames`"),
+        ({"splits": {"train": {"filenames": ["a.tar"] * 2}}}, "split train has no list of distinct `file"),
+    ],
+)
+def test_the_info_beside_shards_may_be_wrong(tmp_path: Path, info: object, words: str) -> None:
+    (tmp_path / "_info.json").write_text(json.dumps(info))
+    with pytest.raises(InputError, match=words):
+        load(tmp_path, dataset="wds/")
+
+
+@pytest.fixture
+def hugging_face(tmp_path: Path, digit: Callable[..., Image.Image]) -> str:
+    """40 training images, and 10 without labels to test on."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])}
+    )
+    for split, labels in (("train", [0, 1] * 20), ("test", [-1] * 10)):
+        columns = {"image": [digit(number) for number in range(len(labels))], "label": labels}
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    return f"hfds/{tmp_path}"
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [
+        {"test_split": "train[:50%]"},
+        {"train_split": "train[:60%]", "test_split": "train[50%:]"},
+        {"train_split": "all", "test_split": "test"},
+        {"validation_split": "train[:10]", "test_split": "test"},
+    ],
+)
+def test_parts_of_a_split_are_told_apart(hugging_face: str, splits: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="share images"):
+        load("", dataset=hugging_face, **splits)
+    apart = {"train_split": "train[:80%]", "test_split": "train[80%:]"}
+    assert load("", dataset=hugging_face, **apart).sizes["test"] == 8
+    with pytest.raises(InputError, match="has images that count twice"):
+        load("", dataset=hugging_face, train_split="train+train[:1]")
+    with pytest.raises(InputError, match="has images with the label -1, which is no class"):
+        load("", dataset=hugging_face, test_split="test")
+
+
+def test_rows_overlap_where_a_row_is_in_both() -> None:
+    first, second = Rows("train", 0, 10), Rows("train", 10, 20)
+    assert not first.overlaps(second)
+    assert first.overlaps(Rows("train", 9, 12))
+    assert not first.overlaps(Rows("test", 0, 10))
+    assert not first.overlaps(Rows("train", 5, 5))
+    known = Source("", len, [], [], [], [], frozenset(), (second,))
+    assert known.overlaps(replace(known, rows=(first, Rows("train", 19, 30))))
+    assert not known.overlaps(replace(known, rows=(first,)))
 
 
 @pytest.mark.parametrize("inside", ["./", "v1.2/"])

@@ -243,7 +243,7 @@ def test_an_arm_may_have_a_number_of_its_own(records: Any) -> None:
     assert math.isnan(comparisons[0].sampling.mean), "stored predictions are those of another test set"
     assert comparisons[1].sentence.startswith("On induction(length=1024), by accuracy_1024, in mambaout-nano")
     table = comparison_table(study, summarise(study), comparisons)
-    assert "test metric of the case (%)" in [column.heading for column in table.columns]
+    assert "test accuracy (%)" in [column.heading for column in table.columns]
     assert "Compared: accuracy_64 (64); accuracy_1024 (1024)." in " ".join(table.caption)
     row = trial_row(study.arms["conv @ 1024"].trials[0])
     assert (row["compared"], row["test_accuracy"], row["test_accuracy_1024"]) == ("accuracy_1024", 50.0, 70.0)

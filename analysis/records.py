@@ -226,11 +226,6 @@ class Study:
             for case, own in trained.items()
         }
 
-    @property
-    def compared(self) -> str:
-        """The name of the metric that is compared, where that is the same in all cases."""
-        return "metric of the case" if any(arm.metric for arm in self.arms.values()) else self.metric.name
-
     def compared_by(self, arms: Iterable[Arm]) -> str:
         """What some arms are compared by, for people: what the names of their metrics have in common."""
         own = self.metric.name.split("_")

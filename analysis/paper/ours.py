@@ -60,8 +60,8 @@ class OurStudy:
     def on_one_scale(self) -> bool:
         """Whether all its arms are measured by the same percentage on the same task."""
         study = self.study
-        one_task = len(study.settings["task"]) == 1 and study.compared == study.metric.name
-        return self.in_percent and one_task
+        one_task = len(study.settings["task"]) == 1
+        return self.in_percent and one_task and not any(arm.metric for arm in study.arms.values())
 
     @property
     def finished(self) -> bool:

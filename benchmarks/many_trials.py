@@ -145,7 +145,7 @@ def main() -> None:
 
         stored = runs / "studies" / "many" / "plan.json"
         planned = plan.make("many", load(path), stored)
-        plan.write(planned, stored, plan.Origin("benchmark"))
+        plan.write(planned, stored, plan.Origin("benchmark", str(path)))
         schedule(planned.trials(), Store(runs))
         schedule_elsewhere("local", planned.trials(), Store(root / "local"))
         schedule_elsewhere("ray", planned.trials(), Store(root / "ray"))

@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -69,14 +69,25 @@ def double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.double() for name, tensor in inputs.items()}
 
 
-def assert_close(results: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    """Largest difference, relative to the largest value of each tensor."""
+def assert_close(
+    results: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    tolerance: float,
+    rounded: dict[str, Tensor] | None = None,
+) -> None:
+    """Largest difference, relative to the largest value of each tensor.
+
+    `rounded` is what the reference gives in the precision of the results: where a sum cancels, the relative
+    error has no bound, and may be some times as large as the reference's own.
+    """
     assert results.keys() == expected.keys()
     for name, value in results.items():
         assert value.shape == expected[name].shape, name
         # clamp: after one token and no initial state, the gradient of A is zero
-        error = (value.double() - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-30)
-        assert error <= tolerance, f"{name}: {error:.1e}"
+        scale = expected[name].abs().max().clamp(min=1e-30)
+        error = (value.double() - expected[name]).abs().max() / scale
+        own = (rounded[name].double() - expected[name]).abs().max() / scale if rounded else 0.0
+        assert error <= max(tolerance, 8 * own), f"{name}: {error:.1e}"
 
 
 # ---- parity ------------------------------------------------------------------------------------------------
@@ -194,9 +205,11 @@ def test_small_decays_are_exact() -> None:
     reverse=st.booleans(),
     seed=st.integers(0, 2**16),
 )
+@example(shape=(1, 50, 1, 1), without={"D", "delta_bias"}, reverse=True, seed=3)  # the sum for A cancels
 def test_any_shape(shape: tuple[int, int, int, int], without: set[str], reverse: bool, seed: int) -> None:
     inputs = make_inputs(*shape, without=tuple(without), seed=seed)
-    assert_close(run(inputs, "cpu", reverse), run(double(inputs), "reference", reverse), 2e-5)
+    expected, rounded = run(double(inputs), "reference", reverse), run(inputs, "reference", reverse)
+    assert_close(run(inputs, "cpu", reverse), expected, 2e-5, rounded)
 
 
 # ---- the recurrence ----------------------------------------------------------------------------------------

@@ -61,8 +61,8 @@ def p_equation(p: float) -> str:
 
 
 def percent(level: float) -> str:
-    """A confidence level: 0.95 -> ``95 %``, 0.975 -> ``97.5 %``."""
-    return f"{100 * level:.6g} %"
+    """A confidence level: 0.95 -> ``95 %``, 0.975 -> ``97.5 %``, 59 in 60 -> ``98.33 %``."""
+    return f"{100 * level:.4g} %"
 
 
 def count(value: float | None, trim: bool = False) -> str:

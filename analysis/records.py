@@ -186,7 +186,13 @@ class Study:
     arms: dict[str, Arm]
     margin_after: int = 0  # trials that were finished when the margin was first stored
     comparisons_before: int = 0  # asked of a case, these among them, if there were results of more
-    looks: list[int] = field(default_factory=list)  # numbers of seeds, finished before there were more
+    looks: list[int] = field(
+        default_factory=list
+    )  # unplanned: numbers of seeds, finished before there were more
+    planned_looks: list[int] = field(
+        default_factory=list
+    )  # numbers of seeds to judge at, which alpha allows for
+    looks_after: int = 0  # trials that were finished when these were first stored
     axis: str = ""  # what the cases vary
     log_axis: bool = False
     cases: list[Case] = field(default_factory=list)
@@ -410,6 +416,8 @@ def _extensions(plan: Json, trials_folder: Path, metric: str) -> Json:
         "margin_after": int(plan.get("margin_after") or 0),
         "comparisons_before": int(plan.get("comparisons_before") or 0),
         "looks": [int(look) for look in plan.get("looks") or ()],
+        "planned_looks": [int(look) for look in plan.get("planned_looks") or ()],
+        "looks_after": int(plan.get("looks_after") or 0),
         "axis": str(cases.get("axis") or ""),
         "log_axis": bool(cases.get("log")),
         "cases": [Case(**case) for case in cases.get("entries", [])],

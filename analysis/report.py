@@ -19,7 +19,7 @@ from analysis.beside import beside
 from analysis.page import inline_svg, render, write_atomically
 from analysis.records import DIVERGED, OK, SCHEMA_VERSION, RecordError, Study, backend_name, load_study
 from analysis.summary import ArmSummary, differing, summarise
-from analysis.verdict import Comparison, compare, pronounce
+from analysis.verdict import UNDECIDED, Comparison, compare, pronounce
 
 if TYPE_CHECKING:
     from analysis.drawing import Drawing
@@ -36,6 +36,7 @@ class StudyReport:
 
     terminal_table: str
     verdict_lines: list[str]
+    undecided: bool = False  # whether any comparison is
     paths: dict[str, Path] = field(default_factory=dict)
 
 
@@ -102,6 +103,7 @@ def write_study(study_folder: Path, trials_folder: Path, remarks: Sequence[str] 
     return StudyReport(
         tables.terminal(table),
         verdict_lines(study, comparisons),
+        any(comparison.word == UNDECIDED for comparison in comparisons),
         {name: study_folder / name for name in files},
     )
 

@@ -22,7 +22,7 @@ from analysis.records import Json, NaiveBaseline, Study, timing_row, trial_row
 from analysis.sampling import TestSets
 from analysis.statistics import Estimate
 from analysis.summary import ArmSummary, notes, warnings
-from analysis.verdict import Comparison, margin_set, settled_late
+from analysis.verdict import Comparison, margin_set, planned_looks, settled_late
 
 TERMINAL_WIDTH = 100  # where none is told
 WIDEST = 120
@@ -391,7 +391,7 @@ def _caption(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compar
             if study.margin is not None
             else "No equivalence margin was fixed before the run, so nothing can be called equivalent."
         )
-    sentences += settled_late(comparisons, study)
+    sentences += planned_looks(study) + settled_late(comparisons, study)
     return sentences + notes(study, arms) + _sampling_error(study, comparisons)
 
 

@@ -21,7 +21,8 @@
 
 *What was settled late.* Seeds that are added because of what the first ones gave make wrong claims likelier
 than alpha, and so do a margin or a choice of comparisons that was made with results at hand. The plan
-remembers them and the sentence says so; nothing is corrected.
+remembers them and the sentence says so; nothing is corrected. Looks that were planned before the run are
+allowed for: alpha is then the share of each.
 
 *No spread.* If all paired differences are the same, there is no test to be had and no verdict. That they are
 all zero, as where both arms solve a task, bounds how many further seeds may differ, and the sentence says
@@ -352,10 +353,13 @@ def _consequences(c: Comparison, study: Study) -> list[str]:
         return []
     decimals, unit = q.decimals_for(study.margin, study.metric.unit), study.metric.difference_unit
     seeds = f"about {c.seeds_needed}" if c.seeds_needed else f"more than {SEED_LIMIT}"
+    following = next(
+        (f" The next look is at {look}." for look in study.planned_looks if look > c.planned), ""
+    )
     return [
         f"These seeds could detect {q.number(c.minimum_detectable, decimals)} {unit} with "
         f"{q.percent(POWER)} power; {seeds} seeds would decide if the difference and its spread "
-        "stay as they are."
+        f"stay as they are.{following}"
     ]
 
 
@@ -378,7 +382,7 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
     if study.margin_after and study.margin is not None:
         found.append(f"The margin was {margin_set(study)}.")
     if c.word != NO_VERDICT:
-        found += settled_late([c], study)
+        found += planned_looks(study) + settled_late([c], study)
     if c.sampling.unreadable:
         found.append(
             f"{c.sampling.unreadable} cannot be read: what the finite test set adds to the error is unknown."
@@ -392,6 +396,22 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
         verb = "was" if len(stopped) == 1 else "were"
         found.append(f"{q.listing(stopped)} {verb} still improving when training stopped (under-trained).")
     return found
+
+
+def planned_looks(study: Study) -> list[str]:
+    """That a study is judged more than once, which its level allows for if that was planned in time."""
+    if not study.planned_looks:
+        return []
+    numbers = [str(look) for look in study.planned_looks]
+    seeds = f"{', '.join(numbers[:-1])} and {numbers[-1]} seeds"
+    level = q.percent(study.alpha)
+    if study.looks_after:
+        finished = q.plural(study.looks_after, "trial")
+        return [
+            f"To judge at {seeds}, each time at {level}, was planned when {finished} had already finished: "
+            "neither p nor interval allows for what was seen before."
+        ]
+    return [f"To be judged at {seeds}, until decided, as planned before the run: each time at {level}."]
 
 
 def settled_late(comparisons: list[Comparison], study: Study) -> list[str]:

@@ -22,12 +22,15 @@ class History:
             before the run.
         comparisons_before: how many comparisons of a case had been asked, these among them, when there were
             results of more than these; 0 if there were none.
-        looks: numbers of seeds that were planned, and finished, before there were more.
+        looks: numbers of seeds that were asked for, and finished, before there were more, but for those at
+            which the study was to be judged from the start.
+        looks_after: as `margin_after`, of the numbers of seeds at which it is to be judged.
     """
 
     margin_after: int = 0
     comparisons_before: int = 0
     looks: tuple[int, ...] = ()
+    looks_after: int = 0
 
 
 Stored = Mapping[str, Any]
@@ -43,7 +46,7 @@ def trace(
     parts: Sequence[Stored],
     finished: CountFinished,
     *,
-    margin_is_fixed: bool,
+    fixed: Collection[str],
 ) -> History:
     """The history of a plan that is about to be stored.
 
@@ -53,25 +56,28 @@ def trace(
         whole: the stored plan of its study file as it is, of which it may be a part.
         parts: what else was asked of that file and stored; empty for the file as it is.
         finished: counts trials.
-        margin_is_fixed: whether the margin is that of a file which is not this user's to change.
+        fixed: which of "margin" and "planned_looks" are those of a file that is not this user's to change.
     """
     if whole is not None and not _is_of_the_same_trials(planned, whole):
         whole = None
     stored = [content for content in (own, whole) if content is not None]
-    same = [content for content in stored if content.get("margin") == planned.study.margin]
-    if same:
-        margin_after = int(same[0].get("margin_after", 0))
-    elif margin_is_fixed and not stored:
-        margin_after = 0
-    else:
-        margin_after = finished([trial.id for trial in planned.trials()])
+
+    def set_after(key: str, value: Any, after: str) -> int:
+        same = [content for content in stored if (content.get(key) or None) == value]
+        if same:
+            return int(same[0].get(after, 0))
+        if key in fixed and not stored:
+            return 0
+        return finished([trial.id for trial in planned.trials()])
+
     if own is not None and not _is_of_the_same_trials(planned, own):
         own = None
     others = [content for content in (whole, *parts) if content and _is_of_the_same_trials(planned, content)]
     return History(
-        margin_after,
+        set_after("margin", planned.study.margin, "margin_after"),
         _comparisons_before(planned, own, others, finished),
         _looks(planned, [content for content in (own, whole) if content is not None], finished),
+        set_after("planned_looks", list(planned.study.looks) or None, "looks_after"),
     )
 
 
@@ -136,9 +142,10 @@ def _looks(planned: Plan, stored: list[Stored], finished: CountFinished) -> tupl
     names = {arm.name for arm in planned.arms}
     for content in stored:
         arms = [arm for arm in content["arms"] if arm["name"] in names]
-        before = _trial_ids(arms)
-        if finished(before) == len(before):
-            looks.add(max(len(arm["trials"]) for arm in arms))
+        before, seeds = _trial_ids(arms), max(len(arm["trials"]) for arm in arms)
+        expected = seeds in planned.study.looks and content.get("planned_looks") == list(planned.study.looks)
+        if finished(before) == len(before) and not expected:
+            looks.add(seeds)
     return tuple(sorted(looks))
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # it imports torch
 DETAILS = ("metric", "baselines")
 BESIDE_THE_MODELS = {
     *("question", "varied", "fixed", "cost", "answer", "published", "axis", "log_axis"),
-    *("seeds", "comparisons"),
+    *("seeds", "looks", "comparisons"),
 }
 """Fields of a study that its arms do not depend on."""
 
@@ -159,7 +159,8 @@ class Plan:
             **self.details,
             "margin": study.margin,
             **dataclasses.asdict(origin.history),
-            "alpha": 0.05,
+            "alpha": study.alpha,
+            "planned_looks": list(study.looks),
             "match": study.match,
             "task": study.task,
             "skeleton": study.skeleton,

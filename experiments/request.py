@@ -37,6 +37,11 @@ class Request:
     """Skeleton in place of the study's, e.g. "mambaout-nano(readout=last)"."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=OF_STUDY)] = None
     """Paired seeds per arm; a verdict needs at least 3."""
+    looks: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N ...", help_behavior_hint=OF_STUDY)] = (
+        None
+    )
+    """Numbers of seeds at which to judge, e.g. 5 10 20: on to the next while anything is undecided. Planned
+    before the run, at a share of 5 % each, this is a test; seeds that are added without a plan are not."""
     match: Annotated[
         Literal["params", "macs", "none"] | None,
         tyro.conf.arg(metavar="{params,macs,none}", help_behavior_hint=OF_STUDY),

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments import study as studies
 from experiments.request import Request
-from experiments.study import MOST_SEEDS, Arm, Study
+from experiments.study import LEAST_SEEDS, MOST_SEEDS, Arm, Study
 from experiments.trial import digest
 from mixers.registry import InputError
 
@@ -27,6 +27,7 @@ def requested_study(request: Request) -> tuple[str, Study]:
     original = studies.load(path)
     if request.seeds is not None and not 1 <= request.seeds <= MOST_SEEDS:
         raise InputError(f"--seeds must be at least 1 and at most {MOST_SEEDS:,}, got {request.seeds}")
+    looks = original.looks if request.looks is None else _looks(request.looks)
     if request.margin is not None and not 0 < request.margin < float("inf"):
         raise InputError(f"--margin must be positive and finite, got {request.margin:g}")
     for kind in ("task", "skeleton"):
@@ -44,7 +45,8 @@ def requested_study(request: Request) -> tuple[str, Study]:
         skeleton=_with_options("skeleton", request.skeleton or original.skeleton, request),
         match=request.match or original.match,
         margin=request.margin or original.margin,
-        seeds=request.seeds or original.seeds,
+        seeds=request.seeds or (looks[0] if looks else original.seeds),
+        looks=looks,
     )
     study.check("command line")
     ours, theirs = (_apart_from_arms_and_seeds(each) for each in (study, original))
@@ -70,8 +72,23 @@ def _retold(study: Study, original: Study) -> Study:
 
 
 def _apart_from_arms_and_seeds(study: Study) -> dict[str, Any]:
-    kept = ("task", "skeleton", "match", "margin", "train", "lr_grid")
+    kept = ["task", "skeleton", "match", "margin", "train", "lr_grid", *(["looks"] if study.looks else [])]
     return {key: value for key, value in dataclasses.asdict(study).items() if key in kept}
+
+
+def _looks(asked: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of a command line.
+
+    Raises:
+        InputError: too few or too many seeds for one of them.
+    """
+    for look in asked:
+        if not LEAST_SEEDS <= look <= MOST_SEEDS:
+            raise InputError(
+                f"--looks must be at least {LEAST_SEEDS}, which a verdict takes, and at most "
+                f"{MOST_SEEDS:,}, got {look}"
+            )
+    return asked
 
 
 def _with_arms(original: Study, request: Request) -> Study:

@@ -18,6 +18,10 @@ from mixers.registry import InputError, suggest
 FOLDER = Path(__file__).parent / "studies"
 DEFAULT = "digits-ladder"
 
+ALPHA = 0.05
+"""The chance of a wrong claim that a study allows itself."""
+LEAST_SEEDS = 3
+"""Of a verdict; a test holds it equal to analysis.verdict's, whose import takes as long as a plan."""
 MOST_SEEDS = 1_000
 """More have never been asked for; those that learning rates are chosen on are numbered from here."""
 MOST_PROBLEMS = 8
@@ -104,6 +108,8 @@ class Study:
     comparisons: tuple[tuple[str, str], ...] = ()
     """Pairs (arm, its baseline); by default every arm against `baseline`."""
     seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS, strict=True)] = 5
+    looks: tuple[Annotated[int, Field(ge=LEAST_SEEDS, le=MOST_SEEDS, strict=True)], ...] = ()
+    """Numbers of seeds, in place of `seeds`: the study goes on to the next while anything is undecided."""
     match: Literal["params", "macs", "none"] = "params"
     """What the arms have in common in size."""
     metric: str | None = None
@@ -120,6 +126,16 @@ class Study:
     lr_extensions: Annotated[int, Field(ge=0)] = 3
     """Points that the grid may grow by at either end while the best value of an arm lies there."""
     published: tuple[Published, ...] = ()
+
+    @property
+    def alpha(self) -> float:
+        """The level of each test: a share for every look, so that all looks together keep to `ALPHA`.
+
+        A wrong claim at any look is at most as likely as the sum over all of them (Bonferroni), whenever the
+        study stops. Boundaries that use how looks depend on one another (Pocock 1977) would allow 2.9 % at
+        each of two instead of 2.5 %, but for normal statistics, not for t statistics of a few seeds.
+        """
+        return ALPHA / max(1, len(self.looks))
 
     def all_arms(self) -> tuple[Arm, ...]:
         """The arms, those given as mixers first."""
@@ -138,7 +154,8 @@ class Study:
         """Check what the types cannot.
 
         Raises:
-            InputError: arms or cases missing, named twice or unknown; a grid of one learning rate.
+            InputError: arms or cases missing, named twice or unknown; a grid of one learning rate; looks that
+                do not go on.
         """
         arms = [arm.name for arm in self.all_arms()]
         cases = [case.name for case in self.cases]
@@ -165,6 +182,11 @@ class Study:
                 raise InputError(f"{source}: published: {which} of the cases ({known})")
         if len(set(self.lr_grid)) == 1 or len(set(self.lr_grid)) < len(self.lr_grid):
             raise InputError(f"{source}: lr_grid needs at least two learning rates, each once")
+        looks = ", ".join(map(str, self.looks))
+        if len(self.looks) == 1 or list(self.looks) != sorted(set(self.looks)):
+            raise InputError(f"{source}: looks must be at least two numbers of seeds, ascending, got {looks}")
+        if self.looks and self.seeds not in self.looks:
+            raise InputError(f"{source}: {self.seeds} seeds are none of the looks ({looks})")
 
 
 def names() -> list[str]:
@@ -218,6 +240,9 @@ def validate(content: dict[str, Any], source: str) -> Study:
         raise InputError(
             "\n".join(_describe(source, problem) for problem in error.errors()[:MOST_PROBLEMS])
         ) from None
+    if study.looks and "seeds" in content:
+        raise InputError(f"{source}: seeds and looks: give one of them")
+    study = dataclasses.replace(study, seeds=study.looks[0]) if study.looks else study
     study.check(source)
     return study
 

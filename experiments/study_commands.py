@@ -36,9 +36,6 @@ from mixers.registry import InputError
 
 WIDTH = 100  # characters of the terminal table
 MOST_STUDIES = 8  # that are named where one is not there
-LEAST_SEEDS = (
-    3  # of a verdict; a test holds it equal to analysis.verdict's, whose import takes as long as a plan
-)
 SHOWN = {"report": "report.html", "table": "table.md", "figure": "figures/differences.png"}
 """What is pointed at when a study is done; the rest lies beside it."""
 
@@ -79,6 +76,29 @@ def _alone(verb: str, arguments: Sequence[str]) -> int:
 def _run(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     _check(asked)
     path = _path_of_plan(asked, name)
+    code = 0
+    for seeds in _looks_ahead(wanted, path, asked):
+        code, go_on = _run_at(asked, name, dataclasses.replace(wanted, seeds=seeds), path, command)
+        if not go_on:
+            break
+    return code
+
+
+def _looks_ahead(wanted: study.Study, path: Path, asked: Request) -> Sequence[int]:
+    """Numbers of seeds to judge at, one after another; those that have been gone past are done with."""
+    if asked.seeds is not None or not wanted.looks:
+        return (wanted.seeds,)
+    before = plan.load_stored(path)
+    reached = 0 if before is None else plan.stored_seeds(before)
+    return [look for look in wanted.looks if look >= reached] or wanted.looks[-1:]
+
+
+def _run_at(asked: Request, name: str, wanted: study.Study, path: Path, command: str) -> tuple[int, bool]:
+    """Train and report what is missing of a number of seeds.
+
+    Returns:
+        The exit code, and whether more seeds are needed, as far as that can be told.
+    """
     planned = plan.make(name, wanted, path)
     _check_margin(planned, asked)
     store = Store(asked.runs)
@@ -88,11 +108,22 @@ def _run(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     chosen = _choose_rates(planned, store, asked)
     if chosen.open:
         _say_what_waits(chosen, asked)
-        return 0
+        return 0, False
     planned = chosen.plan
     _store(planned, path, store, asked, command)
     _train(f"{name}: {_size(planned)}", planned.trials(), planned.labels(), store, asked)
-    return _write_report(planned, store, path.parent, asked.share)
+    code, undecided = _write_report(planned, store, path.parent, asked.share)
+    later = [look for look in wanted.looks if look > wanted.seeds]
+    if code or not later:
+        return code, False
+    if launch.missing(planned.trials(), store):
+        print(f"the look at {wanted.seeds} seeds waits for other shards; run those, then the same again")
+        return code, False
+    if not undecided:
+        return code, False
+    if asked.seeds is None:
+        print(f"\nUndecided at {wanted.seeds} seeds: on to the look at {later[0]}, as planned.\n", flush=True)
+    return code, True
 
 
 def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
@@ -108,8 +139,12 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     matched = "not matched in size" if wanted.match == "none" else f"matched in {wanted.match}"
     unit = planned.details["metric"]["difference_unit"]
     print(f"  seeds 0..{wanted.seeds - 1}, {matched}, margin {wanted.margin:g} {unit}")
-    if wanted.seeds < LEAST_SEEDS:
-        print(f"  note: {_count(wanted.seeds, 'seed')} give no verdict, which takes at least {LEAST_SEEDS}")
+    if wanted.looks:
+        looks, level = ", ".join(map(str, wanted.looks)), 100 * wanted.alpha
+        print(f"  judged at {looks} seeds, as long as anything is undecided; each time at {level:.4g} %")
+    if wanted.seeds < study.LEAST_SEEDS:
+        least = study.LEAST_SEEDS
+        print(f"  note: {_count(wanted.seeds, 'seed')} give no verdict, which takes at least {least}")
     first, *others = wanted.all_cases()
     arms = [arm for arm in planned.arms if arm.case == first.name]
     for arm in arms:
@@ -186,7 +221,7 @@ def _report(asked: Request, name: str, wanted: study.Study, command: str) -> int
     outdated = plan.renew(planned, path, _history(planned, path, store, asked))
     if outdated:
         print(f"note: {outdated}")
-    return _write_report(planned, store, path.parent, asked.share)
+    return _write_report(planned, store, path.parent, asked.share)[0]
 
 
 def _path_of_plan(asked: Request, name: str, *, planned_before: bool = False) -> Path:
@@ -238,13 +273,18 @@ def _history(planned: Plan, path: Path, store: Store, asked: Request) -> History
     file = study.find(asked.study)
     whole = store.studies / file.stem / "plan.json"
     is_part = path != whole
+    in_file = study.load(file)
+    set_there = {
+        "margin": in_file.margin == planned.study.margin,
+        "planned_looks": in_file.looks == planned.study.looks,
+    }
     return history.trace(
         search.settle(planned, store).plan,
         plan.load_stored(path),
         plan.load_stored(whole) if is_part else None,
         _other_parts(path, file.stem) if is_part else [],
         lambda trials: sum(launch.finished(store.folder(trial)) for trial in trials),
-        margin_is_fixed=asked.study in study.names() and study.load(file).margin == planned.study.margin,
+        fixed=[key for key, same in set_there.items() if same and asked.study in study.names()],
     )
 
 
@@ -443,8 +483,12 @@ def _warm_up_lines(planned: Plan) -> str:
     )
 
 
-def _write_report(planned: Plan, store: Store, folder: Path, share: Shard | None = None) -> int:
-    """Tables, figures and report; print the verdict and name what is missing."""
+def _write_report(planned: Plan, store: Store, folder: Path, share: Shard | None = None) -> tuple[int, bool]:
+    """Tables, figures and report; print the verdict and name what is missing.
+
+    Returns:
+        The exit code, and whether any comparison is undecided.
+    """
     from analysis.report import write_study
     from analysis.tables import terminal_width
 
@@ -469,4 +513,4 @@ def _write_report(planned: Plan, store: Store, folder: Path, share: Shard | None
     if len(unfinished) > status.MOST_LINES:
         more = len(unfinished) - status.MOST_LINES
         print(f"  and {more} more; uv run run_ablation.py status counts them by arm")
-    return 1 if unfinished else 0
+    return 1 if unfinished else 0, report.undecided

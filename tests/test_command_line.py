@@ -122,6 +122,9 @@ def metrics(runs: Path) -> bytes:
         (["--study", "digit-ladder"], "did you mean 'digits-ladder'"),
         (["--study", "nowhere.toml"], "does not exist"),
         (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--looks", "5"], "looks must be at least two numbers of seeds, ascending, got 5"),
+        (["--looks", "2", "5"], "--looks must be at least 3, which a verdict takes"),
+        (["--looks", "5", "10", "--seeds", "7"], "7 seeds are none of the looks (5, 10)"),
         (["--margin", "-1"], "--margin must be positive"),
         (["--margin", "inf"], "--margin must be positive"),
         (["--workers", "0"], "--workers must be at least 1"),
@@ -277,6 +280,55 @@ def test_an_unwritable_runs_folder(
 
 
 # ---------------------------------------------------------------------- whole runs, as processes
+
+
+def test_planned_looks_go_on_while_anything_is_undecided(
+    study: Path, tmp_path: Path, ablate: Ablate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.write_text(
+        study.read_text()
+        .replace('["identity", "conv"]', '["identity", "conv", "conv(kernel_size=5)"]')
+        .replace("seeds = 3", 'looks = [3, 4, 5]\ncomparisons = [["conv(kernel_size=5)", "conv"]]')
+        .replace("margin = 5.0", "margin = 1e-3")
+    )
+    arguments = ("--study", study, "--runs", tmp_path / "runs", "--workers", 1)
+    assert ablate("plan", *arguments) == 0
+    assert "judged at 3, 4, 5 seeds, as long as anything is undecided; each time at 1.667 %" in (
+        capsys.readouterr().out
+    )
+    assert ablate(*arguments, "--seeds", 3) == 0, "no further than asked"
+    assert "The next look is at 4." in " ".join(capsys.readouterr().out.split())
+    assert ablate(*arguments) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Undecided at 3 seeds: on to the look at 4, as planned." in said
+    assert "Undecided at 4 seeds: on to the look at 5, as planned." in said
+    assert said.count("3 of 12 trials to run") == said.count("3 of 15 trials to run") == 1
+    assert "98.33 % t interval, 5 paired seeds" in said
+    assert "To be judged at 3, 4 and 5 seeds, until decided, as planned before the run: each time at" in said
+    assert "Seeds were added" not in said
+    assert ablate(*arguments) == 0, "again, it goes where it stopped"
+    assert "0 of 15 trials to run" in (said := capsys.readouterr().out)
+    assert "on to the look" not in said
+
+    study.write_text(study.read_text().replace("looks = [3, 4, 5]", "looks = [3, 5]"))
+    assert ablate("report", *arguments) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "To judge at 3 and 5 seeds, each time at 2.5 %, was planned when 15 trials had already" in said
+
+
+def test_a_shard_does_not_judge_what_others_have_not_run(
+    study: Path, tmp_path: Path, ablate: Ablate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.write_text(study.read_text().replace("seeds = 3", "looks = [3, 4]"))
+    arguments = ("--study", study, "--runs", tmp_path / "runs", "--workers", 1, "--margin", "1e-3")
+    arguments += ("--mixer", "conv", "--baseline", "conv(kernel_size=5)")
+    assert ablate(*arguments, "--shard", "1/2") == 0
+    said = capsys.readouterr().out
+    assert "the look at 3 seeds waits for other shards; run those, then the same again" in said
+    assert ablate(*arguments, "--shard", "2/2") == 0, "the last to come goes on"
+    said = capsys.readouterr().out
+    assert "on to the look at 4" in said
+    assert "waits for other shards" not in said
 
 
 def test_a_study_from_end_to_end_and_again(

@@ -14,7 +14,7 @@ from analysis.paper.ours import OurStudy
 from analysis.records import Json
 from analysis.statistics import Estimate
 from analysis.summary import ArmSummary, differing
-from analysis.verdict import NO_VERDICT, UNDECIDED, Comparison, margin_set, settled_late
+from analysis.verdict import NO_VERDICT, UNDECIDED, Comparison, margin_set, planned_looks, settled_late
 
 PUBLISHED = "published: one training, no interval"
 DECIDED = "ours, decided"
@@ -97,7 +97,8 @@ def reservations_of_differences(shown: Sequence[tuple[OurStudy, Comparison]]) ->
         by_study.setdefault(ours.study.name, []).append((ours, comparison))
     found = _margins([pairs[0][0] for pairs in by_study.values()])
     for name, pairs in by_study.items():
-        late = settled_late([comparison for _, comparison in pairs], pairs[0][0].study)
+        study = pairs[0][0].study
+        late = planned_looks(study) + settled_late([comparison for _, comparison in pairs], study)
         found += "".join(f" {name}: {said[0].lower()}{said[1:]}" for said in late)
     return found + reservations([(p[0][0], arms_of(c for _, c in p)) for p in by_study.values()])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from analysis import statistics as st
 from analysis.records import OK, Arm, Metric, Study, Trial
 from analysis.summary import summarise
 from analysis.verdict import EQUIVALENT, HELPS, HURTS, NO_VERDICT, judge
+from experiments import study as studies
 
 RUNS = 4_000
 NOISE = 3 * (0.05 * 0.95 / RUNS) ** 0.5  # three standard errors of a rate of 5 %
@@ -82,6 +84,18 @@ def test_seeds_that_are_added_until_there_is_a_decision_err_more_often() -> None
         first = next(decided, None)
         wrong += first is not None and st.t_test(first) <= 0.05
     assert wrong / 1_000 > 0.05 + 3 * (0.05 * 0.95 / 1_000) ** 0.5
+
+
+def test_planned_looks_err_no_more_often_than_one() -> None:
+    """At the share of each, whatever is wrong: a difference where none is, or equivalence at the margin."""
+    rng, looks = np.random.default_rng(4), (3, 6, 9, 12)
+    level = replace(studies.load(studies.find(studies.DEFAULT)), looks=looks).alpha
+    for effect, mistaken in ((0.0, lambda d: st.t_test(d)), (1.0, lambda d: st.equivalence_test(d, 1.0))):
+        wrong = 0
+        for differences in rng.normal(effect, 1, (RUNS, max(looks))):
+            wrong += min(mistaken(differences[:n]) for n in looks) <= level
+        assert wrong / RUNS <= 0.05 + NOISE
+        assert wrong / RUNS > 0.02, "and the share is not smaller than it need be"
 
 
 def simulated(n: int, mean: float, sd: float = 1.0) -> np.ndarray:

@@ -443,6 +443,18 @@ def test_what_was_settled_late_is_said(records: Any) -> None:
         assert "Seeds were added after a look at 2: neither" in text, "and not at the seeds there are"
 
 
+def test_planned_looks_are_said_with_their_level(records: Any) -> None:
+    study = replace(study_of(records), planned_looks=[3, 6], alpha=0.025)
+    arms = summarise(study)
+    comparisons = judge(study, arms)
+    table = comparison_table(study, arms, comparisons)
+    for text in (comparisons[0].sentence, " ".join(table.caption)):
+        assert "To be judged at 3 and 6 seeds, until decided, as planned before the run: each time at" in text
+        assert "97.5 %" in text
+    late = replace(study, looks_after=4)
+    assert "was planned when 4 trials had already finished: neither" in judge(late, arms)[0].sentence
+
+
 def test_what_the_tests_allow_for_is_not_said(records: Any) -> None:
     study = replace(study_of(records), comparisons_before=2, looks=[3])
     first, second = judge(study, summarise(study))

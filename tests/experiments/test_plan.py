@@ -160,7 +160,7 @@ def traced(
     if done is None:
         done = trial_ids(*(content for content in (own, whole, *parts) if content))
     made = plan.make("words", study, Path("none"))
-    return trace(made, own, whole, parts, lambda ids: len(set(ids) & set(done)), margin_is_fixed=False)
+    return trace(made, own, whole, parts, lambda ids: len(set(ids) & set(done)), fixed=())
 
 
 def trial_ids(*plans: dict[str, Any]) -> set[str]:
@@ -249,6 +249,22 @@ def test_seeds_added_after_a_look_are_remembered(whole: dict[str, Any]) -> None:
     stored = content_of(more, looks=(3,))
     assert traced(replace(STUDY, seeds=8), stored).looks == (3, 5)
     assert traced(more, stored, done=()).looks == (3,)
+
+
+def test_looks_that_were_planned_are_not_held_against_a_study() -> None:
+    """But for those that were planned with results at hand."""
+    at_3, at_5 = (replace(STUDY, looks=(3, 5), seeds=seeds) for seeds in (3, 5))
+    before = content_of(at_3)
+    assert (before["planned_looks"], before["alpha"]) == ([3, 5], 0.025)
+    assert traced(at_5, before) == History()
+    assert traced(replace(STUDY, seeds=5), before).looks == (3,), "not planned any more"
+    assert traced(replace(STUDY, seeds=5), before).looks_after > 0
+    unplanned = content_of(STUDY)
+    assert traced(at_3, unplanned).looks_after == len(trial_ids(unplanned))
+    assert traced(at_5, unplanned).looks == (3,)
+    assert traced(at_5, content_of(at_3, looks_after=7)).looks_after == 7, "once known, it stays"
+    between = content_of(replace(at_3, seeds=4))
+    assert traced(at_5, between).looks == (4,), "a look that was not planned"
 
 
 def test_a_report_of_fewer_seeds_is_no_look(whole: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ def test_checked_in_studies_load(name: str) -> None:
     study = studies.load(studies.find(name))
     header = (study.question, study.varied, study.fixed, study.cost, study.answer)
     assert all(len(words) > 10 for words in header), "a study's header says what it asks and what came out"
-    assert study.seeds >= MINIMUM_SEEDS
+    assert study.seeds >= MINIMUM_SEEDS == studies.LEAST_SEEDS
     assert study.all_comparisons()
 
 
@@ -56,6 +56,14 @@ def test_a_good_file(tmp_path: Path) -> None:
         ("epochs = 2", "epoch = 2", "unknown key 'train.epoch'; did you mean 'epochs'"),
         ("epochs = 2", "epochs = 0", "train.epochs: Input should be greater than or equal to 1 (got 0)"),
         ("epochs = 2", 'epochs = "two"', "train.epochs: Input should be a valid integer"),
+        ("margin = 1.0", "margin = 1.0\nlooks = [5]", "looks must be at least two numbers of seeds"),
+        ("margin = 1.0", "margin = 1.0\nlooks = [5, 5]", "looks must be at least two numbers of seeds"),
+        (
+            "margin = 1.0",
+            "margin = 1.0\nlooks = [2, 5]",
+            "looks.0: Input should be greater than or equal to 3",
+        ),
+        ("margin = 1.0", "margin = 1.0\nseeds = 5\nlooks = [5, 9]", "seeds and looks: give one of them"),
         ("margin = 1.0", "margn = 1.0", "margn"),
         ("margin = 1.0", "margin = -1.0", "margin: Input should be greater than 0"),
         ("margin = 1.0\n", "", "margin is missing"),

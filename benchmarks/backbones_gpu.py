@@ -5,14 +5,13 @@
 
 A step is forward under autocast, cross-entropy, backward and AdamW, in channels-last memory. Images per
 second come from the median step, memory is the allocator's peak over the steps. Every model has a process of
-its own: they compile side by side, and are measured one after the other when all have. `--device cpu --tiny
---no-compile` tries the script out without a GPU.
+its own: those of a size compile side by side, and are measured one after the other when all have. `--device
+cpu --tiny --no-compile` tries the script out without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import statistics
 import sys
@@ -33,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from experiments import build
 from experiments.interface import TaskSpec
-from experiments.machine import processor_name
+from experiments.machine import is_out_of_memory, processor_name, release_memory
 from experiments.recipe import autocast
 from experiments.skeletons import SKELETONS, option_defaults
 from mixers import MIXERS
@@ -57,6 +56,15 @@ def ours(size: str, mixer: str, side: int) -> nn.Module:
     return build.assemble((component,), skeleton, "benchmark", spec, seed=0)
 
 
+def peer(name: str, size: str, side: int) -> nn.Module:
+    """timm's model, with the stochastic depth of MambaOut's size: it costs a little in each block."""
+    skeleton = SKELETONS.parse(f"mambaout-{size}")
+    rate = option_defaults(skeleton)["drop_path"]
+    sized = {"img_size": side} if name.startswith("vit") else {}
+    model: nn.Module = timm.create_model(name, num_classes=CLASSES, drop_path_rate=rate, **sized)
+    return model
+
+
 class Setting(NamedTuple):
     """What a step is of, and how many are timed."""
 
@@ -74,18 +82,12 @@ class Model(NamedTuple):
     make: Callable[[], nn.Module]
 
 
-def models(side: int, sizes: list[str]) -> list[Model]:
-    """What is measured."""
-    found = []
-    for size in sizes:
-        found += [
-            Model(f"mambaout-{size}, {mixer}", partial(ours, size, mixer, side)) for mixer in MIXERS_SHOWN
-        ]
-        for peer in PEERS[size]:
-            sized = {"img_size": side} if peer.startswith("vit") else {}
-            make = partial(timm.create_model, peer, num_classes=CLASSES, **sized)
-            found.append(Model(f"timm {peer}", make))
-    return found
+def models(side: int, size: str) -> list[Model]:
+    """What is measured of a size."""
+    mambaout = [
+        Model(f"mambaout-{size}, {mixer}", partial(ours, size, mixer, side)) for mixer in MIXERS_SHOWN
+    ]
+    return mambaout + [Model(f"timm {name}", partial(peer, name, size, side)) for name in PEERS[size]]
 
 
 def training_step(model: nn.Module, setting: Setting) -> Callable[[], None]:
@@ -122,58 +124,92 @@ def measure(step: Callable[[], None], setting: Setting) -> tuple[float, float]:
     return setting.batch / statistics.median(seconds[WARM_UP:]), peak
 
 
+class Ready(NamedTuple):
+    """A model whose step has been taken once, and so is compiled."""
+
+    model: nn.Module
+    step: Callable[[], None]
+    backend: str
+
+
+def prepared(row: Model, setting: Setting) -> Ready | None:
+    """The model, ready to be measured; None if there is not the memory for it."""
+    device = torch.device(setting.device)
+    try:
+        model = row.make().to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        backend = ", ".join(build.choose_backend(model, "auto", device).values())
+        step = training_step(model, setting)
+        step()
+        return Ready(model, step, backend)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+
+
 def worker(row: Model, setting: Setting, parent: Connection) -> None:
     """A process: build and compile beside the others, say so; when told to, measure alone and answer."""
-    model = row.make().to(setting.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    backend = ", ".join(build.choose_backend(model, "auto", torch.device(setting.device)).values())
-    params = sum(parameter.numel() for parameter in model.parameters())
-    step = training_step(model, setting)
-    with contextlib.suppress(torch.OutOfMemoryError):  # alone it may fit, and compiled it is
-        step()
-    free(model, setting)
+    ready = prepared(row, setting)
+    free(ready)
     parent.send("compiled")
     parent.recv()
+    ready = ready or prepared(row, setting)  # alone it may fit
+    result = None if ready is None else measured(ready, setting)
+    free(ready)
+    parent.send(result or "out of memory at this batch")
+
+
+def measured(ready: Ready, setting: Setting) -> str | None:
+    """The row of the table behind the name; None if memory runs out."""
+    params = sum(parameter.numel() for parameter in ready.model.parameters())
     try:
-        speed, peak = measure(step, setting)
-        result = f"{speed:10.1f} {peak:9.2f}"
-    except torch.OutOfMemoryError:
-        result = "out of memory at this batch"
-    free(model, setting)
-    parent.send(f"{params / 1e6:9.1f} M {result}  {backend}")
+        speed, peak = measure(ready.step, setting)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    return f"{params / 1e6:9.1f} M {speed:10.1f} {peak:9.2f}  {ready.backend}"
 
 
-def free(model: nn.Module, setting: Setting) -> None:
+def free(ready: Ready | None) -> None:
     """Leave the memory to the others."""
-    model.zero_grad(set_to_none=True)
-    if setting.device == "cuda":
-        torch.cuda.empty_cache()
+    if ready is not None:
+        ready.model.zero_grad(set_to_none=True)
+    release_memory()
 
 
-def measure_all(rows: list[Model], setting: Setting) -> bool:
-    """Print a row for each; whether none failed."""
+def measure_all(rows: list[Model], setting: Setting, limit: float) -> bool:
+    """Print a row for each; whether none failed or was not ready in `limit` seconds."""
     context = multiprocessing.get_context("spawn")
-    begin, connections = time.perf_counter(), []
+    begin, running = time.perf_counter(), []
     for row in rows:
         ours, theirs = context.Pipe()
-        context.Process(target=worker, args=(row, setting, theirs), daemon=True).start()
+        process = context.Process(target=worker, args=(row, setting, theirs), daemon=True)
+        process.start()
         theirs.close()  # so that the end of the process is the end of the connection
-        connections.append(ours)
-    alive = [heard(connection) is not None for connection in connections]
-    print(f"{'all are ready':32s} {time.perf_counter() - begin:9.0f} s", flush=True)
-    whole = True
-    for row, connection, lives in zip(rows, connections, alive, strict=True):
-        if lives:
-            connection.send("measure")
-        result = heard(connection) if lives else None
+        running.append((row, process, ours))
+    ready = []
+    for row, process, connection in running:
+        said = heard(connection, limit - (time.perf_counter() - begin))
+        if said is None:
+            print(f"{row.name:32s} {'not ready in time' if process.is_alive() else 'failed'}", flush=True)
+            process.terminate()
+        else:
+            ready.append((row, connection))
+    print(f"{'ready':32s} {time.perf_counter() - begin:9.0f} s", flush=True)
+    whole = len(ready) == len(rows)
+    for row, connection in ready:
+        connection.send("measure")
+        result = heard(connection, limit)
         whole &= result is not None
         print(f"{row.name:32s} {result or 'failed'}", flush=True)
     return whole
 
 
-def heard(connection: Connection) -> str | None:
-    """What a process says next; None if it is no more."""
+def heard(connection: Connection, limit: float) -> str | None:
+    """What a process says next; None if it is no more, or says nothing for so many seconds."""
     try:
-        return str(connection.recv())
+        return str(connection.recv()) if connection.poll(max(0.0, limit)) else None
     except (EOFError, ConnectionResetError):
         return None
 
@@ -186,6 +222,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=sorted(PEERS), default=sorted(PEERS))
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--limit", type=float, default=300, help="seconds that a size may take to compile")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--tiny", action="store_true", help="femto alone, 32 x 32, to try the script out")
     options = parser.parse_args()
@@ -199,10 +236,12 @@ def main() -> None:
     print(f"{hardware}, torch {torch.__version__}, timm {timm.__version__}")
     print(f"bfloat16, {how}, batch {batch}, {side} x {side}, medians of {steps} steps")
     print(f"{'model':32s} {'parameters':>11s} {'images/s':>10s} {'peak GiB':>9s}  scan", flush=True)
-    rows = models(side, sizes)
+    by_size = [models(side, size) for size in sizes]
     # the compiler's own processes, which would otherwise be one per processor for every model
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(1 + (os.cpu_count() or 1) // len(rows)))
-    if not measure_all(rows, setting):
+    most = max(map(len, by_size))
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(1 + (os.cpu_count() or 1) // most))
+    whole = [measure_all(rows, setting, options.limit) for rows in by_size]
+    if not all(whole):
         sys.exit("Some models failed.")
 
 

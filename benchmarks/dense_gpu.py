@@ -24,6 +24,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from experiments import build
+from experiments.machine import is_out_of_memory
 from experiments.recipe import make_optimizer
 from experiments.skeletons import SKELETONS
 from experiments.tasks import TASKS
@@ -94,7 +95,9 @@ def measured(make_step: Callable[[], Step], device: torch.device, runs: int) -> 
         spent = [seconds(step, device)]
         if spent[0] <= LONGEST_STEP:
             spent = [seconds(step, device) for _ in range(WARM_UP + runs)][WARM_UP:]
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         return "out of memory"
     if spent[0] > LONGEST_STEP:
         return f"over {LONGEST_STEP:.0f} s a step"

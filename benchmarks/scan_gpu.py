@@ -17,6 +17,7 @@ import torch
 from scan import make_inputs  # benchmarks/scan.py, which also puts the project on the path
 from torch import Tensor
 
+from experiments.machine import is_out_of_memory
 from mixers import backends
 from mixers.scan import selective_scan
 
@@ -92,7 +93,9 @@ def main() -> None:
                 continue
             try:
                 costs[name] = cost(name, shape, dtype, runs=3 if name == "reference" else 20)
-            except torch.cuda.OutOfMemoryError:
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 print(f"{shape!s:22s} {name:10s} does not fit in memory")
         for name, (forward, both, mib) in costs.items():
             print(f"{shape!s:22s} {name:10s} {forward:9.2f} {both:10.2f} {mib:8.0f}", end="")

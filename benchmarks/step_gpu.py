@@ -4,9 +4,10 @@
     python benchmarks/step_gpu.py --bfloat16
 
 A step is forward + backward of conv -> SiLU -> scan in its causal form, from (B, L, C) to (B, L, C), with the
-same weights; the direct form is that of mamba-ssm's own blocks without gate and projections around them:
-channels before length, the activation inside the convolution's kernel. Times are medians of calls that take
-turns. `--device cpu` tries the script out without a GPU: the direct form then calls the CPU's kernels.
+same weights; the direct form is that of mamba-ssm's own blocks without gate and projections around them: the
+activation inside the convolution's kernel, channels before length in Mamba's and after it in Mamba-2's. Times
+are medians of calls that take turns. `--device cpu` tries the script out without a GPU: the direct form then
+calls the CPU's kernels.
 """
 
 import argparse
@@ -37,7 +38,7 @@ TARGET = 1.05
 def direct_ssm(mixer: ScanMixer, x: Tensor) -> Tensor:
     """`ssm` by mamba-ssm's CUDA scan."""
     core = mixer.scans[0]
-    u = convolved(mixer, x)  # (B, C, L)
+    u = convolved(mixer, x.mT.contiguous())  # (B, C, L)
     rank, d_state = core.dt_proj.in_features, core.A_log.shape[1]
     dt, B, C = F.linear(u.mT, core.x_proj.weight).split((rank, d_state, d_state), dim=-1)
     delta, A = F.linear(dt, core.dt_proj.weight), -core.A_log.float().exp()
@@ -54,7 +55,7 @@ def direct_ssm(mixer: ScanMixer, x: Tensor) -> Tensor:
 def direct_ssd(mixer: ScanMixer, x: Tensor) -> Tensor:
     """`ssd` by mamba-ssm's Triton kernels."""
     core = mixer.scans[0]
-    u = convolved(mixer, x).mT  # (B, L, C)
+    u = convolved(mixer, x.mT).mT  # (B, L, C)
     B, C, dt = F.linear(u, core.x_proj.weight).split(core.sizes, dim=-1)
     heads = u.unflatten(2, (core.heads, core.head_dim))
     A = -core.A_log.float().exp()
@@ -78,9 +79,8 @@ def direct_ssd(mixer: ScanMixer, x: Tensor) -> Tensor:
 
 
 def convolved(mixer: ScanMixer, x: Tensor) -> Tensor:
-    """(B, L, C) -> SiLU of the causal convolution, (B, C, L)."""
+    """SiLU of the causal convolution, (B, C, L) -> (B, C, L), in the memory layout that it gets."""
     weight, bias = mixer.conv.weight, mixer.conv.bias
-    x = x.mT.contiguous()
     if x.device.type == "cuda" and backends.resolve("auto", "cuda", operation="conv")[0] == "causal_conv1d":
         from causal_conv1d import causal_conv1d_fn
 

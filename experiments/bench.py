@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from experiments.build import choose_backend
-from experiments.machine import processor_name, torch_device
+from experiments.machine import is_out_of_memory, processor_name, torch_device
 from mixers import MIXERS
 from mixers.base import TokenMixer
 from mixers.registry import InputError
@@ -29,6 +29,9 @@ FORWARD, BOTH = "forward", "forward + backward"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PATIENCE = 20.0
 """A point that would take so many times the seconds of a point, going by the one before, is skipped."""
+
+FAILED = "failed: "
+"""What a point was skipped for begins with this where it was an error."""
 
 
 @dataclass(frozen=True)
@@ -200,10 +203,9 @@ def _measure(point: Point, mixer: TokenMixer, seconds: float, machine: Machine) 
         call = _pass(mixer, x, point.what)
         peak = _peak_bytes(call, mixer, x)
         times = sorted(1e3 * spent for spent in _times(call, place, seconds))
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        return replace(point, skipped="out of memory")
+    except Exception as error:  # whatever a kernel raises, the others are measured
+        said = f"{FAILED}{type(error).__name__}: {error}".splitlines()[0]
+        return replace(point, skipped="out of memory" if is_out_of_memory(error) else said)
     return replace(
         point,
         median_ms=statistics.median(times),

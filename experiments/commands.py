@@ -186,21 +186,26 @@ def _bench(arguments: Sequence[str]) -> int:
     runs = Store(asked.runs).root  # it can be written to, or is refused before anything is measured
 
     from analysis.bench import crossovers, write
-    from experiments.bench import bench, measure_machine
+    from experiments.bench import FAILED, bench, measure_machine
     from mixers import MIXERS
 
     mixers = asked.mixer or [name for name in MIXERS if 1 in MIXERS.load(name).grid_ranks]
     machine = measure_machine(asked.device, asked.dtype, asked.threads)
-    points = []
-    for point in bench(mixers, asked.dim, asked.length, asked.batch, asked.seconds, machine):
-        points.append(dataclasses.asdict(point))
-        took = f"skipped: {point.skipped}" if point.median_ms is None else f"{point.median_ms:9.3f} ms"
-        print(f"{point.mixer:<28} {point.dim:>5} x {point.length:<6,} {point.what:<18} {took}", flush=True)
-    for path in write(runs / "bench", points, dataclasses.asdict(machine)):
-        print(f"written  {path}")
+    points, failed = [], False
+    try:
+        for point in bench(mixers, asked.dim, asked.length, asked.batch, asked.seconds, machine):
+            points.append(dataclasses.asdict(point))
+            took = f"skipped: {point.skipped}" if point.median_ms is None else f"{point.median_ms:9.3f} ms"
+            print(
+                f"{point.mixer:<28} {point.dim:>5} x {point.length:<6,} {point.what:<18} {took}", flush=True
+            )
+            failed |= (point.skipped or "").startswith(FAILED)
+    finally:  # what was measured before an interruption is written, too
+        for path in write(runs / "bench", points, dataclasses.asdict(machine)) if points else ():
+            print(f"written  {path}")
     for sentence in crossovers(points):
         print(sentence)
-    return 0
+    return 1 if failed else 0
 
 
 def _list(arguments: Sequence[str]) -> int:

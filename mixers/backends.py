@@ -144,7 +144,7 @@ BACKENDS: dict[str, Backend] = {
             devices=("cuda",),
             package="mamba-ssm",
             fix=_MAMBA_SSM,
-            lacks=_TRANSFORMS | {"float64", "initial_state", "state_gradient"},
+            lacks=_TRANSFORMS | {"float64", "initial_state", "state_gradient", "d_state above 256"},
         ),
         Backend(
             "triton",

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from mixers.scan_operator import ScanOperator
 
@@ -51,7 +52,8 @@ def selective_scan_mamba_ssm(
         None if D is None else D.float(),
         None if delta_bias is None else delta_bias.float(),
     )
-    if torch.compiler.is_compiling():
+    # vmap, too, takes operators only
+    if torch.compiler.is_compiling() or _functorch.peek_interpreter_stack() is not None:
         y, last_state = _operator(*tensors, initial_state=None, reverse=False)
     else:
         y, last_state = _SelectiveScan.apply(*tensors)
@@ -119,6 +121,8 @@ class _SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: the kernel's part would be left out without a word
+            raise NotImplementedError("mamba-ssm's scan has no second derivative; use backend='reference'")
         return _gradients(grad_y, *ctx.saved_tensors)
 
 
@@ -142,7 +146,7 @@ def _forward(
     last_state = _last_state(states).clone(
         memory_format=torch.contiguous_format
     )  # an operator's results may not share memory
-    return y, last_state, states if keep else u.new_empty(_states_shape(u.shape, A.shape[1], keep))
+    return y, last_state, states if keep else states.new_empty(_states_shape(u.shape, A.shape[1], keep))
 
 
 def _backward(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 _CHUNKS = (16, 256)  # tokens, a power of two in between: a tile of a matrix product
+_OFFSETS = 2**31
 
 
 @torch.compiler.disable  # the compiler would look into the kernels' launches, and has no need to
@@ -30,13 +31,18 @@ def ssd_scan_mamba_ssm(
 ) -> tuple[Tensor, Tensor | None]:
     """Return `(y, last_state)`, the latter None unless asked for; arguments as in `mixers.ssd_scan.ssd_scan`.
 
-    Raises ValueError for float64, which the kernels lack.
+    Raises ValueError for float64 and for 2^31 numbers, which the kernels lack.
     """
     os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")  # read when the kernels are imported
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     if torch.float64 in (x.dtype, delta.dtype):
         raise ValueError("mamba-ssm's ssd scan has no float64; use backend='reference'")
+    if x.numel() >= _OFFSETS:
+        raise ValueError(
+            f"mamba-ssm's ssd kernels count with 32 bits, and x has {x.numel():,} numbers: take fewer "
+            "sequences at a time, or backend='reference'"
+        )
     power_of_two = 1 << (chunk_size - 1).bit_length()
     # the kernels want x, B and C in one dtype, and what decides the decays in float32
     scanned = mamba_chunk_scan_combined(
@@ -50,4 +56,14 @@ def ssd_scan_mamba_ssm(
         initial_states=None if initial_state is None else initial_state.float(),
         return_final_states=return_state,
     )
-    return scanned if return_state else (scanned, None)
+    results = scanned if return_state else (scanned, None)
+    for each in results:
+        if each is not None and each.requires_grad:
+            each.register_hook(_refuse_second_derivative)
+    return results
+
+
+def _refuse_second_derivative(gradient: Tensor) -> None:
+    """The backward of the kernels is differentiable to autograd, which would leave out all that they add."""
+    if torch.is_grad_enabled():  # inside of a backward: with create_graph=True
+        raise NotImplementedError("mamba-ssm's ssd scan has no second derivative; use backend='reference'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,49 @@ def test_what_would_take_too_long_is_skipped_and_said() -> None:
     assert skipped is not None
     assert skipped.skipped == "a pass would take about 0.4 s"
     assert skipped.median_ms is None
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("no"), "out of memory"),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), "out of memory"),
+        (
+            RuntimeError("CUDA error: an illegal memory access\nwas"),
+            "failed: RuntimeError: CUDA error: an illegal",
+        ),
+    ],
+)
+def test_an_error_is_one_point_and_told_from_memory(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise error
+
+    measured = bench._pass
+    monkeypatch.setattr(
+        bench, "_pass", lambda mixer, x, what: measured(mixer, x, what) if what == bench.FORWARD else broken()
+    )
+    forward, both = bench.bench(["conv"], [8], [16], 1, 0.01, MACHINE)
+    assert forward.skipped is None
+    assert both.skipped.startswith(said)
+    options = "--mixer conv --length 8 --dim 8 --seconds 0.01"
+    code = run_ablation.main(["bench", *options.split(), "--runs", str(tmp_path)])
+    assert code == int(said.startswith(bench.FAILED))
+
+
+def test_what_was_measured_before_an_interruption_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    points = bench.bench(["conv"], [8], [16], 1, 0.01, MACHINE)
+
+    def interrupted(*arguments: object) -> Iterator[bench.Point]:
+        yield next(points)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "bench", interrupted)
+    run_ablation.main(["bench", "--mixer", "conv", "--runs", str(tmp_path)])
+    assert "| conv | 8 | 16 | forward |" in (tmp_path / "bench" / "bench.md").read_text()
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

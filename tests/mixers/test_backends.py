@@ -340,6 +340,45 @@ def test_adapter_refuses_what_the_kernel_lacks(mamba_ssm: None) -> None:
         selective_scan_mamba_ssm(*make_inputs(1, 2, 1, 300))
 
 
+def test_adapter_refuses_a_second_derivative(mamba_ssm: None) -> None:
+    """The kernel's part of it would be left out without a word."""
+    inputs = tuple(t.requires_grad_() for t in make_inputs())
+    y, _ = selective_scan_mamba_ssm(*inputs)
+    torch.autograd.grad(y.square().sum(), inputs, retain_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        torch.autograd.grad(y.square().sum(), inputs[0], create_graph=True)
+
+
+def test_adapter_under_vmap(mamba_ssm: None) -> None:
+    inputs = make_inputs()
+    us = torch.stack([inputs[0], 2 * inputs[0]])
+    ys = torch.func.vmap(lambda u: selective_scan_mamba_ssm(u, *inputs[1:])[0])(us)
+    for u, y in zip(us, ys, strict=True):
+        torch.testing.assert_close(y, selective_scan_mamba_ssm(u, *inputs[1:])[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_operator_is_what_the_compiler_is_told(mamba_ssm: None, dtype: torch.dtype, keep: bool) -> None:
+    u, delta, A, B, C, *vectors = make_inputs()
+    scanned = (t.to(dtype).mT.contiguous() for t in (u, delta, B, C))
+    u, delta, B, C = scanned
+    call = torch.ops.mixers.selective_scan_mamba_ssm.default
+    torch.library.opcheck(
+        call, (u, delta, A, B, C, *vectors, None, False, keep), test_utils="test_faketensor"
+    )
+
+
+def test_auto_passes_over_a_kernel_for_more_states_than_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = []
+    monkeypatch.setattr(backends, "run", lambda *call: chosen.append(call[2]) or (None, None))
+    for d_state in (256, 257):
+        selective_scan(*make_inputs(1, 2, 1, d_state))
+    assert chosen == [set(), {"d_state above 256"}]
+    assert chosen[1] <= backends.BACKENDS["mamba_ssm"].lacks
+    assert not chosen[1] & backends.BACKENDS["triton"].lacks
+
+
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_a_kernel_can_be_probed_in_the_middle_of_inference(
     mode: Callable[[], AbstractContextManager[None]],
@@ -402,6 +441,23 @@ def test_the_adapters_of_the_other_operations(other_kernels: None, operation: st
     """What a probe on a GPU compares: outputs, last states and all gradients."""
     backend = backends.OPERATIONS[operation].backends[name]
     assert backends._largest_error(operation, backend, "cpu") < 1e-5
+
+
+def test_the_ssd_adapter_refuses_a_second_derivative(other_kernels: None) -> None:
+    problem = backends.OPERATIONS["ssd"]
+    leaves = [torch.randn(shape).requires_grad_() for shape in problem.shapes.values()]
+    y, last_state = problem.call(problem.backends["mamba_ssm"].load(), *leaves)
+    for result in (y, last_state):
+        torch.autograd.grad(result.square().sum(), leaves[0], retain_graph=True)
+        with pytest.raises(NotImplementedError, match="no second derivative"):
+            torch.autograd.grad(result.square().sum(), leaves[0], create_graph=True)
+
+
+def test_the_ssd_adapter_refuses_more_than_its_offsets_can_count(other_kernels: None) -> None:
+    x = torch.empty(1).expand(2**15, 2**14, 2, 2)
+    small = torch.empty(1)
+    with pytest.raises(ValueError, match="count with 32 bits, and x has 2,147,483,648 numbers"):
+        ssd_scan_mamba_ssm(x, small, small, small, small, small, None, 64, False)
 
 
 @pytest.mark.parametrize("length", [1, 5])

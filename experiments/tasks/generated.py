@@ -22,7 +22,7 @@ Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 
 REDRAWS = 200  # even where 9 rows of 10 are held out, a batch is through by then
 NOTABLY = 1.0  # points by which a guess in the row is better, to be listed
-GUESSED = 2**22  # tokens of an extra test set that are enough to tell what guesses get
+GUESSED = 2**20  # tokens of an extra test set that are enough to tell what guesses get
 
 
 class GeneratedData:

@@ -144,6 +144,11 @@ def is_part_of(metric: Metric, whole: Metric) -> bool:
     return metric.name == whole.name or metric.name.startswith(f"{whole.name}_")
 
 
+def extra_test_of(metric: Metric, data: TaskData) -> str | None:
+    """The further test set that a number of `choose_test_metric` is of; None for the test split."""
+    return next((name for name in data.extra_tests if metric.name.endswith(f"_{name}")), None)
+
+
 def build_model(trial: Trial, *, new_head: bool = True) -> Skeleton:
     """The model of a trial, initialised from its seed alone, or from the weights that its recipe names.
 
@@ -278,16 +283,23 @@ def mixer_channels(trial: Trial) -> list[int]:
         return list(dict.fromkeys(mixer.dim for _, mixer in cost.token_mixers(build_model(trial))))
 
 
-def check(trial: Trial) -> None:
+def check(trial: Trial, tested_on: tuple[int, ...] | None = None) -> None:
     """Build the trial's model and run it on nothing, so that what does not fit fails before anything trains.
 
     A small model really runs, on zeros: what torch imports to run a model of the meta device takes longer.
 
+    Args:
+        trial: whose model.
+        tested_on: the grid of the further test set that is compared; None for the test split.
+
     Raises:
-        InputError: as `build_model`, or from a part of the model that refuses the task's shape.
+        InputError: as `build_model`, or from a part of the model that refuses the shape of what it is trained
+            or tested on.
     """
     spec = create_task(trial.task).spec
-    small = math.prod(spec.grid) <= SMALL_GRID and count_params(trial) <= SMALL_MODEL
+    grids = [spec.grid] if tested_on is None else [spec.grid, tested_on]
+    small = max(map(math.prod, grids)) <= SMALL_GRID and count_params(trial) <= SMALL_MODEL
     with torch.device("cpu" if small else "meta"):
         model = assemble(trial.mixer, trial.skeleton, f"task {trial.task.name}", spec, trial.seed)
-        cost.run_on_nothing(model, spec)
+        for grid in grids:
+            cost.run_on_nothing(model, dataclasses.replace(spec, grid=grid))

@@ -422,20 +422,22 @@ def _resolve_case(
     fingerprints[str(baseline.task)] = data.fingerprint
     _check_batches(templates, data.sizes["train"])
     metric = build.choose_metric(task, baseline.task.name, study.metric)
-    compared = metric
+    compared, test = metric, None
     if case.metric is not None:
         compared = build.choose_test_metric(task, data, f"case {case.name}: metric", case.metric, like=metric)
+        test = build.extra_test_of(compared, data)
     planned = []
     for arm, trial in templates.items():
         matching = None
         if arm != study.baseline and study.match != "none":
             trial, matched = budget.match(trial, study.match, budget.measure(baseline, study.match))
             matching = matched.to_dict() | budget.mixer_widths(baseline, trial)
-        build.check(trial)
+        build.check(trial, None if test is None else data.extra_tests[test])
         trained_on = _budget(trial.train, data.sizes["train"])
         planned.append(PlannedArm(arm, case.name, trial, matching, trained_on, case.metric))
-    naive = data.baselines if build.is_part_of(compared, task.metric) else {}
-    return planned, metric, naive
+    if not build.is_part_of(compared, task.metric):
+        return planned, metric, {}
+    return planned, metric, data.baselines("test" if test is None else f"test_{test}")
 
 
 def _check_batches(templates: Mapping[str, Trial], examples: int) -> None:

@@ -50,7 +50,6 @@ class Skeleton(nn.Module, ABC):
     init_name: ClassVar[Init] = "fixed"
     pattern_over: ClassVar[PatternOver] = "layer"  # what several mixers alternate over
 
-    head: nn.Module
     init: Init
 
     def __init__(self) -> None:
@@ -84,7 +83,7 @@ class Skeleton(nn.Module, ABC):
                 f"{' or '.join(HEADS[task.output])}"
             )
         if task.output == "one":
-            self.head = Head(dims[-1], task.classes, readout, name)
+            self.head: nn.Module = Head(dims[-1], task.classes, readout, name)
             return
         if readout != "mean":
             raise InputError(f"readout {readout} has no meaning where every pixel has an answer of its own")

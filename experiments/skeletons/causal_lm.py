@@ -72,7 +72,8 @@ class CausalLM(Skeleton):
         balance: weight of the load-balancing loss.
 
     Raises:
-        InputError: the task is not on tokens, or the options do not fit each other.
+        InputError: the task is not on tokens or asks for pixels or instances, or the options do not fit each
+            other.
     """
 
     drop_path_rate: ClassVar[float] = 0.0
@@ -110,6 +111,10 @@ class CausalLM(Skeleton):
             raise InputError(
                 f"causal-lm reads tokens, but the task's input is {task.input!r}: take another --skeleton, "
                 "e.g. isotropic-nano"
+            )
+        if task.output not in self.heads:
+            raise InputError(
+                f"causal-lm answers {' or '.join(self.heads)}, but the task asks for {task.output!r}"
             )
         self.init = init or self.init_name
         mixtures = ExpertOptions(experts, experts_per_token, moe_every, balance)
@@ -216,11 +221,11 @@ def sinusoidal(start: int, length: int, like: Tensor) -> Tensor:
     Args:
         start: first position.
         length: number of them.
-        like: the embedding's weight (vocabulary, C); its spread, scale and device are taken over.
+        like: the embedding's weight (vocabulary, C); its spread, type and device are taken over.
     """
     dim = like.shape[1]
     rates = 10_000.0 ** (-torch.arange(0, dim, 2, device=like.device) / dim)  # (ceil(C / 2),)
     positions = torch.arange(start, start + length, device=like.device)
     angles = positions[:, None] * rates  # (length, ceil(C / 2))
     waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :dim]
-    return waves * like.detach().std() * 2**0.5
+    return (waves * like.detach().std() * 2**0.5).to(like.dtype)

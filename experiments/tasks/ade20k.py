@@ -229,15 +229,14 @@ class ADE20KData(FilesRead[Key, tuple[Any, Tensor] | Unreadable]):
             "validation": [example for example in listed["training"] if example in held_out],
             "test": listed["validation"],
         }
-        self.extra_tests: tuple[str, ...] = ("multiscale",) if task.multi_scale else ()
+        self.extra_tests = {"multiscale": task.spec.grid} if task.multi_scale else {}
         super().__init__(_Pixels(task.classes, task.crop, task.reduce_zero_label), _together)
 
     @property
     def sizes(self) -> dict[str, int]:
         return {split: len(examples) for split, examples in self._examples.items()}
 
-    @property
-    def baselines(self) -> dict[str, float]:
+    def baselines(self, split: str = "test") -> dict[str, float]:
         return {}
 
     @cached_property

@@ -9,7 +9,7 @@ seed see the same examples, in the same order, under the same augmentations. The
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -62,12 +62,12 @@ class TaskData(Protocol):
         """Hash of every example and of the splits."""
 
     @property
-    def extra_tests(self) -> tuple[str, ...]:
-        """Names of further test sets; the batches of "1024" are those of the split "test_1024"."""
+    def extra_tests(self) -> Mapping[str, tuple[int, ...]]:
+        """The grid of each further test set by its name; the batches of "1024" are those of the split
+        "test_1024"."""
 
-    @property
-    def baselines(self) -> dict[str, float]:
-        """What naive predictors reach on the test split, in the task's metric; the best mere guess first."""
+    def baselines(self, split: str = "test") -> dict[str, float]:
+        """What naive predictors reach on a test set, in the task's metric; the best mere guess first."""
 
     def train_batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Shuffled and augmented, from step `start` of the epoch; full batches only."""

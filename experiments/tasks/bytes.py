@@ -12,8 +12,7 @@ import hashlib
 import math
 import sysconfig
 import zlib
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -96,7 +95,7 @@ class Bytes(TokenClassification):
 class BytesData:
     """The documents of one seed's splits, and windows into them."""
 
-    extra_tests: tuple[str, ...] = ()
+    extra_tests: Mapping[str, tuple[int, ...]] = {}
 
     def __init__(self, task: Bytes, documents: list[Document], seed: int) -> None:
         self._task, self._seed = task, seed
@@ -127,8 +126,7 @@ class BytesData:
         corpus = np.frombuffer(self._corpus_hash.digest(), dtype=np.uint8)
         return fingerprint(corpus, *self._texts.values(), *self._windows.values(), first.inputs)
 
-    @cached_property
-    def baselines(self) -> dict[str, float]:
+    def baselines(self, split: str = "test") -> dict[str, float]:
         """In bits per byte: bigrams counted in the training text; zlib on the test documents, one after the
         other, of which it remembers 32 KiB."""
         test = self._texts["test"]

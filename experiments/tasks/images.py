@@ -236,7 +236,7 @@ class ImagesData(FilesRead[Key, Stacked]):
         InputError: they cannot be opened, or one of them is empty, or has more classes than were said.
     """
 
-    extra_tests: tuple[str, ...] = ()
+    extra_tests: Mapping[str, tuple[int, ...]] = {}
 
     def __init__(self, task: Images, seed: int, sources: Mapping[str, Source]) -> None:
         self._task, self._seed = task, seed
@@ -252,9 +252,12 @@ class ImagesData(FilesRead[Key, Stacked]):
     def sizes(self) -> dict[str, int]:
         return {split: len(numbers) for split, numbers in self._numbers.items()}
 
-    @property
-    def baselines(self) -> dict[str, float]:
-        return {}
+    def baselines(self, split: str = "test") -> dict[str, float]:
+        labels = torch.tensor(self._sources[split].labels)[self._numbers[split]]
+        anywhere = 100 / self._task.spec.classes
+        frequent = 100 * labels.bincount().max().item() / len(labels)
+        found = {"the most frequent class": frequent} if frequent > anywhere else {}
+        return {**found, "a random class": anywhere}
 
     @cached_property
     def fingerprint(self) -> str:

@@ -63,7 +63,15 @@ class Induction(Classification):
     def load(self, seed: int) -> TaskData:
         sizes = {"train": self.train, "validation": self.validation, "test": self.test}
         further = {str(length): partial(self.draw, length=length) for length in self.test_lengths}
-        return GeneratedData("induction", self.draw, sizes, seed, fresh=self.fresh, extra_tests=further)
+        return GeneratedData(
+            "induction",
+            self.draw,
+            sizes,
+            seed,
+            answers=range(self.vocabulary),
+            fresh=self.fresh,
+            extra_tests=further,
+        )
 
     def draw(self, count: int, random: torch.Generator, length: int = 0) -> tuple[Tensor, Tensor]:
         """-> inputs (count, length) and targets (count,); length 0 is that of training."""

@@ -2,9 +2,10 @@
 
 Generators follow the authors' published code, vectorised; the defaults are MAD's baseline settings, of
 which a sweep changes one at a time. Where it trains on the next token of the whole row but scores only what
-can be known, so do these tasks. Different here: accuracy is the mean over what is asked, MAD's is one over
-classes first; the last key of a recall is drawn among the pairs that came before, MAD's among the distinct
-keys; fuzzy recall places its probe otherwise; and the map that is memorised comes from another generator.
+can be known, so do these tasks. Different here: accuracy is the mean over rows of the share that is right in
+each, as in Zoology, MAD's is one over classes first; the last key of a recall is drawn among the pairs that
+came before, MAD's among the distinct keys; fuzzy recall places its probe otherwise; and the map that is
+memorised comes from another generator and has each of 127 values once, MAD's takes them from 128.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class Recall(TokenClassification):
 
     def load(self, seed: int) -> TaskData:
         sizes = {"train": self.train, "validation": self.validation, "test": self.test}
-        return GeneratedData("mad recall", self.draw, sizes, seed, train_draw=next_tokens(self.draw_row))
+        train_draw, values = next_tokens(self.draw_row), range(self.keys, 2 * self.keys)
+        return GeneratedData("mad recall", self.draw, sizes, seed, train_draw=train_draw, answers=values)
 
     def draw(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """-> inputs and targets, (count, L - 1) each."""
@@ -191,8 +193,10 @@ class FuzzyRecall(TokenClassification):
         def of_any_length(count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
             return self.draw_rows(count, random, shortest_key=1)
 
-        train_draw = next_tokens(of_any_length)
-        return GeneratedData("mad-fuzzy-recall", self.draw, sizes, seed, train_draw=train_draw)
+        train_draw, values = next_tokens(of_any_length), range(self.letters, self.vocabulary - 1)
+        return GeneratedData(
+            "mad-fuzzy-recall", self.draw, sizes, seed, train_draw=train_draw, answers=values
+        )
 
     def draw(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """-> inputs and targets, (count, L) each, with keys of three tokens."""
@@ -278,7 +282,7 @@ class MadSelectiveCopy(TokenClassification):
 
     def load(self, seed: int) -> TaskData:
         sizes = {"train": self.train, "validation": self.validation, "test": self.test}
-        return GeneratedData("mad-selective-copy", self.draw, sizes, seed)
+        return GeneratedData("mad-selective-copy", self.draw, sizes, seed, answers=range(self.vocabulary - 2))
 
     def draw(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """-> inputs and targets, (count, L) each."""
@@ -332,7 +336,7 @@ class Compression(TokenClassification):
 
     def load(self, seed: int) -> TaskData:
         sizes = {"train": self.train, "validation": self.validation, "test": self.test}
-        return GeneratedData("mad-compression", self.draw, sizes, seed)
+        return GeneratedData("mad-compression", self.draw, sizes, seed, answers=range(self.vocabulary - 1))
 
     def draw(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """-> inputs and targets, (count, 2 L - 1) each."""
@@ -388,7 +392,8 @@ class Memorization(TokenClassification):
 
     def load(self, seed: int) -> TaskData:
         sizes = {"train": self.train, "validation": self.validation, "test": self.test}
-        return GeneratedData("mad-memorization", self.draw, sizes, seed)
+        values = range(len(self.values), 2 * len(self.values))
+        return GeneratedData("mad-memorization", self.draw, sizes, seed, answers=values)
 
     def draw(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """-> inputs and targets, (count, L) each."""

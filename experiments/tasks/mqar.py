@@ -79,7 +79,8 @@ class MQAR(TokenClassification):
 
     def load(self, seed: int) -> TaskData:
         sizes = {"train": self.train, "validation": self.validation, "test": self.test}
-        return GeneratedData("mqar", self.draw, sizes, seed, fresh=self.fresh)
+        values = range(self.vocabulary // 2, self.vocabulary)
+        return GeneratedData("mqar", self.draw, sizes, seed, fresh=self.fresh, answers=values)
 
     def draw(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """-> inputs and targets, (count, L) each."""

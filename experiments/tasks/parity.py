@@ -59,7 +59,9 @@ class Parity(TokenClassification):
     def load(self, seed: int) -> TaskData:
         sizes = {"train": self.train, "validation": self.validation, "test": self.test}
         further = {str(length): partial(self.draw, length=length) for length in self.test_lengths}
-        return GeneratedData("parity", self.draw, sizes, seed, fresh=self.fresh, extra_tests=further)
+        return GeneratedData(
+            "parity", self.draw, sizes, seed, answers=range(2), fresh=self.fresh, extra_tests=further
+        )
 
     def measure(self, predictions: Tensor, targets: Tensor, mean_loss: float) -> dict[str, float]:
         rows = (len(targets), -1)  # one answer is a row of one

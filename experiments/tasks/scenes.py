@@ -251,7 +251,7 @@ class SceneSegmentation:
 class SceneData:
     """The digits of one seed's splits, and scenes drawn from them."""
 
-    extra_tests: tuple[str, ...] = ()
+    extra_tests: Mapping[str, tuple[int, ...]] = {}
 
     def __init__(self, rule: SceneRule, sizes: Mapping[str, int], seed: int) -> None:
         self.sizes = dict(sizes)
@@ -259,8 +259,7 @@ class SceneData:
         _, labels = handwriting()
         self.pools: dict[str, Tensor] = split_examples(len(labels), **HELD_OUT, seed=seed)
 
-    @property
-    def baselines(self) -> dict[str, float]:
+    def baselines(self, split: str = "test") -> dict[str, float]:
         return {"a random class": 100 / CLASSES}
 
     @property

@@ -8,7 +8,7 @@ framed digit itself is not to be found.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -73,7 +73,7 @@ class SceneDetection(InstanceSegmentation):
 class DetectionData:
     """The scenes of another task's data as images with objects."""
 
-    extra_tests: tuple[str, ...] = ()
+    extra_tests: Mapping[str, tuple[int, ...]] = {}
 
     def __init__(self, scenes: SceneData, ask: Ask) -> None:
         self._scenes, self._ask = scenes, ask
@@ -86,8 +86,7 @@ class DetectionData:
     def fingerprint(self) -> str:
         return self._scenes.fingerprint
 
-    @property
-    def baselines(self) -> dict[str, float]:
+    def baselines(self, split: str = "test") -> dict[str, float]:
         """Every digit found, in every category at once: what is reached without knowing any."""
         scorer = InstanceScorer()
         for batch in self.batches("test", 64):

@@ -68,7 +68,8 @@ class SelectiveCopy(TokenClassification):
 
     def load(self, seed: int) -> TaskData:
         sizes = {"train": self.train, "validation": self.validation, "test": self.test}
-        return GeneratedData("selective-copy", self.draw, sizes, seed, fresh=self.fresh)
+        answers = range(1, self.vocabulary - 1)
+        return GeneratedData("selective-copy", self.draw, sizes, seed, fresh=self.fresh, answers=answers)
 
     def draw(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """-> inputs and targets, (count, length + M) each."""

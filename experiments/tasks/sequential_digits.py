@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
@@ -31,7 +31,7 @@ class SequentialDigits(Digits):
 class PixelByPixel:
     """The batches of another task's data as grey levels."""
 
-    extra_tests: tuple[str, ...] = ()
+    extra_tests: Mapping[str, tuple[int, ...]] = {}
 
     def __init__(self, images: TaskData) -> None:
         self._images = images
@@ -40,9 +40,8 @@ class PixelByPixel:
     def sizes(self) -> dict[str, int]:
         return self._images.sizes
 
-    @property
-    def baselines(self) -> dict[str, float]:
-        return self._images.baselines
+    def baselines(self, split: str = "test") -> dict[str, float]:
+        return self._images.baselines(split)
 
     @property
     def fingerprint(self) -> str:

@@ -233,7 +233,7 @@ def test_a_model_that_sees_colours_is_nearly_right_at_every_scale(written: Path)
 
     asked = task(written, multi_scale=True)
     loaded = asked.load(0)
-    assert loaded.extra_tests == ("multiscale",)
+    assert list(loaded.extra_tests) == ["multiscale"]
     for split in ("test", "test_multiscale"):
         measured, answers = Evaluator(asked, loaded, torch.device("cpu")).answer(Colours(), split)
         assert measured["miou"] > 75

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.interface import TaskSpec
+from experiments.interface import Output, TaskSpec
 from experiments.skeletons import SKELETONS, option_defaults
 from experiments.skeletons.blocks import PRESETS
 from experiments.skeletons.causal_lm import CausalLM, sinusoidal
@@ -161,6 +161,18 @@ def test_sines_and_cosines() -> None:
             torch.testing.assert_close(waves[row, 2 * pair], angle.sin())
             torch.testing.assert_close(waves[row, 2 * pair + 1], angle.cos())
     assert sinusoidal(0, 2, like[:, :5]).shape == (2, 5)
+
+
+def test_positions_are_of_the_type_of_the_embedding() -> None:
+    model = build("causal-attention(head_dim=4)", position="sinusoidal").to(torch.bfloat16)
+    with torch.inference_mode():
+        assert model(ids()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("output", ["per-pixel", "instances"])
+def test_other_answers_are_refused(output: Output) -> None:
+    with pytest.raises(InputError, match=f"answers one or per-token, but the task asks for '{output}'"):
+        build("ssm", task=TaskSpec("tokens", VOCABULARY, (LENGTH,), 3, output=output))
 
 
 def test_every_parameter_gets_a_gradient() -> None:

@@ -232,6 +232,16 @@ def test_three_folders_are_three_splits(tmp_path: Path, write_digits: Write) -> 
     assert data.sizes == {"train": 24, "validation": 12, "test": 12}
 
 
+def test_a_guess_is_the_most_frequent_class(digit_folder: Path) -> None:
+    data = load(digit_folder)
+    _, labels = everything(data, "test")
+    often = 100 * labels.bincount().max().item() / len(labels)
+    classes = len(data._sources["test"].classes)
+    guesses = data.baselines()
+    assert max(guesses.values()) == next(iter(guesses.values())) == max(often, 100 / classes)
+    assert guesses["a random class"] == 100 / classes
+
+
 def test_the_number_of_classes_is_part_of_the_trial(digit_folder: Path) -> None:
     assert trial_on(digit_folder).task.options["classes"] == 3
 

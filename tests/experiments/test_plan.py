@@ -99,7 +99,24 @@ def planned(tmp_path: Path, **changes: Any) -> dict[str, Any]:
 def test_a_case_may_compare_a_further_test_set(tmp_path: Path) -> None:
     content = planned(tmp_path, cases=(Case("32", metric="accuracy_32"),))
     assert {arm["metric"] for arm in content["arms"]} == {"accuracy_32"}
-    assert {row["case"] for row in content["baselines"]} == {"32"}, "a guess is a guess at any length"
+    assert {row["case"] for row in content["baselines"]} == {"32"}
+
+
+def test_what_guesses_get_is_of_the_test_set_that_a_case_compares(tmp_path: Path) -> None:
+    task = INDUCTION.task.replace("test=8", "test=2000").replace("8..32", "8..1024")
+    cases = tuple(Case(name, metric=f"accuracy_{name}") for name in ("8", "1024"))
+    content = planned(tmp_path, task=task, cases=(Case("own"), *cases))
+    best: dict[str, float] = {}
+    for row in content["baselines"]:
+        best.setdefault(row["case"], row["value"])
+    assert best["8"] > best["own"] > best["1024"]
+
+
+def test_a_test_longer_than_the_learned_positions_is_refused_before_the_run(tmp_path: Path) -> None:
+    learned = "causal-lm(dim=16, depth=1, position=learned)"
+    planned(tmp_path, skeleton=learned, cases=(Case("8", metric="accuracy_8"),))
+    with pytest.raises(InputError, match="learned 16 positions, 32 tokens came"):
+        planned(tmp_path, skeleton=learned, cases=(Case("32", metric="accuracy_32"),))
 
 
 @pytest.mark.parametrize("metric", ["acuracy_32", "loss_32", "accuracy_64"])

@@ -74,9 +74,9 @@ def test_training_targets_are_those_of_the_scenes() -> None:
 
 
 def test_knowing_all_but_the_category_reaches_the_baseline() -> None:
-    baseline = load().baselines["all digits found, none recognised"]
+    baseline = load().baselines()["all digits found, none recognised"]
     assert 35 < baseline < 65
-    assert load("own").baselines["all digits found, none recognised"] < 20
+    assert load("own").baselines()["all digits found, none recognised"] < 20
     scorer = InstanceScorer()
     for batch in load().batches("test", 8):
         answers = [

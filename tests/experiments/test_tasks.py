@@ -16,7 +16,7 @@ from experiments.tasks import TASKS
 from experiments.tasks.base import IGNORE, Task, TaskData
 from experiments.tasks.bytes import bigram_bits_per_byte, read_documents
 from experiments.tasks.digits import Digits, read_digits
-from experiments.tasks.generated import GeneratedData
+from experiments.tasks.generated import GeneratedData, right_with_most_frequent
 from experiments.tasks.induction import Induction, read_lengths
 from experiments.tasks.mad import Recall
 from experiments.tasks.mqar import MQAR, distinct
@@ -186,17 +186,129 @@ def test_a_constant_answer_scores_chance(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "answers"), [("parity", 2), ("selective-copy", 9 - 2), ("mad-recall", 8 // 2)]
+    ("text", "answers"),
+    [
+        ("parity(test_lengths=none, test=3)", 2),
+        ("selective-copy(length=12, tokens=4, vocabulary=9, test=1)", 7),
+        ("mad-recall(length=24, vocabulary=8, test=1)", 4),
+        ("mad-fuzzy-recall(length=40, vocabulary=11, test=1)", 5),
+        ("mad-selective-copy(length=24, tokens=4, test=1)", 14),
+        ("mad-compression(length=8, test=1)", 15),
+        ("mad-memorization(length=8, vocabulary=21, test=1)", 10),
+        ("mqar(length=32, vocabulary=24, pairs=4, test=1)", 12),
+        ("induction(test_lengths=none, test=20)", 16),
+    ],
 )
-def test_a_random_answer_is_one_of_those_that_occur(name: str, answers: int) -> None:
-    assert load(name).baselines["a random answer"] == 100 / answers
+def test_a_random_answer_is_one_of_those_that_may_be_asked_for(text: str, answers: int) -> None:
+    """However few of them the test split asks for."""
+    assert create(text).load(0).baselines()["a random answer"] == 100 / answers
+
+
+def test_an_own_task_need_not_say_what_may_be_asked_for() -> None:
+    def most(count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        bits = torch.randint(2, (count, 17), generator=random)
+        return bits, (2 * bits.sum(1) > 17).long()  # classes: no guess is made of the row's tokens
+
+    sizes = {"train": 64, "validation": 20, "test": 300}
+    assert GeneratedData("majority", most, sizes, 0).baselines() == {"a random answer": 50.0}
+
+
+@pytest.mark.parametrize("name", ["digits", "sequential-digits", "textures"])
+def test_a_random_class(name: str) -> None:
+    assert load(name).baselines() == {"a random class": 100 / create(SMALL[name]).spec.classes}
 
 
 def test_the_best_guess_comes_first() -> None:
     """Any value of the row is right one time in as many as there are pairs."""
     data = create("mqar(length=32, vocabulary=64, pairs=4, test=50)").load(0)
-    assert list(data.baselines.items()) == [("any answer of the row", 25.0), ("a random answer", 100 / 32)]
-    assert list(load("parity").baselines) == ["a random answer"], "both answers stand in every row"
+    assert list(data.baselines().items()) == [("any answer of the row", 25.0), ("a random answer", 100 / 32)]
+    assert list(load("parity").baselines()) == ["a random answer"], "both answers stand in every row"
+
+
+MOST_FREQUENT = "the row's most frequent answer so far"
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("selective-copy(length=64, tokens=8, fresh=false, train=64, validation=8)", 27),
+        ("mqar(length=32, vocabulary=64, pairs=4, random_non_queries=true, train=64, validation=8)", 24),
+        ("mad-recall(train=64, validation=8)", 32),
+        ("mad-noisy-recall(train=64, validation=8)", 32),
+        ("mad-selective-copy(train=64, validation=8)", 20.5),
+        ("mad-compression(train=64, validation=8)", 15.8),
+    ],
+)
+def test_what_a_row_has_most_often_is_a_better_guess(text: str, level: float) -> None:
+    name, value = next(iter(create(text).load(0).baselines().items()))
+    assert name == MOST_FREQUENT
+    assert value == pytest.approx(level, abs=1.0)
+
+
+def test_the_most_frequent_answer_so_far() -> None:
+    rows_ = torch.tensor([[5, 1, 2, 2, 0, 1, 1], [7, 7, 0, 3, 1, 3, 1]])
+    guesses = torch.tensor([[IGNORE, 1, 1, 2, 2, 2, 1], [IGNORE, IGNORE, IGNORE, 3, 3, 3, 3]])
+    assert right_with_most_frequent(rows_, guesses, range(1, 4)).tolist() == [1.0, 1.0]
+    wrong = guesses.where(guesses == IGNORE, guesses % 3 + 1)
+    assert right_with_most_frequent(rows_, wrong, range(1, 4)).tolist() == [0.0, 0.0]
+    last = torch.tensor([[1], [2]])  # one answer per row is that of its last token
+    assert right_with_most_frequent(rows_, last, range(1, 4)).tolist() == [1.0, 0.0]
+
+
+def test_a_guess_at_another_length_is_of_that_test_set() -> None:
+    data = create("induction(length=64, train=64, validation=8, test=2000, test_lengths=32..4096)").load(0)
+    levels = [next(iter(data.baselines(f"test_{length}").values())) for length in (32, 128, 4096)]
+    assert levels == sorted(levels, reverse=True)
+    assert levels[0] > 13
+    assert levels[-1] == pytest.approx(100 / 16, abs=1.5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f"{name}(train=64, validation=8, test=1500)" for name in ("mqar", "selective-copy")),
+        "mqar(length=32, vocabulary=64, pairs=4, random_non_queries=true, train=64, validation=8, test=1500)",
+        "induction(length=64, train=64, validation=8, test=1500, test_lengths=32..256)",
+        "parity(train=64, validation=8, test=6000, test_lengths=80..80)",
+        "parity(length=12, target=every, train=64, validation=8, test=1500, test_lengths=none)",
+        *(
+            f"mad-{name}(train=64, validation=8, test=1500)"
+            for name in (
+                "recall",
+                "noisy-recall",
+                "fuzzy-recall",
+                "selective-copy",
+                "compression",
+                "memorization",
+            )
+        ),
+    ],
+)
+def test_no_guess_beats_the_best_one_that_is_listed(text: str) -> None:
+    """Neither one answer for all, nor one for each place, nor what the row has had most often."""
+    task: Any = create(text)
+    data: Any = task.load(0)
+    for split in ("test", *(f"test_{name}" for name in data.extra_tests)):
+        inputs, targets = all_of(data, split)
+        columns = targets.view(len(targets), -1)
+        half = len(targets) // 2
+        asked = columns != IGNORE
+
+        def score(guess: Tensor, at: slice, targets: Tensor = targets) -> float:
+            right: float = task.measure(guess.view(targets.shape)[at], targets[at], 0.0)["accuracy"]
+            return right
+
+        counts = torch.zeros(columns.shape[1], task.spec.classes)
+        places = torch.arange(columns.shape[1]).expand_as(columns)
+        known = asked[:half]
+        where = (places[:half][known], columns[:half][known])
+        counts.index_put_(where, torch.ones(int(known.sum())), accumulate=True)
+        learned = slice(half, None)  # tested on what was not counted
+        constant = score(counts.sum(0).argmax().expand_as(columns), learned)
+        by_place = score(counts.argmax(1).expand_as(columns), learned)
+        in_the_row = 100 * right_with_most_frequent(inputs, columns, data._answers).mean().item()
+        best = next(iter(data.baselines(split).values()))
+        assert max(constant, by_place, in_the_row) < best + 1.5, split
 
 
 def test_what_leaves_nothing_to_train_on_is_refused_before_training() -> None:
@@ -382,7 +494,7 @@ def test_distinct_is_uniform_without_repetition() -> None:
 
 def test_induction_at_other_lengths() -> None:
     data = load("induction")
-    assert data.extra_tests == ("8", "16", "32")
+    assert data.extra_tests == {"8": (8,), "16": (16,), "32": (32,)}
     for extra in data.extra_tests:
         inputs, _ = all_of(data, f"test_{extra}")
         assert inputs.shape == (300, int(extra))
@@ -411,7 +523,7 @@ def test_bytes_documents_are_in_one_split_each() -> None:
     assert sum(map(len, parts)) == len(set.union(*parts)) > 300
     inputs, targets = all_of(data, "test")
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
-    baselines = data.baselines
+    baselines = data.baselines()
     assert 1.5 < baselines["zlib -9"] < 2.5 < baselines["bigram"] < 4.5
 
 

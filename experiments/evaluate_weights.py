@@ -26,7 +26,7 @@ class Evaluated:
     """What a model reaches.
 
     Attributes:
-        model: skeleton, mixer, and weights with their hash.
+        model: skeleton and mixers with every option, and weights with their hash.
         task: with every option.
         examples: how many were answered.
         unreadable: images that were passed over.
@@ -75,7 +75,7 @@ def evaluate_weights(asked: EvaluateRequest) -> Evaluated:
     finally:
         data.close()
     return Evaluated(
-        f"{trial.skeleton.name} with {trial.mixer[0].name}, weights {trial.train.weights}",
+        f"{trial.skeleton} with {trial.mixer_text}, weights {trial.train.weights}",
         str(trial.task),
         len(answers["example"]),
         len(data.unreadable),

@@ -111,6 +111,23 @@ def load(model: Skeleton, weights: str, skeleton: str, *, new_head: bool) -> Non
             raise InputError(f"weights {weights} answer for {have:,} classes, but the task has {want:,}")
         found = {name: value for name, value in found.items() if name not in CLASSIFIER}
         found |= {name: expected[name] for name in CLASSIFIER}
+    require_all_of(model, found, weights, skeleton)
+    model.load_state_dict(found)
+
+
+def require_all_of(model: Skeleton, found: Mapping[str, Tensor], weights: str, skeleton: str) -> None:
+    """Compare names and shapes, ours, with those of a model.
+
+    Args:
+        model: of the skeleton of that name.
+        found: the weights.
+        weights: where they are from, for the message.
+        skeleton: its name.
+
+    Raises:
+        InputError: they are of another model.
+    """
+    expected = model.state_dict()
     differing = [name for name in found if name in expected and found[name].shape != expected[name].shape]
     for names, what in (
         (sorted(expected.keys() - found.keys()), "not in them"),
@@ -122,7 +139,6 @@ def load(model: Skeleton, weights: str, skeleton: str, *, new_head: bool) -> Non
                 f"weights {weights} are not of this {skeleton}: {names[0]} is {what} ({len(names)} in all); "
                 "released ones fit the skeleton of their size with the mixer conv and no matching of sizes"
             )
-    model.load_state_dict(found)
 
 
 def _split(weights: str) -> tuple[str, str | None]:

@@ -11,7 +11,8 @@ MambaOut gives (B, h, w, C), which some take for the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from timm.layers.format import Format
@@ -19,11 +20,13 @@ from timm.models import register_model
 from timm.models._features import FeatureInfo, feature_take_indices
 from torch import Tensor, nn
 
+from experiments import pretrained
 from experiments.build import assemble
 from experiments.interface import TaskSpec
 from experiments.skeletons import SKELETONS, option_defaults
 from experiments.skeletons.dense import channels_first
 from experiments.skeletons.hierarchical import MambaOut
+from experiments.skeletons.weights import from_timm
 from mixers import MIXERS, Component, InputError
 
 Indices = int | Sequence[int] | None
@@ -31,16 +34,23 @@ IMAGE = (224, 224)  # any other size may come in
 
 
 class StageMaps(nn.Module):
-    """A backbone: (B, in_chans, H, W) -> the maps of some stages, (B, C, h, w) each, the finest first."""
+    """A backbone: (B, in_chans, H, W) -> the maps of some stages, (B, C, h, w) each, the finest first.
+
+    It has nothing that these maps do not need: neither later stages, nor norms of other maps, nor a head.
+    """
 
     output_fmt = Format.NCHW
 
-    def __init__(self, model: MambaOut, out_indices: Indices) -> None:
+    def __init__(self, model: MambaOut, skeleton: str, out_indices: Indices) -> None:
         super().__init__()
-        self.model = model
-        model.head = nn.Identity()
+        self.model, self._skeleton = model, skeleton
         chosen = list(out_indices) if isinstance(out_indices, Sequence) else out_indices
-        indices, _ = feature_take_indices(len(model.dims), chosen)
+        indices, last = feature_take_indices(len(model.dims), chosen)
+        assert model.stage_norms is not None
+        model.head = nn.Identity()
+        del model.stages[last + 1 :], model.stage_norms[last + 1 :]
+        for stage in set(range(last)) - set(indices):
+            model.stage_norms[stage] = nn.Identity()
         stages = enumerate(zip(model.dims, model.strides(), strict=True))
         self.feature_info = FeatureInfo(
             [
@@ -53,6 +63,39 @@ class StageMaps(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """What timm's optimizers ask for: the parameters that weight decay must leave alone."""
         return {f"model.{name}" for name in self.model.no_weight_decay()}
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Its own weights, or those of a classifier or of a dense model, ours or timm's: `checkpoint_path`.
+
+        Of the latter it takes what it has itself; norms of the maps, which classifiers do not have, stay.
+
+        Raises:
+            InputError: they are of another model.
+        """
+        if not any(name.startswith("model.") for name in state_dict):
+            state_dict = {f"model.{name}": value for name, value in self._wanted(state_dict).items()}
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _wanted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of the model in it, from weights of all stages with a head."""
+        if any(re.search(r"blocks\.\d+\.conv\.", name) for name in weights):  # timm's name of the mixer
+            weights = from_timm(weights)
+        own = self.model.state_dict()
+        norms = {name: value for name, value in own.items() if name.startswith("stage_norms.")}
+        found = norms | {name: value for name, value in weights.items() if not self._lacks(name)}
+        pretrained.require_all_of(self.model, found, "of this checkpoint", self._skeleton)
+        return found
+
+    def _lacks(self, name: str) -> bool:
+        """Whether a weight belongs to the head, or to a stage or a norm that these maps do not need."""
+        part, _, rest = name.partition(".")
+        if part not in ("stages", "stage_norms"):
+            return part == "head"
+        stage = int(rest.partition(".")[0])
+        wanted: Sequence[int] = self.feature_info.out_indices
+        return stage > max(wanted) if part == "stages" else stage not in wanted
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = self.model.forward_pyramid(x)
@@ -97,7 +140,7 @@ def create(
     )
     model = assemble(mixers, resolved, "a backbone", spec, seed)
     assert isinstance(model, MambaOut)
-    return StageMaps(model, out_indices) if features_only else model
+    return StageMaps(model, skeleton, out_indices) if features_only else model
 
 
 def _entry_point(skeleton: str) -> Callable[..., nn.Module]:

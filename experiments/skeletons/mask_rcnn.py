@@ -2,9 +2,12 @@
 
 He et al., arXiv 1703.06870, on the feature pyramid of Lin et al., arXiv 1612.03144. It is torchvision's
 Mask R-CNN, which is not quite mmdetection's, in which the published numbers were made: the box losses are
-smooth L1 with beta 1/9 and not L1; RoIAlign takes 2 x 2 samples per bin, not aligned to pixel centres,
-where the other takes as many as the bin has pixels, aligned; and a ground truth whose best proposal lies
-below IoU 0.5 gets none. Numbers from the two differ by some tenths of AP.
+smooth L1 with beta 1/9 and not L1, and RoIAlign takes 2 x 2 samples per bin, not aligned to pixel centres,
+where the other takes as many as the bin has pixels, aligned. Numbers from the two differ by some tenths of
+AP.
+
+Under autocast the convolutions and linear layers run in half precision, but boxes, scores and losses are
+float32: bfloat16 has 8 bits, with which a coordinate above 512 is a multiple of 4.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.interface import TaskSpec
@@ -22,8 +27,8 @@ PROPOSALS, DETECTIONS = 1000, 100
 """Boxes that go through the box head and the mask head when costs are counted, as in mmdetection."""
 BOX_SIDE, MASK_SIDE = 7, 14  # of the features that RoIAlign cuts out
 
-PAPER: dict[str, Any] = {}
-"""The published size, which is torchvision's default."""
+PAPER: dict[str, Any] = {"rpn_post_nms_top_n_train": PROPOSALS}
+"""The published size: torchvision's defaults, but for the proposals of an image in training, there 2,000."""
 SLIM: dict[str, Any] = {
     "rpn_pre_nms_top_n_train": 200,
     "rpn_pre_nms_top_n_test": 200,
@@ -40,7 +45,8 @@ class MaskRCNN(nn.Module):
     """Feature pyramid, region proposals, box head, mask head.
 
     Images are resized in it: the shorter side to the shorter of the task's grid, unless the longer one would
-    then exceed the longer one. They are padded with zeros to multiples of 32 and to the batch's largest.
+    then exceed the longer one. They are padded with zeros to multiples of 32 and to the batch's largest, also
+    where it gets only a part of the batch, if the targets know the sizes in all of it.
 
     Args:
         dims: channels of the maps it reads, strides growing by 2.
@@ -82,6 +88,8 @@ class MaskRCNN(nn.Module):
             **(SLIM if slim else PAPER),
         )
         self.transform, self.rpn, self.roi_heads = detector.transform, detector.rpn, detector.roi_heads
+        for module in (self.rpn.head, self.roi_heads.box_predictor, self.roi_heads.mask_predictor):
+            module.register_forward_hook(_in_float32)
 
     def forward(
         self,
@@ -94,10 +102,13 @@ class MaskRCNN(nn.Module):
         Args:
             pyramid: the backbone: (B, channels, H, W) -> maps (B, h, w, C).
             images: (channels, H, W) each.
-            targets: boxes (n, 4), labels (n,) and masks (n, H, W) of each image, in training.
+            targets: boxes (n, 4), labels (n,), masks (n, H, W) and, where sizes differ, batch_sizes (B, 2) of
+                each image, in training.
         """
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         batch, resized = self.transform(images, targets if self.training else None)
+        if resized is not None and "batch_sizes" in resized[0]:
+            batch.tensors = self._padded(batch.tensors, resized[0]["batch_sizes"])
         features = self.levels(pyramid(batch.tensors))
         proposals, proposal_losses = self.rpn(batch, features, resized)
         found, losses = self.roi_heads(features, proposals, batch.image_sizes, resized)
@@ -105,9 +116,28 @@ class MaskRCNN(nn.Module):
             return {**losses, **proposal_losses}
         return self.transform.postprocess(found, batch.image_sizes, sizes)
 
+    def _padded(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Some resized images of a batch (b, channels, H, W), padded like all of it.
+
+        Args:
+            images: of the batch, padded to the largest of them.
+            sizes: heights and widths of all images of the batch before they are resized, (B, 2).
+        """
+        shapes = [
+            self.transform.resize(torch.empty(1, *size, device="meta"))[0].shape[1:]
+            for size in sizes.unique(dim=0).tolist()
+        ]
+        unit = self.transform.size_divisible
+        height, width = (-(-max(sides) // unit) * unit for sides in zip(*shapes, strict=True))
+        return F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]))
+
     def levels(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Maps (B, h, w, C) -> the pyramid, (B, width, h, w) each, with one more of twice the last stride."""
-        return self.fpn(OrderedDict((str(level), channels_first(x)) for level, x in enumerate(maps)))
+        """Maps (B, h, w, C) -> the pyramid, (B, width, h, w) each, with one more of twice the last stride.
+
+        In float32, because anchors are of the type of these maps.
+        """
+        pyramid = self.fpn(OrderedDict((str(level), channels_first(x)) for level, x in enumerate(maps)))
+        return {level: x.float() for level, x in pyramid.items()}
 
     def nominal(self, maps: Sequence[Tensor]) -> None:
         """The work on one image with `PROPOSALS` proposals and `DETECTIONS` detections, whatever it shows."""
@@ -120,7 +150,9 @@ class MaskRCNN(nn.Module):
 
 
 def initial_std(name: str, weight: Tensor) -> float:
-    """Standard deviation of a fresh weight, as in mmdetection: He's, but small where decisions are made.
+    """Standard deviation of a fresh weight: small where decisions are made, as in mmdetection, else He's.
+
+    mmdetection draws those of the pyramid and of the box head's shared layers by Xavier's rule.
 
     Args:
         name: of the parameter in the head.
@@ -133,6 +165,13 @@ def initial_std(name: str, weight: Tensor) -> float:
     inputs = weight[0].numel() if "conv5_mask" not in name else weight.shape[0]  # each output sees one tap
     gain = 1.0 if name.startswith("fpn.") else 2.0  # a ReLU follows
     return (gain / inputs) ** 0.5
+
+
+def _in_float32(module: nn.Module, arguments: Any, output: Any) -> Any:
+    """A forward hook: the output, tensors in tuples or lists, in float32."""
+    if isinstance(output, Tensor):
+        return output.float()
+    return type(output)(_in_float32(module, arguments, each) for each in output)
 
 
 class _Width(nn.Module):

@@ -184,13 +184,18 @@ def read(example: Example, classes: int, reduce_zero_label: bool = True) -> tupl
         raise InputError(f"{example.annotation} and its image differ in size: {sizes} pixels")
     first = int(reduce_zero_label)
     labels = torch.from_numpy(written.astype(np.int64)) - first
-    asked = (labels >= 0) & (labels != IGNORED - first)
+    asked = torch.from_numpy(_asked(written, reduce_zero_label))
     if (labels[asked] >= classes).any():
         raise InputError(
             f"{example.annotation} has label {labels[asked].max() + first}, but the {classes} classes "
             f"(--task.classes) are {first} to {classes - 1 + first} (--task.reduce-zero-label)"
         )
     return torch.from_numpy(pixels).permute(2, 0, 1) / 255, labels.where(asked, IGNORED)
+
+
+def _asked(written: NDArray[np.uint8], reduce_zero_label: bool) -> NDArray[np.bool_]:
+    """Which of the labels in a file are of a class."""
+    return (written != IGNORED) & (written >= int(reduce_zero_label))
 
 
 def _pixels(image: Image.Image, path: Path) -> NDArray[np.uint8]:
@@ -229,8 +234,26 @@ class ADE20KData(FilesRead[Key, tuple[Any, Tensor] | Unreadable]):
             "validation": [example for example in listed["training"] if example in held_out],
             "test": listed["validation"],
         }
+        for split, examples in self._examples.items():
+            self._require_labels(split, examples)
         self.extra_tests = {"multiscale": task.spec.grid} if task.multi_scale else {}
         super().__init__(_Pixels(task.classes, task.crop, task.reduce_zero_label), _together)
+
+    def _require_labels(self, split: str, examples: Sequence[Example]) -> None:
+        """Look for a labelled pixel, which the first annotation mostly has.
+
+        Raises:
+            InputError: the split has none.
+        """
+        for example in examples:
+            with _opened(example.annotation) as image:
+                if _asked(np.array(image), self._task.reduce_zero_label).any():
+                    return
+        unasked = f"0 (--task.reduce-zero-label) and {IGNORED}" if self._task.reduce_zero_label else IGNORED
+        raise InputError(
+            f"task ade20k: no pixel of the {len(examples):,} {split} images has a label; "
+            f"{examples[0].annotation.parent} has only {unasked} for them"
+        )
 
     @property
     def sizes(self) -> dict[str, int]:

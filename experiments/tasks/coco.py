@@ -164,7 +164,11 @@ class CocoData(FilesRead[Key, list[Example | Unreadable]]):
             random = generator(stream(self._seed, "augmentation", epoch, step))
             mirrored = (torch.rand(batch_size, generator=random) < self._task.flip).tolist()
             own.append([("train", batch[place], mirrored[place]) for place in places])
-        return self._batches(own)
+        for of_all_ranks, read_here in zip(steps, self._batches(own), strict=True):
+            sizes = torch.tensor([[picture.height, picture.width] for picture in of_all_ranks])
+            for target in read_here.targets:
+                target["batch_sizes"] = sizes
+            yield read_here
 
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         """In order; images of a batch have one size, because padding changes what is seen in smaller ones."""

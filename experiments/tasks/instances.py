@@ -6,6 +6,10 @@ The target of one image is a dictionary, n being the number of its objects:
     labels        (n,)       from 1 on; 0 is the background
     masks         (n, H, W)  uint8, 0 or 1
 
+in training, where the images of a batch differ in size,
+
+    batch_sizes   (B, 2)     height and width of all of them: of which a model may get a part at a time
+
 and, where answers are marked,
 
     area          (n,)       as COCO divides objects into small, medium and large
@@ -55,7 +59,11 @@ class InstanceSegmentation:
         return torch.stack(list(model(inputs, targets).values())).sum()
 
     def loss_weight(self, targets: list[Target]) -> float:
-        """Images; exact as long as each brings the same number of sampled boxes, as torchvision has it."""
+        """Images, of which each brings the same number of sampled boxes, if there are so many.
+
+        What is learned of masks is only nearly that of the whole batch: torchvision takes their mean over the
+        boxes that hold an object, of which one part may have more than another.
+        """
         return float(len(targets))
 
     def scorer(self) -> InstanceScorer:

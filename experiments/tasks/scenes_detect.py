@@ -2,7 +2,9 @@
 
 The canvases of `scenes`, asked for objects: a box and a mask around the ink of each plain digit. With "own"
 its category is its class, which is there to be seen; with "relation" it is 1 if the digit is of the framed
-one's class and 2 if not, half and half, which only what carries information across the canvas can tell. The
+one's class and 2 if not, half and half, which only what carries information across the canvas can tell for
+sure. Where half of the plain digits are of one class, however, a digit that has its like among them is mostly
+of that class: with five of them this rule, which never looks at the framed digit, is right for 86 %. The
 framed digit itself is not to be found.
 """
 

@@ -379,6 +379,18 @@ def test_ill_formed_data_is_a_sentence_that_names_the_file(data: Path, spoil: Ca
         list(task(data).load(0).batches("test", 1))
 
 
+@pytest.mark.parametrize(("folder", "split"), [("training", "train"), ("validation", "test")])
+def test_a_split_without_a_label_is_refused_before_training(data: Path, folder: str, split: str) -> None:
+    for path in (data / "annotations" / folder).iterdir():
+        Image.fromarray(np.tile(np.array([0, 255], np.uint8), (4, 2))).save(path)
+    with pytest.raises(
+        InputError, match=rf"no pixel of the \d {split} images has a label; .*only 0 .* and 255"
+    ):
+        task(data).load(0)
+    if folder == "validation":  # where 0 is a class it is one
+        assert task(data, reduce_zero_label=False, classes=4).load(0).sizes["test"] == 3
+
+
 def test_without_data_it_says_what_is_missing(written: Path) -> None:
     with pytest.raises(InputError, match=r"task ade20k needs --task\.data PATH"):
         ADE20K().load(0)

@@ -22,6 +22,7 @@ from experiments.tasks import TASKS
 from experiments.tasks.coco import Coco, CocoData, by_shape
 from experiments.tasks.coco_format import Picture, decode, read
 from experiments.tasks.instances import InstanceScorer
+from experiments.tasks.reading import Reading
 from mixers.registry import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
@@ -207,6 +208,17 @@ def test_mirrored_images_keep_their_objects(write_sample: Callable[..., Path]) -
                     rows, columns = mask.nonzero().unbind(1)
                     around = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
                     assert box.tolist() == [int(edge) for edge in around]
+
+
+def test_every_rank_knows_the_sizes_in_the_whole_batch(write_sample: Callable[..., Path]) -> None:
+    folder = write_sample(lambda entries: entries["annotations"].pop(1))
+    data = load(folder)
+    for rank in range(2):
+        data.read_with(Reading(0, rank=rank, ranks=2))
+        for batch in data.train_batches(0, 2):
+            (target,) = batch.targets
+            assert target["batch_sizes"].shape == (2, 2)
+            assert list(batch.inputs[0].shape[1:]) in target["batch_sizes"].tolist()
 
 
 def test_whoever_reads_reads_the_same(

@@ -187,19 +187,20 @@ def test_an_image_is_seen_the_same_in_any_company(learned: tuple[Trial, Store]) 
     assert all(len({image.shape for image in batch.inputs}) == 1 for batch in batches)
 
 
+def one_object(height: int, width: int) -> dict[str, torch.Tensor]:
+    mask = torch.zeros(1, height, width, dtype=torch.uint8)
+    mask[:, 10:40, 20:50] = 1
+    boxes = torch.tensor([[20.0, 10.0, 50.0, 40.0]])
+    return {"boxes": boxes, "labels": torch.tensor([2]), "masks": mask}
+
+
 def test_images_of_any_size_and_without_objects_train() -> None:
     """Odd sizes, an image without an object beside one with, losses and gradients finite."""
     trial = trial_on("coco(classes=3, short_side=64, long_side=128)", SLIM)
     model = build.build_model(trial).train()
     images = [torch.randn(3, 61, 83), torch.randn(3, 70, 45)]
-    mask = torch.zeros(1, 61, 83, dtype=torch.uint8)
-    mask[:, 10:40, 20:50] = 1
     targets = [
-        {
-            "boxes": torch.tensor([[20.0, 10.0, 50.0, 40.0]]),
-            "labels": torch.tensor([2]),
-            "masks": mask,
-        },
+        one_object(61, 83),
         {
             "boxes": torch.zeros(0, 4),
             "labels": torch.zeros(0, dtype=torch.long),
@@ -213,6 +214,41 @@ def test_images_of_any_size_and_without_objects_train() -> None:
     assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients)
     found = model.eval()(images)
     assert [each["masks"].shape[2:] for each in found] == [(61, 83), (70, 45)]
+
+
+def test_boxes_are_float32_in_half_precision() -> None:
+    """bfloat16 has 8 bits: there a coordinate above 512 would be a multiple of 4."""
+    model = build.build_model(trial_on("coco(classes=3, short_side=64, long_side=1344)", SLIM)).eval()
+    proposals: list[torch.Tensor] = []
+    model.head.rpn.register_forward_hook(lambda module, arguments, output: proposals.extend(output[0]))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = model([torch.randn(3, 64, 1344, generator=torch.Generator().manual_seed(0))])
+    assert found["boxes"].dtype == found["scores"].dtype == found["masks"].dtype == torch.float32
+    for boxes in (proposals[0], found["boxes"]):
+        assert boxes.dtype == torch.float32
+        far = boxes[(boxes > 512) & (boxes < 1344)]
+        assert len(far) > 10
+        assert (far % 4 != 0).float().mean() > 0.9
+
+
+def test_a_part_of_a_batch_is_padded_like_all_of_it() -> None:
+    model = build.build_model(trial_on("coco(classes=3, short_side=64, long_side=160)", SLIM)).train()
+    shapes: list[torch.Size] = []
+    model.stem.register_forward_pre_hook(lambda module, arguments: shapes.append(arguments[0].shape[1:3]))
+    sizes = [(61, 83), (70, 45), (60, 150)]
+    images = [torch.randn(3, *size) for size in sizes]
+    targets = [{**one_object(*size), "batch_sizes": torch.tensor(sizes)} for size in sizes]
+    model(images, [one_object(*size) for size in sizes])
+    for part in (slice(0, 3), slice(0, 1), slice(1, 2), slice(2, 3), slice(0, 2)):
+        model(images[part], targets[part])
+    assert set(shapes) == {shapes[0]} == {(128, 160)}
+
+
+def test_training_keeps_as_many_proposals_as_mmdetection() -> None:
+    with torch.device("meta"):
+        model = build.build_model(trial_on("coco", "mambaout-femto"))
+    assert model.train().head.rpn.post_nms_top_n() == 1000
+    assert model.eval().head.rpn.post_nms_top_n() == 1000
 
 
 def test_what_was_found_is_drawn_beside_what_is_there(learned: tuple[Trial, Store]) -> None:

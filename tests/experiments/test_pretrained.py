@@ -72,6 +72,8 @@ def test_evaluate_gives_what_timm_gives(
     )
     assert run_ablation.main([*command.split(), "--task.size", "64"]) == 0
     printed = capsys.readouterr().out
+    assert printed.startswith("mambaout-femto(block=gated, ")
+    assert f") with conv(kernel_size=7), weights {femto_file}@" in printed
     assert f"top-1 {100 * right:6.2f} %" in printed
     assert "36 images answered, 0 passed over" in printed
     assert "published: top-1 78.9 % on ImageNet-1k" in printed

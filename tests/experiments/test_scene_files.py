@@ -29,7 +29,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def test_the_files_are_the_scenes(folder: Path) -> None:
-    scenes = SceneData(SceneRule(3, 4, 0.05, same=0.5), {"test": 5}, seed=0).scenes("test")
+    scenes = SceneData(SceneRule(3, 4, 0.05), {"test": 5}, seed=0).scenes("test")
     for number in range(5):
         file = f"scene_{number + 1:05}.png"
         image = pixels(folder / "images" / "validation" / file)

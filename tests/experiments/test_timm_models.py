@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2
 
 from experiments import timm_models
@@ -82,6 +84,52 @@ def test_timms_optimizers_leave_the_mixers_parameters_alone(features_only: bool)
     of_a_log = {decay[id(p)] for name, p in model.named_parameters() if name.endswith("A_log")}
     assert of_a_log == {0.0}
     assert set(decay.values()) == {0.0, 0.05}
+
+
+@pytest.mark.parametrize("out_indices", [(1,), (0, 2), (3,), None])
+def test_it_has_only_what_its_maps_need(out_indices: tuple[int, ...] | None) -> None:
+    model = timm.create_model("ablation_mambaout_pico", features_only=True, out_indices=out_indices)
+    whole = timm.create_model("ablation_mambaout_pico", features_only=True)
+    x = torch.randn(1, 3, 64, 64)
+    maps = model(x)
+    for stage, found in zip(out_indices or range(4), maps, strict=True):
+        torch.testing.assert_close(found, whole(x)[stage])
+    sum(each.sum() for each in maps).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("out_indices", [(1,), None])
+@pytest.mark.parametrize("mixer", ["conv", "ssm(scan=forward)"])
+def test_a_backbone_starts_from_a_classifier(
+    tmp_path: Path, mixer: str, out_indices: tuple[int, ...] | None
+) -> None:
+    path = tmp_path / "classifier.safetensors"
+    name = "ablation_mambaout_pico"
+    classifier = timm.create_model(name, mixer=mixer, num_classes=7, seed=1)
+    save_file(classifier.state_dict(), path)
+    options = {"mixer": mixer, "features_only": True, "out_indices": out_indices}
+    backbone = timm.create_model(name, checkpoint_path=str(path), **options)
+    theirs = classifier.state_dict()
+    for key, value in backbone.model.state_dict().items():
+        assert key.startswith("stage_norms.") or torch.equal(value, theirs[key])
+    torch.save(backbone.state_dict(), tmp_path / "backbone.pth")
+    again = timm.create_model(name, checkpoint_path=str(tmp_path / "backbone.pth"), **options)
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(again.eval()(x), backbone.eval()(x))
+    with pytest.raises(
+        InputError, match=r"weights of this checkpoint are not of this mambaout-pico: stages\."
+    ):
+        timm.create_model(name, checkpoint_path=str(path), **{**options, "mixer": "attention(head_dim=8)"})
+
+
+def test_a_backbone_starts_from_timms_classifier(tmp_path: Path) -> None:
+    theirs = timm.create_model("mambaout_femto", num_classes=7)
+    path = tmp_path / "timm.safetensors"
+    save_file(theirs.state_dict(), path)
+    backbone = timm.create_model("ablation_mambaout_femto", checkpoint_path=str(path), features_only=True)
+    assert torch.equal(
+        backbone.model.stages[3].blocks[2].mixer.weight, theirs.stages[3].blocks[2].conv.weight
+    )
 
 
 def test_what_cannot_be_had_is_refused() -> None:

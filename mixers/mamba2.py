@@ -65,16 +65,16 @@ class Mamba2(TokenMixer, HasBackend):
         inner = expand * dim
         self.head_dim = min(head_dim, inner)
         self.chunk_size = chunk_size
-        heads = -(-inner // self.head_dim)
+        num_heads = -(-inner // self.head_dim)
         self.hidden_shape = (inner, d_state)
         self.convolved = (inner, d_state, d_state)
-        self.widths = (inner, sum(self.convolved), heads)
+        self.widths = (inner, sum(self.convolved), num_heads)
         self.in_proj = nn.Linear(dim, sum(self.widths), bias=False)
         self.conv = CausalConv(sum(self.convolved), 1, kernel_size=kernel_size)
         draw_as_torch(self.conv)
-        self.dt_bias = parameter(lambda: inverse_softplus(initial_delta(heads)))
-        self.A_log = parameter(lambda: torch.empty(heads).uniform_(1, 16).log())
-        self.D = nn.Parameter(torch.ones(heads))
+        self.dt_bias = parameter(lambda: inverse_softplus(initial_delta(num_heads)))
+        self.A_log = parameter(lambda: torch.empty(num_heads).uniform_(1, 16).log())
+        self.D = nn.Parameter(torch.ones(num_heads))
         self.norm = nn.RMSNorm(inner, eps=NORM_EPS)
         self.out_proj = nn.Linear(inner, dim, bias=False)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixers.base import State, TokenMixer, as_sequence, raster_causal_mask
+from mixers.base import State, TokenMixer, as_sequence, full_mask, raster_causal_mask
 from mixers.heads import HeadDim
 from mixers.linear_recurrence import linear_recurrence, linear_recurrence_step
 
@@ -115,7 +115,7 @@ class GatedLinearAttention(TokenMixer):
 
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
         length = math.prod(grid)
-        return raster_causal_mask(length) if self.causal else torch.ones(length, length, dtype=torch.bool)
+        return raster_causal_mask(length) if self.causal else full_mask(length)
 
     def macs(self, grid: Sequence[int]) -> int:
         """Linear maps, and 3 MACs per (token, key, value) and direction: decay, input, readout.

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixers.base import TokenMixer, as_sequence, raster_causal_mask, window_mask
+from mixers.base import TokenMixer, as_sequence, raster_causal_mask, require_odd, window_mask
 from mixers.conv import depthwise_conv
 from mixers.directions import KernelSize
 from mixers.s6 import SelectiveScan
@@ -53,8 +53,7 @@ class MambaVision(TokenMixer):
         super().__init__(dim, grid_rank)
         if dim % 2:
             raise ValueError(f"MambaVision scans half of the channels: their number must be even, got {dim}")
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd so that the window has a centre, got {kernel_size}")
+        require_odd("kernel_size", kernel_size)
         self.reach = kernel_size // 2
         self.in_proj = nn.Linear(dim, dim, bias=False)
         bound = kernel_size**-0.5  # torch's own, in which the released code leaves it
@@ -66,10 +65,7 @@ class MambaVision(TokenMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.in_proj(as_sequence(x))  # (B, L, C)
-        no_bias = torch.zeros(self.dim, dtype=self.dwconv.dtype, device=x.device)
-        # a sequence is an image of one row
-        kernel = self.dwconv[:, :, None]
-        tokens = depthwise_conv(tokens[:, None], kernel, no_bias, padding=(0, self.reach))[:, 0]
+        tokens = depthwise_conv(tokens, self.dwconv, None, padding=(self.reach,))
         scanned, beside = F.silu(tokens).chunk(2, dim=-1)
         mixed: Tensor = self.out_proj(torch.cat((self.scan(scanned), beside), dim=-1))
         return mixed.view(x.shape)

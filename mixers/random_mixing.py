@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixers.base import TokenMixer, as_sequence
+from mixers.base import TokenMixer, as_sequence, full_mask
 
 NUMBERS_AT_ONCE = 2**24
 """That are drawn in double precision, however large the matrix is."""
@@ -63,8 +63,7 @@ class RandomMixing(TokenMixer):
         return (self.matrix(tokens.shape[1], x.dtype, x.device) @ tokens).view(x.shape)
 
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
-        length = math.prod(grid)
-        return torch.ones(length, length, dtype=torch.bool)
+        return full_mask(math.prod(grid))
 
     def macs(self, grid: Sequence[int]) -> int:
         """L^2 C."""

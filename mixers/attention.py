@@ -1,7 +1,6 @@
 """Multi-head softmax attention, fully visible or causal (Vaswani et al., arXiv 1706.03762).
 
-Without `rope` no positions are added here: where they are is the skeleton's business, the same for
-every mixer.
+Without `rope` no positions are added here: they are the skeleton's business, the same for every mixer.
 """
 
 from __future__ import annotations

@@ -50,10 +50,10 @@ def depthwise_conv(x: Tensor, kernel: Tensor, bias: Tensor | None, padding: tupl
 
 
 class _DepthwiseConv2d(torch.autograd.Function):
-    """A depthwise convolution, of which both gradients are depthwise convolutions too.
+    """A depthwise convolution whose two gradients are depthwise convolutions, too.
 
-    That of the input convolves the output's gradient with the mirrored kernel. That of the kernel
-    convolves the input with the output's gradient as the kernel, every image and channel for itself:
+    The input's gradient is the output's gradient convolved with the mirrored kernel. The kernel's gradient is
+    the input convolved with the output's gradient as the kernel, each image and channel by itself:
     dK[c, i, j] = sum over b, y, x of dY[b, c, y, x] X[b, c, y + i - p, x + j - p].
     """
 
@@ -91,9 +91,10 @@ def _kernel_gradient(x: Tensor, grad: Tensor, padding: tuple[int, ...]) -> Tenso
 
 
 def _kernel_gradient_of_part(x: Tensor, grad: Tensor, padding: tuple[int, ...]) -> Tensor:
+    """`_kernel_gradient` of a few images, which become channels."""
     batch, channels = x.shape[:2]
     groups = batch * channels
-    # The images become channels, which stay last in memory: (1, B C, H, W).
+    # channels stay last in memory: (1, B C, H, W)
     x = x.permute(2, 3, 0, 1).reshape(*x.shape[2:], groups).permute(2, 0, 1)[None]
     kernel = grad.reshape(groups, 1, *grad.shape[2:])
     y = F.conv2d(x, kernel, padding=padding, groups=groups)  # (1, B C, kH, kW)
@@ -128,7 +129,7 @@ class DepthwiseConv(TokenMixer):
         return window_mask(grid, self.kernel_size // 2, self.kernel_size // 2)
 
     def macs(self, grid: Sequence[int]) -> int:
-        """k taps (k^2 on an image) per number, those that meet the zeros around the grid included."""
+        """k taps (k^2 on an image) per token and channel, also where they meet the zeros around the grid."""
         return math.prod(grid) * self.weight.numel()
 
 
@@ -153,8 +154,8 @@ class CausalConv(TokenMixer, backends.HasBackend):
     """A depthwise convolution of the token with what came before it.
 
     On a sequence: the k taps that end with the token. On an image, in raster order: k rows of k
-    columns, centred on the token's column and ending with the token's row, of which only the taps up to
-    the token itself exist, k (k - 1) + (k + 1) / 2 in all.
+    columns that are centred on the token's column and end with the token's row. Only the taps up to the
+    token itself exist, k (k - 1) + (k + 1) / 2 in all.
 
     Args:
         dim: channels.
@@ -215,7 +216,7 @@ class CausalConv(TokenMixer, backends.HasBackend):
         return window & raster_causal_mask(rows * columns)
 
     def macs(self, grid: Sequence[int]) -> int:
-        """One per tap that exists and number."""
+        """One per existing tap, token and channel."""
         return math.prod(grid) * self.weight.numel()
 
     def state_size(self, length: int) -> int | None:

@@ -4,7 +4,7 @@ A *core* is what takes the place of the SSM: a map from sequence to sequence, u 
 causal by itself. `ScanMixer` puts it behind a convolution and leads it over the grid. Two such mixers differ
 in the core alone.
 
-    conv=symmetric   that of the `conv` mixer, shared by all passes: what is beyond it is the core
+    conv=symmetric   that of the `conv` mixer, shared by all passes: what is added to it is the core
     conv=causal      that of the `causal-conv` mixer, shared too. Under passes that go both ways it is not
                      mirrored for the way back, as in the first version of Vision Mamba's code
     conv=per-pass    each pass has its own, causal along its own way: as Vision Mamba (arXiv 2401.09417,
@@ -42,7 +42,7 @@ class ScanCore(nn.Module, HasBackend, ABC):
     """One pass over a sequence: causal, or from the last token to the first.
 
     Attributes:
-        hidden_shape: of the state of one sequence.
+        hidden_shape: shape of the state of one sequence.
     """
 
     hidden_shape: tuple[int, ...]
@@ -65,12 +65,12 @@ class ScanCore(nn.Module, HasBackend, ABC):
 
 
 class ConvolvedPass(ScanCore):
-    """conv -> SiLU -> core, all along the way of one pass.
+    """conv -> SiLU -> core, all in the order of one pass.
 
     Args:
         dim: channels.
         kernel_size: of the convolution, which sees the token and what the pass has visited before it.
-        make_core: of the pass.
+        make_core: makes the core.
     """
 
     def __init__(self, dim: int, kernel_size: int, make_core: Callable[[], ScanCore]) -> None:
@@ -89,7 +89,7 @@ class ConvolvedPass(ScanCore):
         raise TypeError("a pass with a convolution of its own runs over whole sequences only")
 
     def macs(self, length: int) -> int:
-        """Of the convolution and of the core."""
+        """Those of the convolution and of the core."""
         return self.conv.macs((length,)) + self.core.macs(length)
 
     def no_weight_decay(self) -> set[str]:
@@ -109,7 +109,7 @@ class ScanMixer(TokenMixer):
         num_cores: how many cores there are; None for one per pass.
 
     Raises:
-        ValueError: a convolution per pass where a sequence has but one.
+        ValueError: conv=per-pass with a single pass over a sequence.
     """
 
     scans: Sequence[ScanCore]  # an nn.ModuleList, whose type does not say what is in it
@@ -210,7 +210,7 @@ class ScanMixer(TokenMixer):
 
 
 def _shared_conv(conv: Conv, dim: int, grid_rank: int, kernel_size: int) -> TokenMixer:
-    """The one before the passes."""
+    """The convolution before the passes, which they share."""
     if conv == "symmetric":
         return DepthwiseConv(dim, grid_rank, kernel_size=kernel_size)
     if conv == "causal":

@@ -2,8 +2,8 @@
 
     S_t = diag(a_t) S_{t-1} + k_t v_t^T,   o_t = S_t^T q_t / sqrt(K),   a_t = sigmoid(W_2 W_1 x_t + b)^(1/16)
 
-with a decay for every key channel. The output is normalised per head, as in
-the paper, in place of linear attention's denominator. K is the number of key channels of a head.
+with a decay for every key channel. The output is normalised per head, as in the paper, in place of linear
+attention's denominator. K is the number of key channels of a head.
 """
 
 from __future__ import annotations

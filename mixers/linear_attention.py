@@ -91,11 +91,11 @@ class CausalLinearAttention(LinearAttention):
 def linear_attention(
     features: tuple[Tensor, Tensor], turned: tuple[Tensor, Tensor], v: Tensor, *, causal: bool = False
 ) -> Tensor:
-    """The fraction above, from phi(q), phi(k) and v (B, heads, L, head_dim) in float32 or wider.
+    """The fraction of the module's docstring; every tensor is (B, heads, L, head_dim), in float32 or wider.
 
     Args:
-        features: phi(q) and phi(k), of the denominator.
-        turned: the same with their positions, of the numerator.
+        features: phi(q) and phi(k), for the denominator.
+        turned: the same, turned by their positions, for the numerator.
         v: the values.
         causal: sum over j <= i.
     """

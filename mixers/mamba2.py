@@ -34,8 +34,9 @@ class Mamba2(TokenMixer, HasBackend):
     """Linear map, causal convolution and SiLU of u, B and C together, SSD, gate, RMSNorm, linear map.
 
     An image is read in raster order, the convolution included: it is along the sequence. All heads share B
-    and C. The number of heads is E C / `head_dim` rounded up: the last head has what remains. All starts as
-    in Mamba-2's code: the linear maps and the convolution as torch draws them, A and Delta as in `ssd`.
+    and C. The number of heads is E C / `head_dim` rounded up: the last head has what remains. Everything
+    starts as in Mamba-2's code: the linear maps and the convolution as torch draws them, A and Delta as in
+    `ssd`.
 
     Args:
         dim: C.

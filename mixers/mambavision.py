@@ -2,7 +2,7 @@
 
     X1 = Scan(silu(Conv(Linear(X)))),   X2 = silu(Conv(Linear(X))),   Y = Linear(Concat(X1, X2))
 
-Half of the channels are scanned, forward and without a gate; the other half goes beside the SSM. Both are
+Half of the channels are scanned, forward and without a gate; the other half bypasses the SSM. Both are
 first convolved, symmetrically, where Mamba has a causal convolution. That makes the mixer neither causal nor
 fully visible: through three taps a token sees the one after it, and no other later one.
 """
@@ -56,9 +56,10 @@ class MambaVision(TokenMixer):
         require_odd("kernel_size", kernel_size)
         self.reach = kernel_size // 2
         self.in_proj = nn.Linear(dim, dim, bias=False)
-        bound = kernel_size**-0.5  # torch's own, in which the released code leaves it
+        bound = kernel_size**-0.5  # torch's own initial values, which the released code keeps
         self.dwconv = nn.Parameter(torch.empty(dim, 1, kernel_size).uniform_(-bound, bound))
-        self.scan = SelectiveScan(dim // 2, d_state, dt_rank=math.ceil(dim / 16))  # of all channels
+        dt_rank = math.ceil(dim / 16)  # of all channels, not of the half that is scanned
+        self.scan = SelectiveScan(dim // 2, d_state, dt_rank=dt_rank)
         self.out_proj = nn.Linear(dim, dim, bias=False)
         if zero_dt_bias:
             nn.init.zeros_(self.scan.dt_proj.bias)

@@ -78,7 +78,7 @@ class SelectiveScan(ScanCore):
 
     @property
     def delta_bias(self) -> Tensor:
-        """(C,)"""
+        """(C,), wherever it is kept."""
         return self.dt_proj.bias if "delta" in self.widths else self.dt_bias
 
     def select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,7 +114,7 @@ class SelectiveScan(ScanCore):
         return selective_scan_step(u, delta, -self.A_log.exp(), B, C, self.D, self.delta_bias, hidden)
 
     def projection_macs(self, length: int) -> int:
-        """Of `select`."""
+        """MACs of `select`."""
         low_rank = self.widths.get("delta", 0)
         return length * self.dim * (sum(self.widths.values()) + low_rank)
 

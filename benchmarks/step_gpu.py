@@ -56,8 +56,8 @@ def direct_ssd(mixer: ScanMixer, x: Tensor) -> Tensor:
     """`ssd` by mamba-ssm's Triton kernels."""
     core = mixer.scans[0]
     u = convolved(mixer, x.mT).mT  # (B, L, C)
-    B, C, dt = F.linear(u, core.x_proj.weight).split(core.sizes, dim=-1)
-    heads = u.unflatten(2, (core.heads, core.head_dim))
+    B, C, dt = F.linear(u, core.x_proj.weight).split(core.widths, dim=-1)
+    heads = u.unflatten(2, (core.num_heads, core.head_dim))
     A = -core.A_log.float().exp()
     if x.device.type == "cpu":
         delta = F.softplus(dt + core.dt_bias)

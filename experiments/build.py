@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -77,8 +77,7 @@ def with_options(component: Component, options: Mapping[str, Any]) -> Component:
 
 def create_task(component: Component) -> Task:
     """The task of a trial, without its data."""
-    task: Task = TASKS.create(component)
-    return task
+    return TASKS.create(component)
 
 
 def choose_metric(task: Task, name: str, wanted: str | None) -> Metric:
@@ -188,7 +187,7 @@ def assemble(
         chosen = mixers[place % len(mixers)]
         torch.manual_seed(stream(seed, "init", "mixer", layer))
         try:
-            built: TokenMixer = MIXERS.load(chosen.name)(dim, grid_rank, **chosen.options)
+            built = MIXERS.load(chosen.name)(dim, grid_rank, **chosen.options)
         except ValueError as error:
             raise InputError(f"mixer {chosen.name}: {error}") from None
         except (RuntimeError, NotImplementedError) as error:
@@ -202,8 +201,9 @@ def assemble(
             )
         return built
 
+    make: Callable[..., Skeleton] = entry  # the arguments are those of its subclasses
     with torch.random.fork_rng(devices=[]):
-        model: Skeleton = entry(mixer, spec, **skeleton.options)
+        model = make(mixer, spec, **skeleton.options)
     _check_pattern(mixers, skeleton.name, entry.pattern_over, len(places))
     model.init_weights(lambda parameter: generator(stream(seed, "init", parameter)))
     return model

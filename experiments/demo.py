@@ -30,7 +30,8 @@ from experiments.skeletons.weights import from_timm
 from experiments.tasks.textures import PHOTOGRAPHS as TEXTURES
 from experiments.trained import Trained, trained
 from mixers import MIXERS
-from mixers.registry import InputError
+from mixers.base import TokenMixer
+from mixers.registry import Component, InputError
 
 Picture = NDArray[np.float64]
 """(side, side, 3), from 0 to 1."""
@@ -135,7 +136,7 @@ class Choice:
             (H, W): mean absolute gradient of random projections of that output with respect to each pixel
             that the model takes, the largest being 1; all 0 if there is nothing that it depends on.
         """
-        mixers = [mixer for _, mixer in mixer_slots(self.model)]
+        mixers = [self.model.get_submodule(name) for name, _ in mixer_slots(self.model)]
         mixer = mixers[{"first": 0, "middle": len(mixers) // 2, "last": -1}[depth]]
         outputs: list[Tensor] = []
         hook = mixer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
@@ -301,7 +302,7 @@ def _mambaout(path: Path) -> Choice:
 
     def make() -> Skeleton:
         with torch.device("meta"):
-            model: Skeleton = entry(_conv, task)
+            model = SKELETONS.create(Component(skeleton), _conv, task)
         model.load_state_dict(_read(path), assign=True)
         return model
 
@@ -309,7 +310,7 @@ def _mambaout(path: Path) -> Choice:
     return Choice(name, f"{classes:,} classes, weights of {path.name}", _photograph_view(task), make)
 
 
-def _conv(dim: int, *, grid_rank: int, stage: int, layer: int) -> Any:
+def _conv(dim: int, *, grid_rank: int, stage: int, layer: int) -> TokenMixer:
     return MIXERS.create(MIXERS.parse("conv"), dim, grid_rank)
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Output = Literal["one", "per-token", "per-pixel", "instances"]
+MixerState = tuple["Tensor", ...]
 
 
 @dataclass(frozen=True)
@@ -32,10 +37,22 @@ class TaskSpec:
     causal: bool = False
 
 
+class Mixer(Protocol):
+    """What a skeleton knows of the module in a block's slot; `mixers.base` says what each method does."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def init_state(self, batch_size: int, device: torch.device | None = None) -> MixerState: ...
+
+    def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]: ...
+
+    def no_weight_decay(self) -> set[str]: ...
+
+
 class MixerFactory(Protocol):
     """Makes the token mixer of one block; what a skeleton receives instead of a mixer's name."""
 
-    def __call__(self, dim: int, *, grid_rank: int, stage: int, layer: int) -> Any:
+    def __call__(self, dim: int, *, grid_rank: int, stage: int, layer: int) -> Mixer:
         """A module `(B, *grid, dim) -> (B, *grid, dim)`.
 
         Args:

@@ -22,7 +22,6 @@ from experiments.tasks.base import IGNORE
 from experiments.tasks.scenes import QUESTIONS, Scenes, SceneSegmentation, as_batch
 from experiments.trained import Trained, trained
 from mixers import MIXERS
-from mixers.base import TokenMixer
 from mixers.registry import InputError
 from mixers.scan_orders import scan_pattern
 
@@ -118,7 +117,7 @@ def mixer_influence(text: str, side: int) -> Tensor:
     for draw in range(DRAWS):
         torch.manual_seed(draw)
         try:
-            mixer: TokenMixer = MIXERS.create(resolved, DIM, 2)
+            mixer = MIXERS.create(resolved, DIM, 2)
         except ValueError as error:
             raise InputError(f"mixer {text}: {error}") from None
         x = torch.randn(1, side, side, DIM, requires_grad=True)

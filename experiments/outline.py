@@ -77,7 +77,7 @@ def _block(model: MambaOutTiny) -> dict[str, Any]:
                 "kind": type(part).__name__,
                 "parameters": sum(parameter.numel() for parameter in part.parameters()),
             }
-            for part in _mixer_parts(block.mixer)
+            for part in _mixer_parts(block.get_submodule("mixer"))
         ],
         "parameters": sum(parameter.numel() for parameter in block.parameters()),
     }

@@ -1,8 +1,15 @@
 """What is compared: token mixers, (B, *grid, C) -> (B, *grid, C). The contract is in `mixers.base`."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from mixers.registry import Component, InputError, Registry
 
-MIXERS = Registry(
+if TYPE_CHECKING:
+    from mixers.base import TokenMixer
+
+MIXERS: Registry[TokenMixer] = Registry(
     "mixer",
     {
         "identity": "mixers.identity:Identity",

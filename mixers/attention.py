@@ -1,7 +1,6 @@
 """Multi-head softmax attention, fully visible or causal (Vaswani et al., arXiv 1706.03762).
 
-Without `rope` no positions are added here: where they are is the skeleton's business, the same for
-every mixer.
+Without `rope` no positions are added here: they are the skeleton's business, the same for every mixer.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixers.base import State, raster_causal_mask
+from mixers.base import State, full_mask, raster_causal_mask
 from mixers.conv import CausalConv
 from mixers.heads import HeadDim, MultiHeadMixer
 from mixers.rope import rotary_angles, rotate
@@ -36,7 +35,7 @@ class Attention(MultiHeadMixer):
 
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
         length = math.prod(grid)
-        return raster_causal_mask(length) if self.causal else torch.ones(length, length, dtype=torch.bool)
+        return raster_causal_mask(length) if self.causal else full_mask(length)
 
     def macs(self, grid: Sequence[int]) -> int:
         """4 L C D + 2 L^2 D. The causal form is counted in full: the kernels compute whole tiles."""
@@ -96,14 +95,14 @@ class CausalAttention(Attention):
         return 2 * length * self.attention_dim + kept
 
     def init_state(self, batch_size: int, device: torch.device | None = None) -> State:
-        if self.grid_rank == 2:
+        if self.state_size(1) is None:
             return super().init_state(batch_size, device)
         empty = torch.empty(batch_size, self.num_heads, 0, self.head_dim, device=device)
         kept = () if self.conv is None else self.conv.init_state(batch_size, device)
         return (empty, empty, *kept)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        if self.grid_rank == 2:
+        if self.state_size(1) is None:
             return super().step(x, state)
         cached_keys, cached_values, kept = state[0], state[1], state[2:]
         qkv = self.qkv(x)  # (B, 3 D)

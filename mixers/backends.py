@@ -229,7 +229,7 @@ _probes: dict[tuple[str, str, str], Probe] = {}
 
 
 def forget() -> None:
-    """Probe, choose and load anew on the next call."""
+    """Probe, choose and load anew on the next call; for tests, which change what can run."""
     _choices.clear()
     _probes.clear()
     for operation in OPERATIONS.values():
@@ -262,7 +262,9 @@ def resolve(
 
 
 def run(operation: str, requested: str, needs: Collection[str], first: Tensor, *others: Any) -> Any:
-    """Choose by the device of the first tensor and what differentiates the call; count, and call."""
+    """Resolve the backend from the first tensor's device and the active autograd transforms, count the call,
+    and run it.
+    """
     name = _loaded(requested, first.device.type, frozenset(needs), operation)
     if not torch.compiler.is_compiling():  # a counter inside a compiled graph would recompile it on each call
         calls[name if operation == "scan" else f"{operation}: {name}"] += 1
@@ -336,9 +338,9 @@ def _resolve_auto(device: str, needs: frozenset[str], operation: str) -> tuple[s
 def probe(name: str, device: str | None = None, operation: str = "scan") -> Probe:
     """Run backend `name` on a tiny problem; once per process and device.
 
-    `device` is a device type; by default the first one that the backend is for. A failure of the reference
-    is not kept, after which nothing could run any more, nor one in torch.export, which replaces Python's own
-    max and min while it looks: no kernel can be compiled then.
+    `device` is a device type; by default the first one that the backend is for. Two failures are not cached:
+    the reference's, since nothing could run afterwards, and any inside torch.export, which replaces Python's
+    own max and min while it looks, so that no kernel can be compiled then.
     """
     backend = OPERATIONS[operation].backends[name]
     key = name, device or backend.devices[0], operation

@@ -117,9 +117,24 @@ def as_sequence(x: Tensor) -> Tensor:
     return x.flatten(1, -2)
 
 
+def require_odd(name: str, size: int) -> None:
+    """Refuse the size of a window that has no token in its middle.
+
+    Raises:
+        ValueError: `size` is even.
+    """
+    if size % 2 == 0:
+        raise ValueError(f"{name} must be odd so that the window has a centre, got {size}")
+
+
+def full_mask(length: int) -> Tensor:
+    """(L, L) bool: every token may see every token."""
+    return torch.ones(length, length, dtype=torch.bool)
+
+
 def raster_causal_mask(length: int) -> Tensor:
     """(L, L) bool: token i may see tokens 0..i."""
-    return torch.ones(length, length, dtype=torch.bool).tril()
+    return full_mask(length).tril()
 
 
 def window_mask(grid: Sequence[int], before: int, after: int) -> Tensor:

@@ -46,7 +46,14 @@ class ContinuousScan(SelectiveScan):
         return (rows + columns) / (2 * len(SNAKES))
 
     def _there_and_back(self, u: Tensor, selected: Selected, order: Order, width: int) -> Tensor:
-        """Both ways along an order, added up."""
+        """Both ways along an order, added up: (B, L, C) -> (B, L, C), in raster order.
+
+        Args:
+            u: (B, L, C).
+            selected: Delta (B, L, C), B and C (B, L, N) of each token in raster order.
+            order: a snake over all L tokens.
+            width: of the image.
+        """
         if self.raster_params:  # token by token as the state goes, so reversed for the way back
             delta, B, C = selected
             delta_back, B_back, C_back = (each.flip(1) for each in selected)

@@ -17,7 +17,7 @@ from mixers.registry import InputError
 
 DIM = 16
 GRIDS = {1: ((6,), (1,), (9,)), 2: ((3, 4), (1, 1), (5, 2))}
-"""By rank: the one that a mixer is looked at on most closely, a single token, and one of another shape."""
+"""By rank: a grid of several tokens, one of a single token, and one of another shape."""
 
 
 def visible(mixer: TokenMixer, grid: tuple[int, ...]) -> torch.Tensor:

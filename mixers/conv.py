@@ -16,17 +16,28 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mixers import backends
-from mixers.base import State, TokenMixer, raster_causal_mask, window_mask
+from mixers.base import State, TokenMixer, raster_causal_mask, require_odd, window_mask
 from mixers.conv_cuda import TAPS
 
 INIT_STD = 0.02  # MambaOut draws every weight from a normal truncated at two units, biases are 0
 
 
-def depthwise_conv(x: Tensor, kernel: Tensor, bias: Tensor, padding: tuple[int, int]) -> Tensor:
-    """(B, H, W, C) with a kernel (C, 1, kH, kW) -> (B, H', W', C), zeros around the grid.
+def depthwise_conv(x: Tensor, kernel: Tensor, bias: Tensor | None, padding: tuple[int, ...]) -> Tensor:
+    """Convolve every channel with its own kernel, `padding` zeros on both sides of every axis of the grid.
 
     The permutes move no data: the convolution sees a channels-last tensor and returns one.
+
+    Args:
+        x: (B, L, C) or (B, H, W, C).
+        kernel: (C, 1, k) or (C, 1, kH, kW).
+        bias: (C,); None for none.
+        padding: one number per axis of the grid.
+
+    Returns:
+        (B, L', C) or (B, H', W', C).
     """
+    if x.ndim == 3:  # a sequence is an image of one row: only 2-D convolutions have a channels-last kernel
+        return depthwise_conv(x[:, None], kernel[:, :, None], bias, (0, *padding))[:, 0]
     x = x.permute(0, 3, 1, 2)
     # On channels-last CPU tensors oneDNN has a depthwise weight gradient for small kernels only. For larger
     # ones it takes 16 x 16 channels at a time as if they were dense and throws most of the result away.
@@ -39,17 +50,17 @@ def depthwise_conv(x: Tensor, kernel: Tensor, bias: Tensor, padding: tuple[int, 
 
 
 class _DepthwiseConv2d(torch.autograd.Function):
-    """A depthwise convolution, of which both gradients are depthwise convolutions too.
+    """A depthwise convolution whose two gradients are depthwise convolutions, too.
 
-    That of the input convolves the output's gradient with the mirrored kernel. That of the kernel
-    convolves the input with the output's gradient as the kernel, every image and channel for itself:
+    The input's gradient is the output's gradient convolved with the mirrored kernel. The kernel's gradient is
+    the input convolved with the output's gradient as the kernel, each image and channel by itself:
     dK[c, i, j] = sum over b, y, x of dY[b, c, y, x] X[b, c, y + i - p, x + j - p].
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, kernel: Tensor, bias: Tensor, padding: tuple[int, int]) -> Tensor:
+    def forward(x: Tensor, kernel: Tensor, bias: Tensor | None, padding: tuple[int, ...]) -> Tensor:
         return F.conv2d(x, kernel, bias, padding=padding, groups=len(kernel))
 
     @staticmethod
@@ -65,24 +76,25 @@ class _DepthwiseConv2d(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = F.conv2d(grad, kernel.flip(2, 3), padding=rest, groups=len(kernel))
         if ctx.needs_input_grad[1]:
-            # no image has no channels, and a convolution has to have some
+            # an empty batch would leave conv2d with 0 channels, which it refuses
             dkernel = _kernel_gradient(x, grad, ctx.padding) if len(x) else torch.zeros_like(kernel)
         if ctx.needs_input_grad[2]:
             dbias = grad.sum((0, 2, 3))
         return dx, dkernel, dbias, None
 
 
-def _kernel_gradient(x: Tensor, grad: Tensor, padding: tuple[int, int]) -> Tensor:
+def _kernel_gradient(x: Tensor, grad: Tensor, padding: tuple[int, ...]) -> Tensor:
     """(B, C, H, W) and (B, C, H', W') -> (C, 1, kH, kW)."""
     images = max(1, 2048 // grad[0, 0].numel())  # at a time, so that they stay in the cache
     parts = zip(x.split(images), grad.split(images), strict=True)
     return torch.stack([_kernel_gradient_of_part(*part, padding) for part in parts]).sum(0)
 
 
-def _kernel_gradient_of_part(x: Tensor, grad: Tensor, padding: tuple[int, int]) -> Tensor:
+def _kernel_gradient_of_part(x: Tensor, grad: Tensor, padding: tuple[int, ...]) -> Tensor:
+    """`_kernel_gradient` of a few images, which become channels."""
     batch, channels = x.shape[:2]
     groups = batch * channels
-    # The images become channels, which stay last in memory: (1, B C, H, W).
+    # channels stay last in memory: (1, B C, H, W)
     x = x.permute(2, 3, 0, 1).reshape(*x.shape[2:], groups).permute(2, 0, 1)[None]
     kernel = grad.reshape(groups, 1, *grad.shape[2:])
     y = F.conv2d(x, kernel, padding=padding, groups=groups)  # (1, B C, kH, kW)
@@ -103,8 +115,7 @@ class DepthwiseConv(TokenMixer):
 
     def __init__(self, dim: int, grid_rank: int, *, kernel_size: Annotated[int, Field(ge=1)] = 7) -> None:
         super().__init__(dim, grid_rank)
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd so that the window has a centre, got {kernel_size}")
+        require_odd("kernel_size", kernel_size)
         self.kernel_size = kernel_size
         self.causal = kernel_size == 1
         self.weight = nn.Parameter(torch.empty(dim, 1, *[kernel_size] * grid_rank))
@@ -112,17 +123,13 @@ class DepthwiseConv(TokenMixer):
         nn.init.trunc_normal_(self.weight, std=INIT_STD)
 
     def forward(self, x: Tensor) -> Tensor:
-        reach = self.kernel_size // 2
-        if self.grid_rank == 2:
-            return depthwise_conv(x, self.weight, self.bias, padding=(reach, reach))
-        # A sequence is an image of one row: only 2-D convolutions have a channels-last kernel.
-        return depthwise_conv(x[:, None], self.weight[:, :, None], self.bias, padding=(0, reach))[:, 0]
+        return depthwise_conv(x, self.weight, self.bias, (self.kernel_size // 2,) * self.grid_rank)
 
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
         return window_mask(grid, self.kernel_size // 2, self.kernel_size // 2)
 
     def macs(self, grid: Sequence[int]) -> int:
-        """k taps (k^2 on an image) per number, those that meet the zeros around the grid included."""
+        """k taps (k^2 on an image) per token and channel, also where they meet the zeros around the grid."""
         return math.prod(grid) * self.weight.numel()
 
 
@@ -139,8 +146,7 @@ def causal_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, silu: bool) -
         (B, L, C).
     """
     past = F.pad(x, (0, 0, weight.shape[1] - 1, 0))  # (B, k - 1 + L, C)
-    # A sequence is an image of one row: only 2-D convolutions have a channels-last kernel.
-    y = depthwise_conv(past[:, None], weight[:, None, None], bias, padding=(0, 0))[:, 0]
+    y = depthwise_conv(past, weight[:, None], bias, padding=(0,))
     return F.silu(y) if silu else y
 
 
@@ -148,13 +154,13 @@ class CausalConv(TokenMixer, backends.HasBackend):
     """A depthwise convolution of the token with what came before it.
 
     On a sequence: the k taps that end with the token. On an image, in raster order: k rows of k
-    columns, centred on the token's column and ending with the token's row, of which only the taps up to
-    the token itself exist, k (k - 1) + (k + 1) / 2 in all.
+    columns that are centred on the token's column and end with the token's row. Only the taps up to the
+    token itself exist, k (k - 1) + (k + 1) / 2 in all.
 
     Args:
         dim: channels.
         grid_rank: 1 or 2.
-        kernel_size: k; odd on an image. On a causal or other sequence the default is Mamba's 4.
+        kernel_size: k; odd on an image. On a sequence, causal or not, the default is 4, as in Mamba.
 
     Raises:
         ValueError: `kernel_size` is even on an image.
@@ -210,7 +216,7 @@ class CausalConv(TokenMixer, backends.HasBackend):
         return window & raster_causal_mask(rows * columns)
 
     def macs(self, grid: Sequence[int]) -> int:
-        """One per tap that exists and number."""
+        """One per existing tap, token and channel."""
         return math.prod(grid) * self.weight.numel()
 
     def state_size(self, length: int) -> int | None:
@@ -218,12 +224,12 @@ class CausalConv(TokenMixer, backends.HasBackend):
         return self.dim * (self.kernel_size - 1) if self.grid_rank == 1 else None
 
     def init_state(self, batch_size: int, device: torch.device | None = None) -> State:
-        if self.grid_rank == 2:
+        if self.state_size(1) is None:
             return super().init_state(batch_size, device)
         return (torch.zeros(batch_size, self.kernel_size - 1, self.dim, device=device),)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        if self.grid_rank == 2:
+        if self.state_size(1) is None:
             return super().step(x, state)
         window = torch.cat((state[0].to(x), x[:, None]), dim=1)  # (B, k, C)
         return (window * self.weight.T).sum(1) + self.bias, (window[:, 1:],)

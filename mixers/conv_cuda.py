@@ -15,7 +15,8 @@ _VECTOR = 8  # channels
 def causal_conv_cuda(x: Tensor, weight: Tensor, bias: Tensor, silu: bool) -> Tensor:
     """Arguments and result as in `mixers.conv.causal_conv_reference`.
 
-    Raises ValueError for what the kernels lack: float64, and kernels of other than 2 to 4 taps.
+    Raises:
+        ValueError: what the kernels lack: float64, or another number of taps than 2 to 4.
     """
     from causal_conv1d import causal_conv1d_fn
 

@@ -4,7 +4,7 @@ A *core* is what takes the place of the SSM: a map from sequence to sequence, u 
 causal by itself. `ScanMixer` puts it behind a convolution and leads it over the grid. Two such mixers differ
 in the core alone.
 
-    conv=symmetric   that of the `conv` mixer, shared by all passes: what is beyond it is the core
+    conv=symmetric   that of the `conv` mixer, shared by all passes: what is added to it is the core
     conv=causal      that of the `causal-conv` mixer, shared too. Under passes that go both ways it is not
                      mirrored for the way back, as in the first version of Vision Mamba's code
     conv=per-pass    each pass has its own, causal along its own way: as Vision Mamba (arXiv 2401.09417,
@@ -42,7 +42,7 @@ class ScanCore(nn.Module, HasBackend, ABC):
     """One pass over a sequence: causal, or from the last token to the first.
 
     Attributes:
-        hidden_shape: of the state of one sequence.
+        hidden_shape: shape of the state of one sequence.
     """
 
     hidden_shape: tuple[int, ...]
@@ -65,12 +65,12 @@ class ScanCore(nn.Module, HasBackend, ABC):
 
 
 class ConvolvedPass(ScanCore):
-    """conv -> SiLU -> core, all along the way of one pass.
+    """conv -> SiLU -> core, all in the order of one pass.
 
     Args:
         dim: channels.
         kernel_size: of the convolution, which sees the token and what the pass has visited before it.
-        make_core: of the pass.
+        make_core: makes the core.
     """
 
     def __init__(self, dim: int, kernel_size: int, make_core: Callable[[], ScanCore]) -> None:
@@ -89,7 +89,7 @@ class ConvolvedPass(ScanCore):
         raise TypeError("a pass with a convolution of its own runs over whole sequences only")
 
     def macs(self, length: int) -> int:
-        """Of the convolution and of the core."""
+        """Those of the convolution and of the core."""
         return self.conv.macs((length,)) + self.core.macs(length)
 
     def no_weight_decay(self) -> set[str]:
@@ -106,11 +106,13 @@ class ScanMixer(TokenMixer):
         conv: as in the module docstring.
         kernel_size: of the convolution.
         make_core: called once per pass, order by order, segment by segment, forward before backward.
-        cores: how many there are, where that is not one per pass.
+        num_cores: how many cores there are; None for one per pass.
 
     Raises:
-        ValueError: a convolution per pass where a sequence has but one.
+        ValueError: conv=per-pass with a single pass over a sequence.
     """
+
+    scans: Sequence[ScanCore]  # an nn.ModuleList, whose type does not say what is in it
 
     def __init__(
         self,
@@ -121,7 +123,7 @@ class ScanMixer(TokenMixer):
         conv: Conv,
         kernel_size: int,
         make_core: Callable[[], ScanCore],
-        cores: int | None = None,
+        num_cores: int | None = None,
     ) -> None:
         super().__init__(dim, grid_rank)
         if conv == "per-pass" and grid_rank == 1 and pattern.passes == 1:
@@ -132,7 +134,8 @@ class ScanMixer(TokenMixer):
         self.conv = _shared_conv(conv, dim, grid_rank, kernel_size)  # draws before the cores do
         self.convolved_before = conv != "per-pass"
         make = make_core if self.convolved_before else partial(ConvolvedPass, dim, kernel_size, make_core)
-        self.scans = nn.ModuleList(make() for _ in range(pattern.passes if cores is None else cores))
+        num_cores = pattern.passes if num_cores is None else num_cores
+        self.scans = nn.ModuleList(make() for _ in range(num_cores))  # type: ignore[assignment]
         self.causal = pattern == ScanPattern((raster,)) and self.conv.causal
 
     @classmethod
@@ -151,7 +154,7 @@ class ScanMixer(TokenMixer):
 
     def run_passes(self, u: Tensor, grid: Sequence[int]) -> Tensor:
         """(B, L, C) -> (B, L, C)."""
-        cores = iter(self.cores())
+        cores = iter(self.scans)
         total: Tensor | None = None
         for make_order in self.pattern.orders:
             if make_order is raster:
@@ -171,10 +174,6 @@ class ScanMixer(TokenMixer):
         first, *others = (core(u, reverse=reverse) for core, reverse in passes)
         return sum(others, first)
 
-    def cores(self) -> list[ScanCore]:
-        """One per pass."""
-        return [core for core in self.scans if isinstance(core, ScanCore)]
-
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
         through_conv = self.conv.dependency_mask(grid)
         return (self.pattern.visible(grid).float() @ through_conv.float()) > 0
@@ -183,7 +182,7 @@ class ScanMixer(TokenMixer):
         """The convolution's and those of every pass."""
         lengths = [length for make in self.pattern.orders for length in make(grid, "cpu").segments]
         lengths = [length for length in lengths for _ in self.pattern.directions]
-        passes = zip(self.cores(), lengths, strict=True)
+        passes = zip(self.scans, lengths, strict=True)
         return self.conv.macs(grid) + sum(core.macs(length) for core, length in passes)
 
     def state_size(self, length: int) -> int | None:
@@ -191,27 +190,27 @@ class ScanMixer(TokenMixer):
         if not self.causal or self.grid_rank != 1:
             return None
         window = self.conv.state_size(length)
-        return None if window is None else window + torch.Size(self.cores()[0].hidden_shape).numel()
+        return None if window is None else window + torch.Size(self.scans[0].hidden_shape).numel()
 
     def init_state(self, batch_size: int, device: torch.device | None = None) -> State:
         if self.state_size(1) is None:
             return super().init_state(batch_size, device)
-        hidden = torch.zeros(batch_size, *self.cores()[0].hidden_shape, device=device)
+        hidden = torch.zeros(batch_size, *self.scans[0].hidden_shape, device=device)
         return hidden, *self.conv.init_state(batch_size, device)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         if self.state_size(1) is None:
             return super().step(x, state)
         convolved, window = self.conv.step(x, state[1:])
-        y, hidden = self.cores()[0].step(F.silu(convolved), state[0])
+        y, hidden = self.scans[0].step(F.silu(convolved), state[0])
         return y, (hidden, *window)
 
     def no_weight_decay(self) -> set[str]:
-        return {f"scans.{i}.{name}" for i, core in enumerate(self.cores()) for name in core.no_weight_decay()}
+        return {f"scans.{i}.{name}" for i, core in enumerate(self.scans) for name in core.no_weight_decay()}
 
 
 def _shared_conv(conv: Conv, dim: int, grid_rank: int, kernel_size: int) -> TokenMixer:
-    """The one before the passes."""
+    """The convolution before the passes, which they share."""
     if conv == "symmetric":
         return DepthwiseConv(dim, grid_rank, kernel_size=kernel_size)
     if conv == "causal":

@@ -37,7 +37,8 @@ class GatedConv(TokenMixer):
         grid_rank: 1 or 2.
         conv: "symmetric" (that of the `conv` mixer) or "causal" (that of `causal-conv`, the default on causal
             tasks).
-        kernel_size: of the convolution; odd unless it is causal on a sequence, where the default is 4.
+        kernel_size: of the convolution; odd, except for a causal convolution on a sequence. The default is 7,
+            and 4 on a causal sequence task.
         act: of the gate.
 
     Raises:

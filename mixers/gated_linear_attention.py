@@ -2,8 +2,8 @@
 
     S_t = diag(a_t) S_{t-1} + k_t v_t^T,   o_t = S_t^T q_t / sqrt(K),   a_t = sigmoid(W_2 W_1 x_t + b)^(1/16)
 
-with a decay for every key channel. The output is normalised per head, as in
-the paper, in place of linear attention's denominator. K is the number of key channels of a head.
+with a decay for every key channel. The output is normalised per head, as in the paper, in place of linear
+attention's denominator. K is the number of key channels of a head.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixers.base import State, TokenMixer, as_sequence, raster_causal_mask
+from mixers.base import State, TokenMixer, as_sequence, full_mask, raster_causal_mask
 from mixers.heads import HeadDim
 from mixers.linear_recurrence import linear_recurrence, linear_recurrence_step
 
@@ -115,7 +115,7 @@ class GatedLinearAttention(TokenMixer):
 
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
         length = math.prod(grid)
-        return raster_causal_mask(length) if self.causal else torch.ones(length, length, dtype=torch.bool)
+        return raster_causal_mask(length) if self.causal else full_mask(length)
 
     def macs(self, grid: Sequence[int]) -> int:
         """Linear maps, and 3 MACs per (token, key, value) and direction: decay, input, readout.

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixers.base import State, full_precision, raster_causal_mask
+from mixers.base import State, full_mask, full_precision, raster_causal_mask
 from mixers.heads import MultiHeadMixer
 from mixers.linear_recurrence import linear_recurrence, linear_recurrence_step
 from mixers.rope import rotary_angles, rotate
@@ -42,7 +42,7 @@ class LinearAttention(MultiHeadMixer):
 
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
         length = math.prod(grid)
-        return raster_causal_mask(length) if self.causal else torch.ones(length, length, dtype=torch.bool)
+        return raster_causal_mask(length) if self.causal else full_mask(length)
 
     def macs(self, grid: Sequence[int]) -> int:
         """4 L C D + 2 L D head_dim + L D: projections, numerator, denominator.
@@ -62,13 +62,13 @@ class CausalLinearAttention(LinearAttention):
         return self.attention_dim * (self.head_dim + 1) if self.grid_rank == 1 else None
 
     def init_state(self, batch_size: int, device: torch.device | None = None) -> State:
-        if self.grid_rank == 2:
+        if self.state_size(1) is None:
             return super().init_state(batch_size, device)
         numerator = torch.zeros(batch_size, self.num_heads, self.head_dim, self.head_dim, device=device)
         return numerator, torch.zeros(batch_size, self.num_heads, self.head_dim, device=device)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        if self.grid_rank == 2:
+        if self.state_size(1) is None:
             return super().step(x, state)
         q, k, v = (each[:, :, 0] for each in self._features(x[:, None]))  # (B, heads, head_dim)
         S, z = state[0].to(q), state[1].to(q)
@@ -91,11 +91,11 @@ class CausalLinearAttention(LinearAttention):
 def linear_attention(
     features: tuple[Tensor, Tensor], turned: tuple[Tensor, Tensor], v: Tensor, *, causal: bool = False
 ) -> Tensor:
-    """The fraction above, from phi(q), phi(k) and v (B, heads, L, head_dim) in float32 or wider.
+    """The fraction of the module's docstring; every tensor is (B, heads, L, head_dim), in float32 or wider.
 
     Args:
-        features: phi(q) and phi(k), of the denominator.
-        turned: the same with their positions, of the numerator.
+        features: phi(q) and phi(k), for the denominator.
+        turned: the same, turned by their positions, for the numerator.
         v: the values.
         causal: sum over j <= i.
     """

@@ -60,6 +60,7 @@ def _without_decay(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _with_decay(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+    """(B, heads, chunks, size, K or V), log_decay as k -> (B, heads, chunks, size, V)."""
     total = log_decay.cumsum(3)  # (B, heads, chunks, size, K): log of the decay since the chunk's start
     last = total[..., -1:, :]
     written = ((last - total).exp() * k).mT @ v  # (B, heads, chunks, K, V), as decayed at the chunk's end
@@ -89,7 +90,7 @@ def _inside(q: Tensor, k: Tensor, v: Tensor, total: Tensor) -> Tensor:
 
 
 def _states(written: Tensor, decay: Tensor) -> Tensor:
-    """What each chunk wrote (B, heads, chunks, K, V) -> the state that each starts from."""
+    """What each chunk wrote (B, heads, chunks, K, V) and its decay (..., K, 1) -> the state before each."""
     state = torch.zeros_like(written[:, :, 0])
     states = []
     for writes, decays in zip(written.unbind(2), decay.unbind(2), strict=True):

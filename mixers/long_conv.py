@@ -32,7 +32,7 @@ def long_conv(u: Tensor, kernel: Tensor) -> Tensor:
 
 
 def toeplitz_conv(u: Tensor, kernel: Tensor) -> Tensor:
-    """L^2 MACs per channel."""
+    """By the Toeplitz matrix, L^2 MACs per channel: u (B, L, C) and kernel (C, L) -> (B, L, C)."""
     length = u.shape[1]
     windows = F.pad(kernel, (length - 1, 0)).unfold(-1, length, 1)  # [c, t, s] = K[t - (L - 1 - s)]
     y = windows @ u.flip(1).permute(2, 1, 0)  # (C, L, L) @ (C, L, B)
@@ -40,7 +40,7 @@ def toeplitz_conv(u: Tensor, kernel: Tensor) -> Tensor:
 
 
 def fft_conv(u: Tensor, kernel: Tensor) -> Tensor:
-    """Three real transforms per channel."""
+    """By three real Fourier transforms per channel: u (B, L, C) and kernel (C, L) -> (B, L, C)."""
     size = _fft_size(u.shape[1])
     u_hat = torch.fft.rfft(u.transpose(1, 2).contiguous(), n=size)  # (B, C, size / 2 + 1)
     y = torch.fft.irfft(u_hat * torch.fft.rfft(kernel, n=size), n=size)
@@ -48,7 +48,7 @@ def fft_conv(u: Tensor, kernel: Tensor) -> Tensor:
 
 
 def long_conv_macs(length: int, dim: int) -> int:
-    """Of one sequence. A real transform of n numbers is counted as 5/4 n log2(n) MACs."""
+    """MACs of `long_conv` for one sequence; a real transform of n numbers counts as 5/4 n log2(n) MACs."""
     if length <= DIRECT_LENGTH:
         return dim * length**2
     size = _fft_size(length)
@@ -56,5 +56,5 @@ def long_conv_macs(length: int, dim: int) -> int:
 
 
 def _fft_size(length: int) -> int:
-    """The power of two from 2 L - 1 on."""
+    """The smallest power of two that is not below 2 L - 1."""
     return 1 << (2 * length - 2).bit_length()

@@ -3,9 +3,9 @@
     u, z = W_in x,   y = W_out (SSM(silu(conv(u))) * silu(z))
 
 `ssm` is the middle of it, conv -> SiLU -> SSM, for the gated blocks, which project and gate themselves. Here
-the mixer does, so its place is the block that does not, `metaformer`. With an MLP or a mixture of experts
-behind it that is a layer of Jamba (arXiv 2403.19887, which also has norms on Delta, B and C) or of MoE-Mamba
-(arXiv 2401.04081), without one a layer of Mamba.
+the mixer does both, so its place is the block that does neither, `metaformer`. With an MLP or a mixture of
+experts behind it that is a layer of Jamba (arXiv 2403.19887, which also has norms on Delta, B and C) or of
+MoE-Mamba (arXiv 2401.04081); with neither it is a layer of Mamba.
 
 Symbols beyond `mixers.base`: E expansion, R rank of the Delta projection.
 """
@@ -35,8 +35,8 @@ class Mamba(TokenMixer):
     """Linear C -> 2 E C, then conv -> SiLU -> SSM of one half times SiLU of the other, linear E C -> C.
 
     An image is read in raster order, the convolution included: it is along the sequence. R is the width C
-    over 16, rounded up, not that of the E C channels that are scanned. All starts as in Mamba's code: the
-    linear maps and the convolution as torch draws them, the SSM as `mixers.s6` says.
+    over 16, rounded up, not that of the E C channels that are scanned. Everything starts as in Mamba's code:
+    the linear maps and the convolution as torch draws them, the SSM as `mixers.s6` says.
 
     With `scan="bidirectional"` it is Vision Mamba's mixer (arXiv 2401.09417, algorithm 1): each way has its
     own convolution and SSM, and their mean is gated.

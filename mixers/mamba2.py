@@ -34,8 +34,9 @@ class Mamba2(TokenMixer, HasBackend):
     """Linear map, causal convolution and SiLU of u, B and C together, SSD, gate, RMSNorm, linear map.
 
     An image is read in raster order, the convolution included: it is along the sequence. All heads share B
-    and C. The number of heads is E C / `head_dim` rounded up: the last head has what remains. All starts as
-    in Mamba-2's code: the linear maps and the convolution as torch draws them, A and Delta as in `ssd`.
+    and C. The number of heads is E C / `head_dim` rounded up: the last head has what remains. Everything
+    starts as in Mamba-2's code: the linear maps and the convolution as torch draws them, A and Delta as in
+    `ssd`.
 
     Args:
         dim: C.
@@ -65,16 +66,16 @@ class Mamba2(TokenMixer, HasBackend):
         inner = expand * dim
         self.head_dim = min(head_dim, inner)
         self.chunk_size = chunk_size
-        heads = -(-inner // self.head_dim)
+        num_heads = -(-inner // self.head_dim)
         self.hidden_shape = (inner, d_state)
         self.convolved = (inner, d_state, d_state)
-        self.widths = (inner, sum(self.convolved), heads)
+        self.widths = (inner, sum(self.convolved), num_heads)
         self.in_proj = nn.Linear(dim, sum(self.widths), bias=False)
         self.conv = CausalConv(sum(self.convolved), 1, kernel_size=kernel_size)
         draw_as_torch(self.conv)
-        self.dt_bias = parameter(lambda: inverse_softplus(initial_delta(heads)))
-        self.A_log = parameter(lambda: torch.empty(heads).uniform_(1, 16).log())
-        self.D = nn.Parameter(torch.ones(heads))
+        self.dt_bias = parameter(lambda: inverse_softplus(initial_delta(num_heads)))
+        self.A_log = parameter(lambda: torch.empty(num_heads).uniform_(1, 16).log())
+        self.D = nn.Parameter(torch.ones(num_heads))
         self.norm = nn.RMSNorm(inner, eps=NORM_EPS)
         self.out_proj = nn.Linear(inner, dim, bias=False)
 

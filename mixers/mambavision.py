@@ -2,7 +2,7 @@
 
     X1 = Scan(silu(Conv(Linear(X)))),   X2 = silu(Conv(Linear(X))),   Y = Linear(Concat(X1, X2))
 
-Half of the channels are scanned, forward and without a gate; the other half goes beside the SSM. Both are
+Half of the channels are scanned, forward and without a gate; the other half bypasses the SSM. Both are
 first convolved, symmetrically, where Mamba has a causal convolution. That makes the mixer neither causal nor
 fully visible: through three taps a token sees the one after it, and no other later one.
 """
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixers.base import TokenMixer, as_sequence, raster_causal_mask, window_mask
+from mixers.base import TokenMixer, as_sequence, raster_causal_mask, require_odd, window_mask
 from mixers.conv import depthwise_conv
 from mixers.directions import KernelSize
 from mixers.s6 import SelectiveScan
@@ -53,23 +53,20 @@ class MambaVision(TokenMixer):
         super().__init__(dim, grid_rank)
         if dim % 2:
             raise ValueError(f"MambaVision scans half of the channels: their number must be even, got {dim}")
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd so that the window has a centre, got {kernel_size}")
+        require_odd("kernel_size", kernel_size)
         self.reach = kernel_size // 2
         self.in_proj = nn.Linear(dim, dim, bias=False)
-        bound = kernel_size**-0.5  # torch's own, in which the released code leaves it
+        bound = kernel_size**-0.5  # torch's own initial values, which the released code keeps
         self.dwconv = nn.Parameter(torch.empty(dim, 1, kernel_size).uniform_(-bound, bound))
-        self.scan = SelectiveScan(dim // 2, d_state, dt_rank=math.ceil(dim / 16))  # of all channels
+        dt_rank = math.ceil(dim / 16)  # of all channels, not of the half that is scanned
+        self.scan = SelectiveScan(dim // 2, d_state, dt_rank=dt_rank)
         self.out_proj = nn.Linear(dim, dim, bias=False)
         if zero_dt_bias:
             nn.init.zeros_(self.scan.dt_proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.in_proj(as_sequence(x))  # (B, L, C)
-        no_bias = torch.zeros(self.dim, dtype=self.dwconv.dtype, device=x.device)
-        # a sequence is an image of one row
-        kernel = self.dwconv[:, :, None]
-        tokens = depthwise_conv(tokens[:, None], kernel, no_bias, padding=(0, self.reach))[:, 0]
+        tokens = depthwise_conv(tokens, self.dwconv, None, padding=(self.reach,))
         scanned, beside = F.silu(tokens).chunk(2, dim=-1)
         mixed: Tensor = self.out_proj(torch.cat((self.scan(scanned), beside), dim=-1))
         return mixed.view(x.shape)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mixers.base import TokenMixer, as_sequence
+from mixers.base import TokenMixer, as_sequence, full_mask
 from mixers.conv import DepthwiseConv
 from mixers.heads import HeadDim
 from mixers.linear_attention import elu_plus_one, linear_attention
@@ -67,8 +67,7 @@ class MILAAttention(TokenMixer):
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
-        length = math.prod(grid)
-        return torch.ones(length, length, dtype=torch.bool)
+        return full_mask(math.prod(grid))
 
     def macs(self, grid: Sequence[int]) -> int:
         """2 L C^2 + 2 L C head_dim + L C + LePE's: projection, numerator, denominator, convolution."""

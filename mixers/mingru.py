@@ -25,7 +25,7 @@ class MinGRUCore(ScanCore):
     Args:
         dim: channels.
         candidate: "linear", c as above, or "positive", g(W_h u) with g(v) = v + 1/2 for v >= 0 and
-            sigmoid(v) below, which the paper's version in log-space has.
+            sigmoid(v) below, as in the paper's version in log-space.
     """
 
     operation = "scan"

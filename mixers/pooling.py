@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from mixers.base import TokenMixer, window_mask
+from mixers.base import TokenMixer, require_odd, window_mask
 
 
 class Pooling(TokenMixer):
@@ -28,8 +28,7 @@ class Pooling(TokenMixer):
 
     def __init__(self, dim: int, grid_rank: int, *, pool_size: Annotated[int, Field(ge=1)] = 3) -> None:
         super().__init__(dim, grid_rank)
-        if pool_size % 2 == 0:
-            raise ValueError(f"pool_size must be odd so that the window has a centre, got {pool_size}")
+        require_odd("pool_size", pool_size)
         self.pool_size = pool_size
         self.causal = pool_size == 1
 

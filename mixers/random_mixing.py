@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixers.base import TokenMixer, as_sequence
+from mixers.base import TokenMixer, as_sequence, full_mask
 
 NUMBERS_AT_ONCE = 2**24
-"""That are drawn in double precision, however large the matrix is."""
+"""Numbers drawn in float64 at a time; bounds the memory of a large matrix."""
 
 
 class RandomMixing(TokenMixer):
@@ -24,7 +24,8 @@ class RandomMixing(TokenMixer):
     those of two L have nothing to do with each other. It has no parameters: what RandFormer counts as
     frozen ones, L^2 numbers a layer, is not stored.
 
-    The seed is stored like a buffer, but is none: a mean of buffers, as of weights, would be another seed.
+    The seed is stored like a buffer but is not one: where models are averaged, their buffers with them, the
+    mean of two seeds would be another seed.
 
     Args:
         dim: channels, which are not mixed.
@@ -47,7 +48,7 @@ class RandomMixing(TokenMixer):
         self.seed = int(state)
 
     def matrix(self, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """(L, L), rows sum to one; the last one is kept."""
+        """(L, L), rows sum to one; the last matrix is kept."""
         if self._drawn is not None:
             seed, kept = self._drawn
             if (seed, len(kept), kept.dtype, kept.device) == (self.seed, length, dtype, device):
@@ -63,8 +64,7 @@ class RandomMixing(TokenMixer):
         return (self.matrix(tokens.shape[1], x.dtype, x.device) @ tokens).view(x.shape)
 
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
-        length = math.prod(grid)
-        return torch.ones(length, length, dtype=torch.bool)
+        return full_mask(math.prod(grid))
 
     def macs(self, grid: Sequence[int]) -> int:
         """L^2 C."""
@@ -84,11 +84,11 @@ def random_matrix(
 
 
 def _store_as_seed(module: RandomMixing, state: dict[str, Any], prefix: str, *others: Any) -> None:
-    """Name the extra state: so it is called in files from before it was one, and by those who read a file."""
+    """Store the extra state as `seed`, its name in older files and for whoever reads a file."""
     state[f"{prefix}seed"] = state.pop(f"{prefix}_extra_state")
 
 
 def _read_as_seed(module: RandomMixing, state: dict[str, Any], prefix: str, *others: Any) -> None:
-    """The way back; a file without it lacks the extra state."""
+    """Load `seed` as the extra state; of a file without it torch says that the extra state is missing."""
     if f"{prefix}seed" in state:
         state[f"{prefix}_extra_state"] = state.pop(f"{prefix}seed")

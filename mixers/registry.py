@@ -1,9 +1,9 @@
 """Names with typed options: how `ssm(d_state=8, scan=bidirectional)` becomes an object.
 
-One `Registry` serves token mixers, skeletons and tasks. An entry is a class or function named by
-dotted path, so that listing names costs no import. Its keyword-only parameters *are* its options:
-their annotations are checked by pydantic, their defaults are the defaults, and a name that is not
-among them is an error. Nothing is passed through `**kwargs`.
+One `Registry` serves token mixers, skeletons and tasks. An entry is a class named by dotted path, so that
+listing names costs no import. The keyword-only parameters of its `__init__` *are* its options: their
+annotations are checked by pydantic, their defaults are the defaults, and a name that is not among them is an
+error. Nothing is passed through `**kwargs`.
 
 A mixer or task of the user's own needs no entry: `my_module:MyMixer(option=value)` names a class in a file on
 the Python path or in the working directory. Resolved, its name carries the hash of that file,
@@ -19,10 +19,10 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
@@ -60,8 +60,11 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-class Registry:
-    """The known components of one kind.
+Entry = TypeVar("Entry")
+
+
+class Registry(Generic[Entry]):
+    """The known components of one kind, classes derived from `Entry`.
 
     Args:
         kind: what the entries are, in error messages: "mixer", "skeleton", "task".
@@ -122,7 +125,7 @@ class Registry:
             components += [self.parse(match.group(1))] * times
         return tuple(components)
 
-    def load(self, name: str) -> Any:
+    def load(self, name: str) -> type[Entry]:
         """Import the entry.
 
         Raises:
@@ -168,9 +171,10 @@ class Registry:
             ) from None
         return Component(self.with_source(component.name), filled.model_dump(mode="json"))
 
-    def create(self, component: Component, *args: Any) -> Any:
+    def create(self, component: Component, *args: Any) -> Entry:
         """Call the entry with positional `args` and the resolved options."""
-        return self.load(component.name)(*args, **self.resolve(component).options)
+        make: Callable[..., Entry] = self.load(component.name)
+        return make(*args, **self.resolve(component).options)
 
     def check_names(self, component: Component) -> None:
         """Refuse an option that the component does not have, naming those that it has."""
@@ -186,7 +190,7 @@ class Registry:
         """The options of an entry with their types, bounds and defaults."""
         return self._option_model(name).model_fields
 
-    def _load_own(self, name: str) -> Any:
+    def _load_own(self, name: str) -> type[Entry]:
         path, _, planned = name.partition("@")
         source = _source_hash(name)
         if planned and planned != source:
@@ -202,7 +206,8 @@ class Registry:
         except Exception as error:  # whatever a file of the user's does when it is imported
             raise InputError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
         base = _imported(self._own_base or "builtins:object")
-        if not (inspect.isclass(entry) and issubclass(entry, base)):
+        derived = inspect.isclass(entry) and issubclass(entry, base)
+        if not derived:
             raise InputError(f"{path} is not a subclass of {self._own_base}, as a {self.kind} must be")
         return entry
 
@@ -227,10 +232,9 @@ class Registry:
     def _option_model(self, name: str) -> type[BaseModel]:
         if name not in self._option_models:
             entry = self.load(name)
-            function = entry.__init__ if inspect.isclass(entry) else entry
-            parameters = inspect.signature(function).parameters
+            parameters = inspect.signature(entry.__init__).parameters
             self._check_options(name, list(parameters.values()))
-            hints = get_type_hints(function, include_extras=True)
+            hints = get_type_hints(entry.__init__, include_extras=True)
             none = inspect.Parameter.empty
             fields: dict[str, Any] = {
                 parameter.name: (

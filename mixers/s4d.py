@@ -30,13 +30,13 @@ AInit = Literal["lin", "inv"]
 
 
 def _imaginary(A_init: AInit, pairs: int) -> Tensor:
-    """Of A, (pairs,)."""
+    """(pairs,): the imaginary parts of A."""
     n, d_state = torch.arange(pairs, dtype=torch.float32), 2 * pairs
     return math.pi * n if A_init == "lin" else d_state / math.pi * (d_state / (2 * n + 1) - 1)
 
 
 class S4DCore(ScanCore):
-    """One pass.
+    """One pass: u -> convolution with K -> + D u.
 
     Initialised as in the paper and its code: A_n = -1/2 + i pi n ("lin") or
     -1/2 + i N / pi (N / (2 n + 1) - 1) ("inv"), n = 0 .. N / 2 - 1; Delta log-uniform in

@@ -49,44 +49,44 @@ class SelectiveScan(ScanCore):
         self.dim = dim
         self.hidden_shape = (dim, d_state)
         dt_rank = dt_rank or math.ceil(dim / 16)
-        sizes = {"delta": dt_rank, "B": d_state, "C": d_state}
-        chosen = list(sizes) if selective == "all" else selective.split("+")
-        self.sizes = {name: size for name, size in sizes.items() if name in chosen}
+        widths = {"delta": dt_rank, "B": d_state, "C": d_state}
+        chosen = list(widths) if selective == "all" else selective.split("+")
+        self.widths = {name: width for name, width in widths.items() if name in chosen}
 
-        x_proj = nn.Linear(dim, sum(sizes.values()), bias=False)
+        x_proj = nn.Linear(dim, sum(widths.values()), bias=False)
         dt_proj = nn.Linear(dt_rank, dim)
         self.A_log = parameter(lambda: torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(dim, 1))
         self.D = nn.Parameter(torch.ones(dim))
         nn.init.uniform_(dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
         dt_proj.bias = parameter(lambda: inverse_softplus(initial_delta(dim)))
 
-        rows = zip(sizes, x_proj.weight.detach().split(list(sizes.values())), strict=True)
-        kept = [part for name, part in rows if name in self.sizes]
+        rows = zip(widths, x_proj.weight.detach().split(list(widths.values())), strict=True)
+        kept = [part for name, part in rows if name in self.widths]
         if kept:
             self.x_proj = x_proj
-            if len(kept) < len(sizes):
+            if len(kept) < len(widths):
                 self.x_proj.weight = nn.Parameter(torch.cat(kept))
                 self.x_proj.out_features = len(self.x_proj.weight)
-        if "delta" in self.sizes:
+        if "delta" in self.widths:
             self.dt_proj = dt_proj
         else:
             self.dt_bias = dt_proj.bias
-        if "B" not in self.sizes:
+        if "B" not in self.widths:
             self.B = nn.Parameter(torch.ones(1, d_state))
-        if "C" not in self.sizes:
+        if "C" not in self.widths:
             self.C = parameter(lambda: torch.randn(1, d_state))
 
     @property
     def delta_bias(self) -> Tensor:
-        """(C,)"""
-        return self.dt_proj.bias if "delta" in self.sizes else self.dt_bias
+        """(C,), wherever it is kept."""
+        return self.dt_proj.bias if "delta" in self.widths else self.dt_bias
 
     def select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., C) -> delta before its bias and softplus (..., C), B (..., N), C (..., N)."""
         selected: dict[str, Tensor] = {}
-        if self.sizes:
-            parts = self.x_proj(u).split(list(self.sizes.values()), dim=-1)
-            selected = dict(zip(self.sizes, parts, strict=True))
+        if self.widths:
+            parts = self.x_proj(u).split(list(self.widths.values()), dim=-1)
+            selected = dict(zip(self.widths, parts, strict=True))
         # The bias joins inside the scan, in float32, where softplus is taken.
         if "delta" in selected:
             delta = F.linear(selected["delta"], self.dt_proj.weight)
@@ -114,9 +114,9 @@ class SelectiveScan(ScanCore):
         return selective_scan_step(u, delta, -self.A_log.exp(), B, C, self.D, self.delta_bias, hidden)
 
     def projection_macs(self, length: int) -> int:
-        """Of `select`."""
-        low_rank = self.sizes.get("delta", 0)
-        return length * self.dim * (sum(self.sizes.values()) + low_rank)
+        """MACs of `select`."""
+        low_rank = self.widths.get("delta", 0)
+        return length * self.dim * (sum(self.widths.values()) + low_rank)
 
     def scan_macs(self, length: int) -> int:
         """3 MACs per (token, channel, state): decay, input, readout."""
@@ -126,5 +126,5 @@ class SelectiveScan(ScanCore):
         return self.projection_macs(length) + self.scan_macs(length)
 
     def no_weight_decay(self) -> set[str]:
-        constants = {name for name in ("B", "C") if name not in self.sizes}
-        return {"A_log", "D", "dt_proj.bias" if "delta" in self.sizes else "dt_bias"} | constants
+        constants = {name for name in ("B", "C") if name not in self.widths}
+        return {"A_log", "D", "dt_proj.bias" if "delta" in self.widths else "dt_bias"} | constants

@@ -16,6 +16,9 @@ How the work is laid out, and why:
 Numba's vectoriser does not keep the states in registers, so the innermost loops are emitted as LLVM vector IR
 by the intrinsics below. LLVM lowers it to whatever the machine has (AVX-512, AVX2, SSE, NEON).
 
+All of this is one file because numba's cache on disk looks at the file of the cached function alone: after an
+edit of emitters in another file, every process would go on with the old kernels.
+
 Words: a *block* is LANES channels, a *slab* at most SLAB blocks, and an *item* one (batch, slab) pair, the
 unit that threads share out. *Packed* is (..., blocks, n, LANES): channels last, padded to whole blocks. In
 the kernels A, D, delta_bias and the states, (batch, chunks + 1, blocks, d_state, LANES), are packed.

@@ -37,7 +37,8 @@ def selective_scan_mamba_ssm(
 ) -> tuple[Tensor, Tensor]:
     """Return `(y, last_state)`; arguments as in `mixers.scan.selective_scan`, but the last state is detached.
 
-    Raises ValueError for what the kernel lacks: initial_state, float64 and d_state above 256.
+    Raises:
+        ValueError: what the kernel lacks: initial_state, float64, or d_state above 256.
     """
     if initial_state is not None:
         raise ValueError("mamba-ssm's scan has no initial_state; use backend='reference'")
@@ -97,7 +98,7 @@ def _gradients(
     delta_bias: Tensor | None,
     states: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Of the tensors from u to delta_bias; None of missing ones."""
+    """Gradients of u, delta, A, B, C, D and delta_bias; None where the input was None."""
     import selective_scan_cuda
 
     no_gate = no_output = no_gate_gradient = None
@@ -162,7 +163,7 @@ def _backward(
     states: Tensor,
     reverse: bool,
 ) -> tuple[Tensor, ...]:
-    """Of the tensors from u to delta_bias and of a first state; those of missing ones are void."""
+    """Gradients of u, delta, A, B, C, D, delta_bias and initial_state; uninitialised where it was None."""
     *grads, dD, dbias = _gradients(grad_y, u, delta, A, B, C, D, delta_bias, states)
     vectors = (A.new_empty(A.shape[0]) if grad is None else grad for grad in (dD, dbias))
     return (*grads, *vectors, A.new_empty(u.shape[0], *A.shape))

@@ -28,7 +28,7 @@ class ScanOperator:
     Args:
         name: of the operator in `torch.ops.mixers`; that of its backward ends in `_backward`.
         backend: its name in messages.
-        devices: whose tensors the kernels take.
+        devices: types of devices whose tensors the kernels take.
         channels: the axis of u that has them: 2, or 1 where kernels want them before length; B and C alike.
         forward: (u, delta, A, B, C, D, delta_bias, initial_state, reverse, keep) -> (y, last_state, states),
             where states is what backward needs, if `keep`.

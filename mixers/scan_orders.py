@@ -9,7 +9,7 @@ set of orders, each walked forward or both ways; every walk over a segment is a 
     local                    window by window, both ways: LocalMamba (arXiv 2403.09338)
     vertical                 column by column, both ways: LocalMamba's other direction
     vertical-slip            the same, put back as its code does: by the permutation, not by its inverse. On
-                             an image that is not square, results then end up at other tokens than theirs
+                             an image that is not square, results then end up at the wrong tokens
     continuous               rows and columns as a snake, both ways: PlainMamba (arXiv 2403.17695)
     atrous                   every other row and column, forward: EfficientVMamba (arXiv 2403.09977)
 
@@ -77,7 +77,7 @@ OrderOfGrid = Callable[[Sequence[int], Device], Order]
 
 @dataclass(frozen=True)
 class ScanPattern:
-    """A set of orders.
+    """A set of orders, each walked one way or both ways.
 
     Attributes:
         orders: make an order for a grid, on a device. `raster` moves nothing.
@@ -91,7 +91,7 @@ class ScanPattern:
 
     @property
     def directions(self) -> tuple[bool, ...]:
-        """Of each order, as values of `reverse`."""
+        """The ways in which each order is walked, as values of `reverse`."""
         return (False, True) if self.both_ways else (False,)
 
     @property
@@ -200,8 +200,8 @@ def snake_columns(grid: Sequence[int], device: Device = None) -> Order:
 def phases(grid: Sequence[int], device: Device = None, *, step: int) -> Order:
     """The step^2 sub-grids of every step-th row and column, one after the other, each a segment.
 
-    Those of even rows are read row by row, those of odd rows column by column, as in EfficientVMamba,
-    which has step 2; that other steps alternate in the same way is this project's extension.
+    Sub-grids that begin in an even row are read row by row, those that begin in an odd row column by column,
+    as in EfficientVMamba, whose step is 2. Other steps, this project's extension, alternate in the same way.
     """
     image = _image(grid, device)
     offsets = [(row, column) for column in range(step) for row in range(step)]
@@ -225,12 +225,14 @@ def _image(grid: Sequence[int], device: Device) -> Tensor:
 
 
 def _turned(image: Tensor) -> Tensor:
+    """(H, W) with every second row from right to left."""
     image = image.clone()
     image[1::2] = image[1::2].flip(1)
     return image
 
 
 def _whole(tokens: Tensor) -> Order:
+    """An order of one segment."""
     return Order(tokens.flatten(), (tokens.numel(),))
 
 

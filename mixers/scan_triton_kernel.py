@@ -265,6 +265,7 @@ def forward(
     BLOCK_N: tl.constexpr,
     SEGMENT: tl.constexpr,
 ):
+    """Outputs y (batch, length, DIM) of one chunk, from the state that enters it; other layouts above."""
     batch, block, chunk = _locate(chunks, DIM, BLOCK_D)
     d, n, tile, inside = _tile(block, DIM, D_STATE, BLOCK_D, BLOCK_N)
     A2 = tl.load(A + tile, mask=inside, other=0.0) * _LOG2_E
@@ -321,6 +322,10 @@ def backward(
     SEGMENT: tl.constexpr,
     GROUP: tl.constexpr,
 ):
+    """Gradients of one chunk, from the e that enters it after its last token; layouts above.
+
+    Sums over channels are left per block, sums over tokens per chunk, for the caller to add.
+    """
     batch, block, chunk = _locate(chunks, DIM, BLOCK_D)
     d, n, tile, inside = _tile(block, DIM, D_STATE, BLOCK_D, BLOCK_N)
     A2 = tl.load(A + tile, mask=inside, other=0.0) * _LOG2_E

@@ -1,7 +1,7 @@
 """Separable convolution with its channels widened (ConvFormer, Yu et al., arXiv 2210.13452).
 
-The block of MobileNetV2 (Sandler et al., arXiv 1801.04381) as a token mixer. Other than `conv` it mixes
-channels too.
+The block of MobileNetV2 (Sandler et al., arXiv 1801.04381) as a token mixer. Unlike `conv`, it also
+mixes channels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixers.base import TokenMixer, window_mask
+from mixers.base import TokenMixer, require_odd, window_mask
 from mixers.conv import INIT_STD, depthwise_conv
 
 
@@ -56,8 +56,7 @@ class SepConv(TokenMixer):
         expansion_ratio: Annotated[float, Field(ge=1)] = 2.0,
     ) -> None:
         super().__init__(dim, grid_rank)
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd so that the window has a centre, got {kernel_size}")
+        require_odd("kernel_size", kernel_size)
         hidden = int(expansion_ratio * dim)
         self.reach = kernel_size // 2
         self.causal = kernel_size == 1
@@ -68,14 +67,8 @@ class SepConv(TokenMixer):
         nn.init.trunc_normal_(self.dwconv, std=INIT_STD)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pwconv2(self._depthwise(self.act(self.pwconv1(x))))
-
-    def _depthwise(self, x: Tensor) -> Tensor:
-        no_bias = torch.zeros(len(self.dwconv), dtype=self.dwconv.dtype, device=x.device)
-        if self.grid_rank == 2:
-            return depthwise_conv(x, self.dwconv, no_bias, padding=(self.reach, self.reach))
-        # a sequence is an image of one row
-        return depthwise_conv(x[:, None], self.dwconv[:, :, None], no_bias, padding=(0, self.reach))[:, 0]
+        hidden = self.act(self.pwconv1(x))
+        return self.pwconv2(depthwise_conv(hidden, self.dwconv, None, (self.reach,) * self.grid_rank))
 
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
         return window_mask(grid, self.reach, self.reach)

@@ -84,18 +84,18 @@ class SSDCore(ScanCore):
         super().__init__()
         self.dim = dim
         self.head_dim = min(head_dim, dim)
-        self.heads = -(-dim // self.head_dim)
+        self.num_heads = -(-dim // self.head_dim)
         self.chunk_size = chunk_size
         self.hidden_shape = (dim, d_state)
-        self.sizes = (d_state, d_state, self.heads)
-        self.x_proj = nn.Linear(dim, sum(self.sizes), bias=False)
-        self.dt_bias = parameter(lambda: inverse_softplus(initial_delta(self.heads)))
-        self.A_log = parameter(lambda: torch.empty(self.heads).uniform_(1, 16).log())
-        self.D = nn.Parameter(torch.ones(self.heads))
+        self.widths = (d_state, d_state, self.num_heads)
+        self.x_proj = nn.Linear(dim, sum(self.widths), bias=False)
+        self.dt_bias = parameter(lambda: inverse_softplus(initial_delta(self.num_heads)))
+        self.A_log = parameter(lambda: torch.empty(self.num_heads).uniform_(1, 16).log())
+        self.D = nn.Parameter(torch.ones(self.num_heads))
 
     def _select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., C) -> Delta (..., H), B (..., N), C (..., N)."""
-        B, C, delta = self.x_proj(u).split(self.sizes, dim=-1)
+        B, C, delta = self.x_proj(u).split(self.widths, dim=-1)
         return F.softplus(delta.to(self.dt_bias.dtype) + self.dt_bias), B, C
 
     def forward(self, u: Tensor, *, reverse: bool = False) -> Tensor:
@@ -117,7 +117,7 @@ class SSDCore(ScanCore):
 
     def macs(self, length: int) -> int:
         """Projections, and 3 MACs per (token, channel, state): what chunks add buys speed, not a result."""
-        return length * self.dim * sum(self.sizes) + 3 * length * math.prod(self.hidden_shape)
+        return length * self.dim * sum(self.widths) + 3 * length * math.prod(self.hidden_shape)
 
     def no_weight_decay(self) -> set[str]:
         return {"A_log", "D", "dt_bias"}

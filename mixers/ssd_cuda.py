@@ -31,7 +31,8 @@ def ssd_scan_mamba_ssm(
 ) -> tuple[Tensor, Tensor | None]:
     """Return `(y, last_state)`, the latter None unless asked for; arguments as in `mixers.ssd_scan.ssd_scan`.
 
-    Raises ValueError for float64 and for 2^31 numbers, which the kernels lack.
+    Raises:
+        ValueError: float64 or 2^31 numbers, which the kernels lack.
     """
     os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")  # read when the kernels are imported
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined

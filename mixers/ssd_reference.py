@@ -1,7 +1,7 @@
 """The scan of Mamba-2 in plain PyTorch: matrix products in chunks (Dao & Gu, arXiv 2405.21060, section 6).
 
 With one decay per head, not per channel and state, the pairwise form of the recurrence is a masked matrix
-product, as in attention. It is used within chunks; between chunks goes the state.
+product, as in attention. It is used within chunks; the state is carried from chunk to chunk.
 
 Symbols beyond `mixers.base`: H heads, P channels per head, N state size, Q chunk size, K chunks.
 """
@@ -58,7 +58,7 @@ def ssd_scan_reference(
 
 
 def equal_chunks(length: int, largest: int) -> tuple[int, int]:
-    """K and Q, with as few chunks as can be and as little to fill up."""
+    """K and Q: as few chunks as possible, and as little to fill up."""
     chunks = -(-length // largest)
     return chunks, -(-length // chunks)
 

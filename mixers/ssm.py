@@ -25,8 +25,6 @@ from mixers.directions import Conv, KernelSize, ScanMixer
 from mixers.s6 import Selective, SelectiveScan
 from mixers.scan_orders import scan_pattern
 
-__all__ = ["SelectiveSSM", "SelectiveScan"]
-
 DState = Annotated[int, Field(ge=1, le=256)]
 Scan = Literal[
     "forward", "bidirectional", "cross", "local", "vertical", "vertical-slip", "continuous", "atrous"
@@ -90,7 +88,7 @@ class SelectiveSSM(ScanMixer):
             conv=conv,
             kernel_size=kernel_size,
             make_core=make_core,
-            cores=1 if scan == "continuous" else None,
+            num_cores=1 if scan == "continuous" else None,
         )
 
     def run_passes(self, u: Tensor, grid: Sequence[int]) -> Tensor:

@@ -22,7 +22,7 @@ from mixers.base import State, raster_causal_mask, window_mask
 from mixers.heads import HeadDim, MultiHeadMixer
 
 TILES = {1: 64, 2: 8}  # queries that are computed together along an axis, by the rank of the grid
-OUTSIDE = -(2**30)  # coordinate of what lies around the grid, out of everybody's reach but its own
+OUTSIDE = -(2**30)  # coordinate of padding: so far away that only other padding lies in its window
 
 
 class WindowAttention(MultiHeadMixer):

@@ -8,12 +8,15 @@ not import torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.interface import Output
 from mixers.registry import Component, Registry
 
-SKELETONS = Registry(
+if TYPE_CHECKING:
+    from experiments.skeletons.base import Skeleton
+
+SKELETONS: Registry[Skeleton] = Registry(
     "skeleton",
     {
         "mambaout-nano": "experiments.skeletons.hierarchical:MambaOutNano",
@@ -44,5 +47,5 @@ def option_defaults(skeleton: Component, output: Output = "one") -> Mapping[str,
     Raises:
         InputError: unknown skeleton.
     """
-    entry: Any = SKELETONS.load(skeleton.name)
+    entry = SKELETONS.load(skeleton.name)
     return entry.option_defaults(skeleton.options.get("block"), output, skeleton.options.get("mlp"))

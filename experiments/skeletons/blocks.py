@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from experiments.interface import Mixer, MixerState
 from experiments.skeletons.moe import PLAIN, ExpertOptions, MixtureOfExperts
 from mixers.registry import InputError
 
@@ -53,7 +54,7 @@ def preset(block: str, mlp: str | None = None) -> dict[str, Any]:
     return {**options, "act": "silu"} if mlp == "swiglu" and "mlp" in options else options
 
 
-MixerOfWidth = Callable[[int], nn.Module]
+MixerOfWidth = Callable[[int], Mixer]
 """Makes the mixer of one block, given its channels."""
 
 WITHOUT = {
@@ -74,7 +75,7 @@ class Block(nn.Module, ABC):
     tokens, so the same two serve a whole sequence and, with a mixer that can `step`, a single token.
     """
 
-    mixer: Any
+    mixer: Mixer
 
     @abstractmethod
     def before(self, x: Tensor) -> tuple[Tensor, Kept]:
@@ -88,7 +89,7 @@ class Block(nn.Module, ABC):
         v, kept = self.before(x)
         return self.after(x, self.mixer(v), kept)
 
-    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
         """One token: (B, C) and the mixer's state -> (B, C) and its next state.
 
         Raises:
@@ -301,7 +302,7 @@ class BlockOptions:
             )
 
 
-def mixer_slots(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def mixer_slots(model: nn.Module) -> Iterator[tuple[str, Mixer]]:
     """The name and the content of every block's slot."""
     for name, module in model.named_modules():
         if isinstance(module, Block):

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from experiments.interface import MixerFactory, Output, TaskSpec
+from experiments.interface import MixerFactory, MixerState, Output, TaskSpec
 from experiments.skeletons.base import DropRate, HeadName, Init, Readout, Skeleton, read_out
 from experiments.skeletons.blocks import (
     NORM_EPS,
@@ -33,7 +33,7 @@ Depth = Annotated[int, Field(ge=1, le=256)]
 class DecodingState(NamedTuple):
     """What decoding carries from one token to the next: one state per block, and the position."""
 
-    blocks: tuple[Any, ...]
+    blocks: tuple[MixerState, ...]
     position: int
 
 

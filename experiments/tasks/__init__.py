@@ -1,8 +1,15 @@
 """What is asked: data, loss, metric, and the shapes that go in and come out."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from mixers.registry import Registry
 
-TASKS = Registry(
+if TYPE_CHECKING:
+    from experiments.tasks.base import Task
+
+TASKS: Registry[Task] = Registry(
     "task",
     {
         "digits": "experiments.tasks.digits:Digits",

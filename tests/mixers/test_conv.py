@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixers.base import TokenMixer
 from mixers.conv import CausalConv, DepthwiseConv, _DepthwiseConv2d, depthwise_conv
+from mixers.sepconv import SepConv
 
 SEQUENCES = [(1,), (2,), (3,), (13,)]
 IMAGES = [(1, 1), (1, 5), (4, 1), (3, 5), (9, 8)]
@@ -147,6 +148,29 @@ def test_initialised_as_mambaout(mixer_class, grid_rank):
     assert not mixer.bias.any()
 
 
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("grid", [(13,), (9, 8)])
+@pytest.mark.parametrize("kernel_size", [3, 7])
+def test_depthwise_convolutions_of_sequences_and_images(kernel_size, grid, with_bias):
+    """With a bias or without, they are torch's, and so are their gradients."""
+    rank = len(grid)
+    x, kernel = normal(2, *grid, 5, dtype=torch.float32), normal(5, 1, *[kernel_size] * rank).float()
+    bias = normal(5).float() if with_bias else None
+    convolve = torch.nn.functional.conv1d if rank == 1 else torch.nn.functional.conv2d
+    results = []
+    for ours in (True, False):
+        leaves = [each.clone().requires_grad_() for each in (x, kernel, bias) if each is not None]
+        given = leaves if with_bias else [*leaves, None]
+        padding = (kernel_size // 2,) * rank
+        if ours:
+            y = depthwise_conv(*given, padding)
+        else:
+            y = convolve(given[0].movedim(-1, 1), *given[1:], padding=padding, groups=5).movedim(1, -1)
+        results.append((y, *torch.autograd.grad(y.square().sum(), leaves)))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
 # ---- the gradient of the kernel on CPU
 
 
@@ -193,8 +217,9 @@ def test_small_kernels_and_other_dtypes_are_left_to_torch():
         assert "ConvolutionBackward" in last_function(DepthwiseConv(2, 2, kernel_size=7)(x))
 
 
-def test_per_example_gradients():
-    mixer = DepthwiseConv(4, 2)
+@pytest.mark.parametrize("mixer_class", [DepthwiseConv, SepConv])  # with a bias, and without
+def test_per_example_gradients(mixer_class):
+    mixer = mixer_class(4, 2)
     parameters = dict(mixer.named_parameters())
     x = normal(3, 6, 6, 4, dtype=torch.float32)
 

@@ -142,13 +142,13 @@ def test_the_selections_start_from_the_same_draws(selective: str) -> None:
     core = SelectiveScan(20, 3, selective=selective)
     assert torch.equal(core.delta_bias, everything.delta_bias)
     parts = everything.x_proj.weight.split((2, 3, 3))
-    kept = [part for name, part in zip(("delta", "B", "C"), parts, strict=True) if name in core.sizes]
+    kept = [part for name, part in zip(("delta", "B", "C"), parts, strict=True) if name in core.widths]
     if kept:
         assert torch.equal(core.x_proj.weight, torch.cat(kept))
         assert core.x_proj.out_features == len(core.x_proj.weight)
-    if "B" not in core.sizes:
+    if "B" not in core.widths:
         assert torch.equal(core.B, torch.ones(1, 3))
-    if "delta" in core.sizes:
+    if "delta" in core.widths:
         assert torch.equal(core.dt_proj.weight, everything.dt_proj.weight)
 
 
@@ -358,7 +358,7 @@ def test_ssd_heads_need_not_divide_the_channels() -> None:
     for token in u.unbind(1):
         y, hidden = core.step(token, hidden)
         ys.append(y)
-    assert core.heads == 3
+    assert core.num_heads == 3
     close(core(u), torch.stack(ys, dim=1))
 
 

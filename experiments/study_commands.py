@@ -19,8 +19,10 @@ from experiments import (
     outdated,
     plan,
     ranks,
+    resolve_study,
     search,
     status,
+    stored_plan,
     study,
 )
 from experiments.history import History
@@ -88,8 +90,8 @@ def _looks_ahead(wanted: study.Study, path: Path, asked: Request) -> Sequence[in
     """Numbers of seeds to judge at, one after another; those that have been gone past are done with."""
     if asked.seeds is not None or not wanted.looks:
         return (wanted.seeds,)
-    before = plan.load_stored(path)
-    reached = 0 if before is None else plan.stored_seeds(before)
+    before = stored_plan.load_stored(path)
+    reached = 0 if before is None else stored_plan.stored_seeds(before)
     return [look for look in wanted.looks if look >= reached] or wanted.looks[-1:]
 
 
@@ -99,7 +101,7 @@ def _run_at(asked: Request, name: str, wanted: study.Study, path: Path, command:
     Returns:
         The exit code, and whether more seeds are needed, as far as that can be told.
     """
-    planned = plan.make(name, wanted, path)
+    planned = stored_plan.make(name, wanted, path)
     _check_margin(planned, asked)
     store = Store(asked.runs)
     _store(planned, path, store, asked, command)
@@ -129,7 +131,7 @@ def _run_at(asked: Request, name: str, wanted: study.Study, path: Path, command:
 def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     store = Store(asked.runs)
     path = _path_of_plan(asked, name)
-    planned = plan.make(name, wanted, path)
+    planned = stored_plan.make(name, wanted, path)
     _check_margin(planned, asked)
     if not path.exists():  # the run, and whoever asks for the plan again, need no torch to read it
         _store(planned, path, store, asked, command)
@@ -199,7 +201,7 @@ def _status(asked: Request, name: str, wanted: study.Study, command: str) -> int
     path = _path_of_plan(asked, name, planned_before=True)
     wanted = _with_stored_seeds(wanted, path, asked)
     store = Store(asked.runs)
-    found = search.settle(plan.make(name, wanted, path), store)
+    found = search.settle(stored_plan.make(name, wanted, path), store)
     print(f"{name}: {wanted.question}")
     if found.open:
         labels = {trial_id: found.labels[trial_id] for trial_id in found.open}
@@ -217,8 +219,8 @@ def _report(asked: Request, name: str, wanted: study.Study, command: str) -> int
     path = _path_of_plan(asked, name, planned_before=True)
     wanted = _with_stored_seeds(wanted, path, asked)
     store = Store(asked.runs)
-    planned = search.settle(plan.make(name, wanted, path), store).plan
-    outdated = plan.renew(planned, path, _history(planned, path, store, asked))
+    planned = search.settle(stored_plan.make(name, wanted, path), store).plan
+    outdated = stored_plan.renew(planned, path, _history(planned, path, store, asked))
     if outdated:
         print(f"note: {outdated}")
     return _write_report(planned, store, path.parent, asked.share)[0]
@@ -232,7 +234,7 @@ def _path_of_plan(asked: Request, name: str, *, planned_before: bool = False) ->
             one, and those that are there are named.
     """
     path = asked.runs / "studies" / name / "plan.json"
-    before = plan.load_stored(path)
+    before = stored_plan.load_stored(path)
     other = Path(before.get("file") or "") if before else Path()
     own = study.find(asked.study)
     taken = other.is_file() and not other.samefile(own)
@@ -241,7 +243,8 @@ def _path_of_plan(asked: Request, name: str, *, planned_before: bool = False) ->
         raise InputError(f"{path.parent} belongs to {whose}; give {own} another name, or another --runs")
     if planned_before and not path.exists():
         found = {
-            each.parent.name: plan.load_stored(each) for each in sorted(path.parents[1].glob("*/plan.json"))
+            each.parent.name: stored_plan.load_stored(each)
+            for each in sorted(path.parents[1].glob("*/plan.json"))
         }
         others = [f"\n  {each}: {content['command']}" for each, content in found.items() if content]
         which = f"; what is there, and the command that made it:{''.join(others[:MOST_STUDIES])}"
@@ -251,10 +254,10 @@ def _path_of_plan(asked: Request, name: str, *, planned_before: bool = False) ->
 
 def _with_stored_seeds(wanted: study.Study, path: Path, asked: Request) -> study.Study:
     """The study with the seeds that have been asked for before, unless this command asks for a number."""
-    before = plan.load_stored(path)
+    before = stored_plan.load_stored(path)
     if asked.seeds is not None or before is None:
         return wanted
-    return dataclasses.replace(wanted, seeds=max(wanted.seeds, plan.stored_seeds(before)))
+    return dataclasses.replace(wanted, seeds=max(wanted.seeds, stored_plan.stored_seeds(before)))
 
 
 def _store(planned: Plan, path: Path, store: Store, asked: Request, command: str) -> None:
@@ -265,7 +268,7 @@ def _store(planned: Plan, path: Path, store: Store, asked: Request, command: str
         _history(planned, path, store, asked),
         None if asked.share is None else asked.share.count,
     )
-    plan.write(planned, path, origin)
+    stored_plan.write(planned, path, origin)
 
 
 def _history(planned: Plan, path: Path, store: Store, asked: Request) -> History:
@@ -280,8 +283,8 @@ def _history(planned: Plan, path: Path, store: Store, asked: Request) -> History
     }
     return history.trace(
         search.settle(planned, store).plan,
-        plan.load_stored(path),
-        plan.load_stored(whole) if is_part else None,
+        stored_plan.load_stored(path),
+        stored_plan.load_stored(whole) if is_part else None,
         _other_parts(path, file.stem) if is_part else [],
         lambda trials: sum(launch.finished(store.folder(trial)) for trial in trials),
         fixed=[key for key, same in set_there.items() if same and asked.study in study.names()],
@@ -291,7 +294,7 @@ def _history(planned: Plan, path: Path, store: Store, asked: Request) -> History
 def _other_parts(path: Path, stem: str) -> list[history.Stored]:
     """The stored plans of what else was asked of a study file, told by their names: there may be hundreds."""
     names = f"{glob.escape(stem)}-*/plan.json"
-    found = (plan.load_stored(each) for each in sorted(path.parents[1].glob(names)) if each != path)
+    found = (stored_plan.load_stored(each) for each in sorted(path.parents[1].glob(names)) if each != path)
     return [content for content in found if content is not None]
 
 
@@ -327,7 +330,7 @@ def _check_margin(planned: Plan, asked: Request) -> None:
     if asked.task is None or asked.margin is not None:
         return
     original = study.load(study.find(asked.study))
-    set_for = plan.difference_unit(original)
+    set_for = resolve_study.difference_unit(original)
     unit = planned.details["metric"]["difference_unit"]
     if unit != set_for:
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from analysis.quantities import plural, size_in_words, with_unit
 from experiments import plan, study
 from experiments.plan import Plan, PlannedArm
 from experiments.request import Request
@@ -14,12 +15,12 @@ def overview(planned: Plan) -> str:
     """What is asked, of which arms, trained how and judged when."""
     wanted = planned.study
     budgets = dict.fromkeys(arm.budget for arm in planned.arms)
-    matched = "not matched in size" if wanted.match == "none" else f"matched in {wanted.match}"
+    matched = "not matched in size" if wanted.match == "none" else f"matched on {size_in_words(wanted.match)}"
     unit = planned.details["metric"]["difference_unit"]
     lines = [
         f"{planned.name}: {wanted.question}",
         f"  task {wanted.task}, skeleton {wanted.skeleton}, {'; '.join(budgets)}",
-        f"  seeds 0..{wanted.seeds - 1}, {matched}, margin {wanted.margin:g} {unit}",
+        f"  seeds 0..{wanted.seeds - 1}, {matched}, margin {with_unit(wanted.margin, unit)}",
     ]
     if wanted.looks:
         looks, level = ", ".join(map(str, wanted.looks)), 100 * wanted.alpha
@@ -27,15 +28,15 @@ def overview(planned: Plan) -> str:
             f"  judged at {looks} seeds, as long as anything is undecided; each time at {level:.4g} %"
         )
     if wanted.seeds < study.LEAST_SEEDS:
-        count, least = _count(wanted.seeds, "seed"), study.LEAST_SEEDS
-        lines.append(f"  note: {count} give no verdict, which takes at least {least}")
+        count, least = plural(wanted.seeds, "seed"), study.LEAST_SEEDS
+        lines.append(f"  note: no verdict with {count}; it takes at least {least}")
     case = wanted.all_cases()[0].name
     lines += [f"  {arm.name}: {arm.template.mixer_text}" for arm in planned.arms if arm.case == case]
     return "".join(f"{line}\n" for line in lines)
 
 
 def differences(planned: Plan) -> str:
-    """What differs between the arms that are compared, in the first case; and the other cases from that one."""
+    """What differs between the arms that are compared, and between the first case and the others."""
     wanted = planned.study
     first, *others = wanted.all_cases()
     pairs = [((baseline, first), (arm, first)) for arm, baseline in wanted.all_comparisons()]
@@ -72,6 +73,7 @@ def _mixer_channels(before: PlannedArm | None, after: PlannedArm) -> str:
 
 
 def matching_lines(planned: Plan) -> str:
+    """How near each arm came to the size of the baseline, and by what width of its block."""
     lines = []
     matched: dict[str, list[PlannedArm]] = {}  # cases that read other numbers off one model share its trial
     for arm in planned.arms:
@@ -79,9 +81,10 @@ def matching_lines(planned: Plan) -> str:
             matched.setdefault(arm.template.id, []).append(arm)
     for arm, *others in matched.values():
         assert arm.matching is not None
+        size = f"{arm.matching['achieved']:,} {size_in_words(arm.matching['what'])}"
         ratio = arm.template.skeleton.options["expansion_ratio"]
         lines.append(
-            f"  {arm.arm if others else arm.name}: {arm.matching['achieved']:,} {arm.matching['what']}, "
+            f"  {arm.arm if others else arm.name}: {size}, "
             f"{arm.matching['mismatch']:+.2%} of {planned.study.baseline} "
             f"(expansion_ratio {ratio:g}{_mixer_channels(None, arm)})\n"
         )
@@ -93,12 +96,12 @@ def rates_ahead(found: Search) -> str:
     rates = ", ".join(f"{rate:g}" for rate in sorted(found.plan.study.lr_grid))
     return (
         f"Learning rates are chosen first, on validation, from {rates} (more where the best lies at an "
-        f"edge): {len(found.open)} trials\n"
+        f"edge): {plural(len(found.open), 'trial')}\n"
     )
 
 
 def rate_lines(planned: Plan) -> str:
-    """A line per search; the cases that test the same trained models share one. Nothing where none was made."""
+    """A line per search, if there was one; cases that test the same trained models share a line."""
     if not planned.search:
         return ""
     lines: dict[str, str] = {}
@@ -144,5 +147,7 @@ def _warm_up_lines(planned: Plan) -> str:
 
 
 def size(planned: Plan) -> str:
-    cases = f" x {len(planned.study.cases)} cases" if planned.study.cases else ""
-    return f"{len(planned.study.all_arms())} arms{cases} x {planned.study.seeds} seeds"
+    """Arms, cases and seeds, whose product is the number of trials where no two arms share one."""
+    wanted = planned.study
+    counts = [(len(wanted.all_arms()), "arm"), (len(wanted.cases), "case"), (wanted.seeds, "seed")]
+    return " x ".join(plural(n, noun) for n, noun in counts if n)

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from analysis.quantities import plural
 from experiments.plan import Plan, PlannedArm, changed_component
 from experiments.skeletons import SKELETONS
 from experiments.study import Arm, Case, Study, changed_recipe
@@ -113,8 +114,7 @@ def _check_batches(templates: Mapping[str, Trial], examples: int) -> None:
 
 
 def _budget(recipe: Recipe, examples: int) -> str:
-    epochs = f"{recipe.all_epochs} epoch{'s' if recipe.all_epochs > 1 else ''}"
-    return f"{epochs} of {examples:,} examples, batch {recipe.batch_size}"
+    return f"{plural(recipe.all_epochs, 'epoch')} of {plural(examples, 'example')}, batch {recipe.batch_size}"
 
 
 def difference_unit(study: Study) -> str:

@@ -9,12 +9,12 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from analysis.quantities import plural
 from experiments import (
     command_line,
     executors,
     launch,
     outdated,
-    plan,
     plan_text,
     ranks,
     resolve_study,
@@ -115,12 +115,16 @@ def _run_at(asked: Request, name: str, wanted: study.Study, path: Path, command:
     if code or not later:
         return code, False
     if launch.missing(planned.trials(), store):
-        print(f"the look at {wanted.seeds} seeds waits for other shards; run those, then the same again")
+        at = plural(wanted.seeds, "seed")
+        print(f"the look at {at} waits for other shards; run those, then the same command again")
         return code, False
     if not undecided:
         return code, False
     if asked.seeds is None:
-        print(f"\nUndecided at {wanted.seeds} seeds: on to the look at {later[0]}, as planned.\n", flush=True)
+        print(
+            f"\nUndecided at {plural(wanted.seeds, 'seed')}: on to the look at {later[0]}, as planned.\n",
+            flush=True,
+        )
     return code, True
 
 
@@ -147,9 +151,9 @@ def _work_left(found: Search, store: Store, asked: Request) -> str:
     trials = _own(found.plan.trials(), asked)
     done = sum(launch.finished(store.folder(trial.id)) for trial in trials)
     waiting = len(_own(list(found.open.values()), asked))
-    searched = f"{_count(waiting, 'trial')} for them, then " if found.open else ""
+    searched = f"{plural(waiting, 'trial')} for them, then " if found.open else ""
     where = f" of shard {asked.shard}" if asked.shard else ""
-    return f"{searched}{_count(len(trials), 'trial')}{where}, {done} finished, {len(trials) - done} to run"
+    return f"{searched}{plural(len(trials), 'trial')}{where}, {done} finished, {len(trials) - done} to run"
 
 
 def _meet_outdated(planned: Plan, store: Store, *, retrain: bool) -> None:
@@ -160,11 +164,7 @@ def _meet_outdated(planned: Plan, store: Store, *, retrain: bool) -> None:
         return
     for trial_id in old.trials:
         store.folder(trial_id).set_aside("outdated")
-    print(f"{_count(len(old.trials), 'trial')} set aside to be trained again, as result.outdated-*.json")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' if number != 1 else ''}"
+    print(f"{plural(len(old.trials), 'trial')} set aside to be trained again, as result.outdated-*.json")
 
 
 def _status(asked: Request, name: str, wanted: study.Study) -> int:
@@ -265,8 +265,8 @@ def _own(trials: list[Trial], asked: Request) -> list[Trial]:
 
 def _say_what_waits(found: Search, asked: Request) -> None:
     print(
-        f"{len(found.open)} trials that choose the learning rates belong to other shards than {asked.shard}; "
-        "run those, then the same again"
+        f"the search for learning rates waits for {plural(len(found.open), 'trial')} of shards other than "
+        f"{asked.shard}; run those, then the same command again"
     )
 
 
@@ -281,7 +281,7 @@ def _train(what: str, trials: list[Trial], labels: Mapping[str, str], store: Sto
         print(f"note: {note}")
     to_do = launch.missing(trials, store)
     where = f" of shard {asked.shard}" if asked.shard else ""
-    print(f"{what}, {len(to_do)} of {len(trials)} trials{where} to run", flush=True)
+    print(f"{what}, {len(to_do):,} of {plural(len(trials), 'trial')}{where} to run", flush=True)
     if not to_do:
         return
     for trial in to_do:

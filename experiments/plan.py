@@ -115,19 +115,19 @@ class Plan:
 
     def labels(self) -> dict[str, str]:
         """What to call each trial, by its id."""
-        return {
-            own[seed].id: f"{arm.name} seed {seed}"
-            for seed in range(self.study.seeds)
-            for arm, own in zip(reversed(self.arms), reversed(self._by_arm), strict=True)
-        }
+        return {trial: f"{arm} seed {seed}" for trial, (arm, seed) in self._first_arms().items()}
 
     def arms_by_trial(self) -> dict[str, str]:
         """The first arm that each trial stands behind, by the trial's id."""
-        return {
-            own[seed].id: arm.name
-            for seed in range(self.study.seeds)
-            for arm, own in zip(reversed(self.arms), reversed(self._by_arm), strict=True)
-        }
+        return {trial: arm for trial, (arm, _) in self._first_arms().items()}
+
+    def _first_arms(self) -> dict[str, tuple[str, int]]:
+        """Arm and seed of each trial, seed by seed in the order of the arms; of several arms the first."""
+        found: dict[str, tuple[str, int]] = {}
+        for seed in range(self.study.seeds):
+            for arm, own in zip(self.arms, self._by_arm, strict=True):
+                found.setdefault(own[seed].id, (arm.name, seed))
+        return found
 
     def arm(self, name: str) -> PlannedArm:
         """The arm of that name."""

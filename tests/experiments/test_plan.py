@@ -123,6 +123,14 @@ def test_cases_that_report_different_numbers_need_a_metric(tmp_path: Path) -> No
     assert {row["case"] for row in content["baselines"]} == {"a"}, "those of bytes are in bits"
 
 
+def test_trials_are_named_by_their_first_arm_in_the_order_of_the_arms() -> None:
+    arms = (Arm("again", "identity"), Arm("wide", "conv(kernel_size=9)"))
+    made = stored_plan.make("words", replace(STUDY, seeds=1, arms=arms), Path("none"))
+    assert list(made.labels()) == list(made.arms_by_trial()) == [trial.id for trial in made.trials()]
+    assert list(made.arms_by_trial().values()) == ["conv", "identity", "pooling", "wide"]
+    assert list(made.labels().values())[1] == "identity seed 0"
+
+
 def test_what_is_gated_twice_is_said() -> None:
     mixers = ("conv", "gated-conv")
     twice = stored_plan.make("words", replace(STUDY, mixers=mixers), Path("none"))

@@ -113,6 +113,11 @@ def metric_in_words(name: str) -> str:
     return IN_WORDS.get(name, name.replace("_", " "))
 
 
+def size_in_words(size: str) -> str:
+    """What arms are matched on: ``parameters`` for ``params``, ``MACs`` for ``macs``."""
+    return {"params": "parameters", "macs": "MACs"}.get(size, size)
+
+
 def plural(n: int, noun: str) -> str:
     """``1 seed``, ``5 seeds``."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

@@ -203,7 +203,7 @@ def _matching(study: Study) -> str:
         return "The arms are not matched in size or cost."
     left = {arm.name: arm.matching["mismatch"] for arm in study.arms.values() if arm.matching}
     if not left:
-        return f"The arms are matched on {_words(study.match)}."
+        return f"The arms are matched on {q.size_in_words(study.match)}."
     worst = max(left, key=lambda name: abs(left[name]))
     size = f"{100 * abs(left[worst]):.2g} %"
     widths: dict[str, list[str]] = {}
@@ -212,14 +212,10 @@ def _matching(study: Study) -> str:
             new, old = (", ".join(map(str, channels[key])) for key in ("achieved", "target"))
             widths.setdefault(f"{new} channels instead of {old}", []).append(arm.name)
     found = [f"{text} ({q.listing(names)})" for text, names in widths.items()]
-    return (
-        f"The arms are matched on {_words(study.match)}; the largest mismatch left is {size} ({worst})."
-        + (f" Their mixers differ in width: {'; '.join(found)}." if found else "")
+    matched_on = q.size_in_words(study.match)
+    return f"The arms are matched on {matched_on}; the largest mismatch left is {size} ({worst})." + (
+        f" Their mixers differ in width: {'; '.join(found)}." if found else ""
     )
-
-
-def _words(match: str) -> str:
-    return {"params": "parameters", "macs": "MACs"}.get(match, match)
 
 
 def _state(arms: dict[str, ArmSummary]) -> list[str]:

@@ -25,7 +25,7 @@ from typing import Literal
 
 import numpy as np
 
-from experiments import executors, launch, plan
+from experiments import executors, launch, plan, stored_plan
 from experiments.runtime import Placement, Runtime
 from experiments.store import Store, TrialFolder, write_bytes
 from experiments.study import load
@@ -144,8 +144,8 @@ def main() -> None:
         report("plan, for the first time", *seconds_of("plan", *asked))
 
         stored = runs / "studies" / "many" / "plan.json"
-        planned = plan.make("many", load(path), stored)
-        plan.write(planned, stored, plan.Origin("benchmark", str(path)))
+        planned = stored_plan.make("many", load(path), stored)
+        stored_plan.write(planned, stored, plan.Origin("benchmark", str(path)))
         schedule(planned.trials(), Store(runs))
         schedule_elsewhere("local", planned.trials(), Store(root / "local"))
         schedule_elsewhere("ray", planned.trials(), Store(root / "ray"))

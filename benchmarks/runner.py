@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from experiments import plan, study
+from experiments import stored_plan, study
 from experiments.build import build_model, create_task
 from experiments.machine import processor_name
 from experiments.recipe import make_optimizer, make_scheduler
@@ -101,7 +101,7 @@ def main() -> None:
         arms=(),
         baseline=options.mixer,
     )
-    trial = plan.make("benchmark", chosen, Path("nowhere")).arms[0].template
+    trial = stored_plan.make("benchmark", chosen, Path("nowhere")).arms[0].template
 
     seconds(bare_loop, trial)  # warm-up
     bare, run = [], []

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from analysis.quantities import size_in_words
 from experiments.build import count_costs, count_params, mixer_channels, with_options
 from experiments.trial import Trial
 from mixers import InputError
@@ -89,10 +90,10 @@ def match(trial: Trial, what: Size, target: int) -> tuple[Trial, Matching]:
         too_large = all(size > target for size in search.sizes.values())
         wider = "a larger expansion_ratio of the skeleton leaves more, " if too_large else ""
         raise InputError(
-            f"mixer {trial.mixer_text} cannot be matched in {what}, which is done by the hidden width of its "
-            f"block: nearest {matching.achieved:,} against {target:,} ({matching.mismatch:+.2%}, more than "
-            f"{TOLERANCE:.0%}); {wider}another --baseline may be nearer in size, and --match none compares "
-            "anyway"
+            f"mixer {trial.mixer_text} cannot be matched on {size_in_words(what)}, which is done by the "
+            f"hidden width of its block: nearest {matching.achieved:,} against {target:,} "
+            f"({matching.mismatch:+.2%}, more than {TOLERANCE:.0%}); {wider}another --baseline may be nearer "
+            "in size, and --match none compares anyway"
         )
     return matched, matching
 

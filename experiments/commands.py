@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from experiments import command_line, request, study_commands
 from experiments.store import Store
-from experiments.study_commands import WIDTH
 from mixers.registry import InputError, suggest
 
 if TYPE_CHECKING:
@@ -211,7 +210,10 @@ def _bench(arguments: Sequence[str]) -> int:
 def _list(arguments: Sequence[str]) -> int:
     from experiments import listing
 
-    print("\n\n".join(listing.describe(name, WIDTH) for name in arguments) or listing.overview(WIDTH))
+    print(
+        "\n\n".join(listing.describe(name, listing.WIDTH) for name in arguments)
+        or listing.overview(listing.WIDTH)
+    )
     return 0
 
 

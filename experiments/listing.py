@@ -19,6 +19,7 @@ from mixers.registry import Component, InputError, Registry, is_own, suggest
 
 REGISTRIES = (MIXERS, SKELETONS, TASKS)
 KINDS = {int: "integer", float: "number", bool: "True | False", str: "text", types.NoneType: "None"}
+WIDTH = 100  # characters of a line in the terminal
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 

@@ -214,8 +214,8 @@ def test_what_a_plan_says_of_few_seeds_and_of_the_cost(
 ) -> None:
     assert run_ablation.main(["plan", "--seeds", "2", "--shard", "1/4", "--runs", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "margin 1 points" in said
-    assert f"2 seeds give no verdict, which takes at least {MINIMUM_SEEDS}" in said
+    assert "margin 1 point\n" in said
+    assert f"no verdict with 2 seeds; it takes at least {MINIMUM_SEEDS}" in said
     assert re.search(r"\n(\d) trials? of shard 1/4, 0 finished, \1 to run\n", said)
     assert "What the study file says of its cost: 30 trials" in said
 
@@ -324,7 +324,7 @@ def test_a_shard_does_not_judge_what_others_have_not_run(
     arguments += ("--mixer", "conv", "--baseline", "conv(kernel_size=5)")
     assert ablate(*arguments, "--shard", "1/2") == 0
     said = capsys.readouterr().out
-    assert "the look at 3 seeds waits for other shards; run those, then the same again" in said
+    assert "the look at 3 seeds waits for other shards; run those, then the same command again" in said
     assert ablate(*arguments, "--shard", "2/2") == 0, "the last to come goes on"
     said = capsys.readouterr().out
     assert "on to the look at 4" in said
@@ -528,9 +528,9 @@ def test_rates_wait_for_every_shard(
     for shard in ("1/2", "2/2", "1/2"):
         assert ablate(*arguments, "--shard", shard) == 0
         said.append(capsys.readouterr().out)
-    assert "that choose the learning rates belong to other shards than 1/2; run those" in said[0]
+    assert "of shards other than 1/2; run those" in said[0]
     assert all("Learning rates, chosen on validation" in text for text in said[1:])
-    assert "small: 2 arms x 1 seeds" in said[2]
+    assert "small: 2 arms x 1 seed," in said[2]
     assert ablate("plan", *arguments) == 0
     planned = capsys.readouterr().out
     assert "Learning rates, chosen on validation" in planned

@@ -87,7 +87,7 @@ def test_the_nearest_width_is_found(tiny_trial: MakeTrial, mixer: str) -> None:
 def test_a_block_without_hidden_channels_is_refused(tiny_trial: MakeTrial) -> None:
     skeleton = "isotropic-nano(block=metaformer, mlp=none)"
     target = budget.measure(tiny_trial(skeleton=skeleton), "params")
-    with pytest.raises(InputError, match=r"ssm.* cannot be matched in params"):
+    with pytest.raises(InputError, match=r"ssm.* cannot be matched on parameters"):
         budget.match(tiny_trial("ssm", skeleton=skeleton), "params", target)
 
 
@@ -108,7 +108,7 @@ def test_the_records_keep_their_names(study: str) -> None:
 
 
 def test_an_unreachable_size_is_refused(tiny_trial: MakeTrial) -> None:
-    with pytest.raises(InputError, match="cannot be matched in params"):
+    with pytest.raises(InputError, match="cannot be matched on parameters"):
         budget.match(tiny_trial("attention"), "params", 10_000)
 
 

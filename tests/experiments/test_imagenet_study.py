@@ -13,7 +13,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.layers.drop import DropPath
 from torchvision.transforms import ColorJitter, InterpolationMode, RandomHorizontalFlip
 
-from experiments import build, command_line, plan
+from experiments import build, command_line, resolve_study, stored_plan
 from experiments.plan import Plan
 from experiments.recipe import make_mixup, make_optimizer, make_scheduler
 from experiments.requested_study import requested_study
@@ -31,8 +31,8 @@ def planned(digit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pla
     asked = command_line.parse(["--study", "imagenet-ladder", "--task.data", str(digit_folder)])
     _, wanted = requested_study(asked)
     with pytest.MonkeyPatch.context() as patch:  # the folder has fewer images than the paper has in a batch
-        patch.setattr(plan, "_check_batches", lambda *_: None)
-        return plan.make("imagenet-ladder", wanted, tmp_path_factory.mktemp("plan") / "plan.json")
+        patch.setattr(resolve_study, "_check_batches", lambda *_: None)
+        return stored_plan.make("imagenet-ladder", wanted, tmp_path_factory.mktemp("plan") / "plan.json")
 
 
 @pytest.fixture(scope="module")

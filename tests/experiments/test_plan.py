@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from experiments import plan
+from experiments import plan, stored_plan
 from experiments.history import History, trace
 from experiments.study import Arm, Case, Published, Study
 from mixers.registry import InputError
@@ -25,7 +25,7 @@ ORIGIN = plan.Origin("command")
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
     path = tmp_path / "plan.json"
-    plan.write(plan.make("words", STUDY, path), path, ORIGIN)
+    stored_plan.write(stored_plan.make("words", STUDY, path), path, ORIGIN)
     return path
 
 
@@ -42,18 +42,18 @@ def test_other_words_seeds_or_comparisons_need_no_models(
     changes: dict[str, Any], stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = replace(STUDY, **changes)
-    fresh = plan.make("words", wanted, stored.with_name("none"))
-    monkeypatch.setattr(plan, "_resolve", lambda *_: pytest.fail("models were built"))
-    assert plan.make("words", wanted, stored).to_dict(ORIGIN) == fresh.to_dict(ORIGIN)
+    fresh = stored_plan.make("words", wanted, stored.with_name("none"))
+    monkeypatch.setattr(stored_plan, "resolve", lambda *_: pytest.fail("models were built"))
+    assert stored_plan.make("words", wanted, stored).to_dict(ORIGIN) == fresh.to_dict(ORIGIN)
 
 
 def test_a_stored_plan_reads_as_it_was_made(stored: Path) -> None:
     """Options come in the same order: the report of today is that of tomorrow."""
-    made, read = plan.make("words", STUDY, Path("none")), plan.make("words", STUDY, stored)
+    made, read = stored_plan.make("words", STUDY, Path("none")), stored_plan.make("words", STUDY, stored)
     assert [str(arm.template.task) for arm in read.arms] == [str(arm.template.task) for arm in made.arms]
     assert [arm.template.mixer_text for arm in read.arms] == [arm.template.mixer_text for arm in made.arms]
     before = stored.read_bytes()
-    plan.write(read, stored, ORIGIN)
+    stored_plan.write(read, stored, ORIGIN)
     assert stored.read_bytes() == before
 
 
@@ -78,9 +78,9 @@ def test_another_model_or_recipe_is_planned_anew(
     def resolve(*_: object) -> None:
         raise Resolved
 
-    monkeypatch.setattr(plan, "_resolve", resolve)
+    monkeypatch.setattr(stored_plan, "resolve", resolve)
     with pytest.raises(Resolved):
-        plan.make("words", replace(STUDY, **changes), stored)
+        stored_plan.make("words", replace(STUDY, **changes), stored)
 
 
 INDUCTION = replace(
@@ -93,7 +93,7 @@ INDUCTION = replace(
 
 
 def planned(tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    return plan.make("p", replace(INDUCTION, **changes), tmp_path / "none").to_dict(ORIGIN)
+    return stored_plan.make("p", replace(INDUCTION, **changes), tmp_path / "none").to_dict(ORIGIN)
 
 
 def test_a_case_may_compare_a_further_test_set(tmp_path: Path) -> None:
@@ -140,13 +140,21 @@ def test_cases_that_report_different_numbers_need_a_metric(tmp_path: Path) -> No
     assert {row["case"] for row in content["baselines"]} == {"a"}, "those of bytes are in bits"
 
 
+def test_trials_are_named_by_their_first_arm_in_the_order_of_the_arms() -> None:
+    arms = (Arm("again", "identity"), Arm("wide", "conv(kernel_size=9)"))
+    made = stored_plan.make("words", replace(STUDY, seeds=1, arms=arms), Path("none"))
+    assert list(made.labels()) == list(made.arms_by_trial()) == [trial.id for trial in made.trials()]
+    assert list(made.arms_by_trial().values()) == ["conv", "identity", "pooling", "wide"]
+    assert list(made.labels().values())[1] == "identity seed 0"
+
+
 def test_what_is_gated_twice_is_said() -> None:
     mixers = ("conv", "gated-conv")
-    twice = plan.make("words", replace(STUDY, mixers=mixers), Path("none"))
+    twice = stored_plan.make("words", replace(STUDY, mixers=mixers), Path("none"))
     (said,) = plan.gated_twice(twice)
     assert "gated-conv projects and gates by itself, and so does the block gated" in said
     for skeleton in ("isotropic-nano(block=metaformer)", "isotropic-nano(gate=false)"):
-        once = plan.make("words", replace(STUDY, mixers=mixers, skeleton=skeleton), Path("none"))
+        once = stored_plan.make("words", replace(STUDY, mixers=mixers, skeleton=skeleton), Path("none"))
         assert plan.gated_twice(once) == []
 
 
@@ -176,7 +184,7 @@ def traced(
     """With the trials of the stored plans finished, unless it is said which are."""
     if done is None:
         done = trial_ids(*(content for content in (own, whole, *parts) if content))
-    made = plan.make("words", study, Path("none"))
+    made = stored_plan.make("words", study, Path("none"))
     return trace(made, own, whole, parts, lambda ids: len(set(ids) & set(done)), fixed=())
 
 
@@ -185,7 +193,7 @@ def trial_ids(*plans: dict[str, Any]) -> set[str]:
 
 
 def content_of(study: Study, **late: Any) -> dict[str, Any]:
-    made = plan.make("words", study, Path("none"))
+    made = stored_plan.make("words", study, Path("none"))
     return made.to_dict(plan.Origin("command", history=History(**late)))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis.verdict import MINIMUM_SEEDS
-from experiments import command_line, plan
+from experiments import command_line, stored_plan
 from experiments import study as studies
 from experiments.requested_study import requested_study
 from mixers.registry import InputError
@@ -109,7 +109,7 @@ def test_the_example_of_the_documentation_is_a_study(tmp_path: Path) -> None:
     path = written(tmp_path, text.partition("```toml\n")[2].partition("```")[0])
     study = studies.load(path)
     assert [arm.name for arm in study.all_arms()] == ["conv", "ssm", "no selection"]
-    assert plan.make("example", study, tmp_path / "plan.json").trials()
+    assert stored_plan.make("example", study, tmp_path / "plan.json").trials()
     for field in dataclasses.fields(studies.Study):
         assert field.name in text, f"{field.name} is not explained"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import run_ablation
-from experiments import plan, study
+from experiments import plan, stored_plan, study
 from experiments.build import count_params, resolve
 from experiments.trial import Recipe
 from mixers import MIXERS, InputError, contract
@@ -105,11 +105,11 @@ def test_a_changed_file_makes_another_plan(write_mixer, tmp_path: Path) -> None:
         baseline="conv", mixers=("conv", f"{module}:Shift"), seeds=3, match="none", margin=1.0,
     )  # fmt: skip
     stored = tmp_path / "plan.json"
-    first = plan.make("own", wanted, stored)
-    plan.write(first, stored, plan.Origin("command"))
-    assert plan.make("own", wanted, stored).arms == first.arms
+    first = stored_plan.make("own", wanted, stored)
+    stored_plan.write(first, stored, plan.Origin("command"))
+    assert stored_plan.make("own", wanted, stored).arms == first.arms
     write_mixer(GOOD + "\n# a change\n")
-    second = plan.make("own", wanted, stored)
+    second = stored_plan.make("own", wanted, stored)
     assert second.arms[1].template.id != first.arms[1].template.id
     assert second.arms[0].template.id == first.arms[0].template.id
 

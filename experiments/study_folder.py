@@ -1,0 +1,89 @@
+"""The folder of a study: where its plan is stored, what was asked for before, and what was settled late."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+from pathlib import Path
+
+from experiments import history, launch, plan, search, stored_plan, study
+from experiments.history import History
+from experiments.plan import Plan
+from experiments.request import Request
+from experiments.store import Store
+from mixers.registry import InputError
+
+MOST_STUDIES = 8  # that are named where one is not there
+# that are named where one is not there
+
+
+def path_of_plan(asked: Request, name: str, *, planned_before: bool = False) -> Path:
+    """Where the plan of a study is stored.
+
+    Raises:
+        InputError: another study file of this name has its plan there; or none is there, where there must be
+            one, and those that are there are named.
+    """
+    path = asked.runs / "studies" / name / "plan.json"
+    before = stored_plan.load_stored(path)
+    other = Path(before.get("file") or "") if before else Path()
+    own = study.find(asked.study)
+    taken = other.is_file() and not other.samefile(own)
+    if taken or (before and not before.get("file") and asked.study not in study.names()):
+        whose = f"the study file {other}" if taken else f"the checked-in study {own.stem}"
+        raise InputError(f"{path.parent} belongs to {whose}; give {own} another name, or another --runs")
+    if planned_before and not path.exists():
+        found = {
+            each.parent.name: stored_plan.load_stored(each)
+            for each in sorted(path.parents[1].glob("*/plan.json"))
+        }
+        others = [f"\n  {each}: {content['command']}" for each, content in found.items() if content]
+        which = f"; what is there, and the command that made it:{''.join(others[:MOST_STUDIES])}"
+        raise InputError(f"study {name} has no plan in {asked.runs} yet{which if others else ''}")
+    return path
+
+
+def with_stored_seeds(wanted: study.Study, path: Path, asked: Request) -> study.Study:
+    """The study with the seeds that have been asked for before, unless this command asks for a number."""
+    before = stored_plan.load_stored(path)
+    if asked.seeds is not None or before is None:
+        return wanted
+    return dataclasses.replace(wanted, seeds=max(wanted.seeds, stored_plan.stored_seeds(before)))
+
+
+def store_plan(planned: Plan, path: Path, store: Store, asked: Request, command: str) -> None:
+    checked_in = asked.study in study.names()
+    origin = plan.Origin(
+        command,
+        "" if checked_in else str(study.find(asked.study).resolve()),
+        history_of(planned, path, store, asked),
+        None if asked.share is None else asked.share.count,
+    )
+    stored_plan.write(planned, path, origin)
+
+
+def history_of(planned: Plan, path: Path, store: Store, asked: Request) -> History:
+    """What of the plan was settled late; the margin of a checked-in study was not."""
+    file = study.find(asked.study)
+    whole = store.studies / file.stem / "plan.json"
+    is_part = path != whole
+    in_file = study.load(file)
+    set_there = {
+        "margin": in_file.margin == planned.study.margin,
+        "planned_looks": in_file.looks == planned.study.looks,
+    }
+    return history.trace(
+        search.settle(planned, store).plan,
+        stored_plan.load_stored(path),
+        stored_plan.load_stored(whole) if is_part else None,
+        _other_parts(path, file.stem) if is_part else [],
+        lambda trials: sum(launch.finished(store.folder(trial)) for trial in trials),
+        fixed=[key for key, same in set_there.items() if same and asked.study in study.names()],
+    )
+
+
+def _other_parts(path: Path, stem: str) -> list[history.Stored]:
+    """The stored plans of what else was asked of a study file, told by their names: there may be hundreds."""
+    names = f"{glob.escape(stem)}-*/plan.json"
+    found = (stored_plan.load_stored(each) for each in sorted(path.parents[1].glob(names)) if each != path)
+    return [content for content in found if content is not None]

@@ -205,7 +205,10 @@ def _bench(arguments: Sequence[str]) -> int:
 def _list(arguments: Sequence[str]) -> int:
     from experiments import listing
 
-    print("\n\n".join(listing.describe(name, listing.WIDTH) for name in arguments) or listing.overview(listing.WIDTH))
+    print(
+        "\n\n".join(listing.describe(name, listing.WIDTH) for name in arguments)
+        or listing.overview(listing.WIDTH)
+    )
     return 0
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,14 @@ class Search:
     Attributes:
         plan: with the chosen rates, once all are chosen; before that as it was.
         open: trials that are needed before more can be said; empty once all rates are chosen.
+        labels: what to call each trial of the search, by its id.
+        failed: those that count as worst because they failed.
     """
 
     plan: Plan
     open: dict[str, Trial]
     labels: dict[str, str]
+    failed: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,15 @@ class _Case:
         return {0: "low", len(self.grid) - 1: "high"}.get(self.best(arm))
 
 
-def settle(plan: Plan, store: Store, given_up: Collection[str] = ()) -> Search:
+def settle(plan: Plan, store: Store, retry: Callable[[Trial], bool] = lambda trial: False) -> Search:
     """What stored results say about the learning rates.
+
+    A trial without any result is always waited for: that it was not run says nothing about its rate.
 
     Args:
         plan: a study's plan; without a grid nothing is chosen.
         store: where results are.
-        given_up: ids of trials that will not be tried again; they count as worst.
+        retry: whether a failed trial will be tried again, and is waited for; otherwise it counts as worst.
     """
     if not plan.study.lr_grid:
         return Search(plan, {}, {})
@@ -93,22 +98,21 @@ def settle(plan: Plan, store: Store, given_up: Collection[str] = ()) -> Search:
     settled: list[_Case] = []
     for case in plan.study.all_cases():
         arms = [arm for arm in plan.arms if arm.case == case.name]
-        result = _search_case(plan, arms, store, given_up)
+        result = _search_case(plan, arms, store, retry, labels)
         if isinstance(result, _Case):
             settled.append(result)
-            continue
-        for label, trial in result:
-            needed.setdefault(trial.id, trial)
-            labels.setdefault(trial.id, label)
+        else:
+            needed |= {trial.id: trial for trial in result}
+    failed = [each for each in labels if each not in needed and _has_failed(each, store)]
     if needed:
-        return Search(plan, needed, labels)
+        return Search(plan, needed, labels, failed)
     chosen = [_with_rate(arm, case.grid[case.best(arm.name)]) for case in settled for arm in case.arms]
     record = {
         "metric": plan.details["metric"]["name"],
         "seeds": _seeds(plan),
         "arms": [_record(plan, arm, case) for case in settled for arm in case.arms],
     }
-    return Search(dataclasses.replace(plan, arms=tuple(chosen), search=record), {}, {})
+    return Search(dataclasses.replace(plan, arms=tuple(chosen), search=record), {}, labels, failed)
 
 
 def trial_ids(plan: Plan) -> list[str]:
@@ -121,9 +125,13 @@ def trial_ids(plan: Plan) -> list[str]:
 
 
 def _search_case(
-    plan: Plan, arms: list[PlannedArm], store: Store, given_up: Collection[str]
-) -> _Case | list[tuple[str, Trial]]:
-    """The settled case, or the trials that it waits for."""
+    plan: Plan,
+    arms: list[PlannedArm],
+    store: Store,
+    retry: Callable[[Trial], bool],
+    labels: dict[str, str],
+) -> _Case | list[Trial]:
+    """The settled case, or the trials that it waits for; what to call each is added to `labels`."""
     grid = sorted(plan.study.lr_grid)
     factor = grid[1] / grid[0]
     left = {"low": plan.study.lr_extensions, "high": plan.study.lr_extensions}
@@ -133,12 +141,10 @@ def _search_case(
         for arm in arms:
             for rate in grid:
                 trials = _trials(plan, arm, rate)
-                found = [_value(plan, trial, store, given_up) for trial in trials]
-                waiting += [
-                    (f"{arm.name} lr {rate:g} seed {trial.seed}", trial)
-                    for trial, value in zip(trials, found, strict=True)
-                    if value is None
-                ]
+                found = [_value(plan, trial, store, retry) for trial in trials]
+                for trial in trials:
+                    labels.setdefault(trial.id, f"{arm.name} lr {rate:g} seed {trial.seed}")
+                waiting += [trial for trial, value in zip(trials, found, strict=True) if value is None]
                 values[arm.name].append(sum(value or 0.0 for value in found) / len(found))
         if waiting:
             return waiting
@@ -153,16 +159,21 @@ def _search_case(
         grid = [*low, *grid, *high]
 
 
-def _value(plan: Plan, trial: Trial, store: Store, given_up: Collection[str]) -> float | None:
+def _value(plan: Plan, trial: Trial, store: Store, retry: Callable[[Trial], bool]) -> float | None:
     """The validation metric, signed so that higher is better; None if it is still to come."""
     metric = plan.details["metric"]
     result = store.folder(trial.id).result()
     if result is not None and result["status"] == "ok":
         value = float(result["metrics"]["validation"][metric["name"]])
         return value if metric["higher_is_better"] else -value
-    if trial.id in given_up or (result is not None and result["status"] == "diverged"):
-        return -math.inf
-    return None
+    if result is None or (result["status"] == "failed" and retry(trial)):
+        return None
+    return -math.inf
+
+
+def _has_failed(trial_id: str, store: Store) -> bool:
+    result = store.folder(trial_id).result()
+    return result is not None and result["status"] == "failed"
 
 
 def _seeds(plan: Plan) -> list[int]:

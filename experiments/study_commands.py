@@ -105,12 +105,12 @@ def _run_at(asked: Request, name: str, wanted: study.Study, path: Path, command:
     _meet_outdated(planned, store, retrain=asked.retrain)
     chosen = _choose_rates(planned, store, asked)
     if chosen.open:
-        _say_what_waits(chosen, asked)
-        return 0, False
+        return _say_what_waits(chosen, store, asked), False
     planned = chosen.plan
     study_folder.store_plan(planned, path, store, asked, command)
     _train(f"{name}: {plan_text.size(planned)}", planned.trials(), planned.labels(), store, asked)
     code, undecided = _write_report(planned, store, path.parent, asked.share)
+    code = max(code, _say_what_failed(chosen, store))
     later = [look for look in wanted.looks if look > wanted.seeds]
     if code or not later:
         return code, False
@@ -173,11 +173,10 @@ def _status(asked: Request, name: str, wanted: study.Study) -> int:
     store = Store(asked.runs)
     found = search.settle(stored_plan.make(name, wanted, path), store)
     print(f"{name}: {wanted.question}")
-    if found.open:
-        labels = {trial_id: found.labels[trial_id] for trial_id in found.open}
-        statuses = status.examine(labels, dict.fromkeys(labels, "learning rates"), store)
-    else:
-        statuses = status.examine(found.plan.labels(), found.plan.arms_by_trial(), store)
+    labels = {trial_id: found.labels[trial_id] for trial_id in (*found.open, *found.failed)}
+    statuses = status.examine(labels, dict.fromkeys(labels, "learning rates"), store)
+    if not found.open:
+        statuses += status.examine(found.plan.labels(), found.plan.arms_by_trial(), store)
     said = status.lines(statuses)
     if asked.share is not None:
         said += status.shard_lines(statuses, asked.share)
@@ -244,17 +243,22 @@ def _executor(asked: Request) -> executors.Executor:
 def _choose_rates(planned: Plan, store: Store, asked: Request) -> Search:
     """Run the search for learning rates, if the study asks for one, until it is settled.
 
-    A shard of it is settled only once the other shards have done theirs; until then some trials stay open.
+    A shard of it is settled only once the other shards have done theirs; until then some trials stay open. So
+    do those that were to be run here and for whatever reason were not.
     """
     attempted: set[str] = set()
-    found = search.settle(planned, store)
+
+    def retry(trial: Trial) -> bool:
+        return trial.id not in attempted and bool(_own([trial], asked))
+
+    found = search.settle(planned, store, retry)
     while found.open:
-        own = _own(list(found.open.values()), asked)
+        own = [trial for trial in _own(list(found.open.values()), asked) if trial.id not in attempted]
         if not own:
             return found
         _train(f"{planned.name}: learning rates", own, found.labels, store, asked)
         attempted |= {trial.id for trial in own}
-        found = search.settle(planned, store, attempted)
+        found = search.settle(planned, store, retry)
     print(plan_text.rate_lines(found.plan), end="")
     return found
 
@@ -263,11 +267,32 @@ def _own(trials: list[Trial], asked: Request) -> list[Trial]:
     return trials if asked.share is None else asked.share.select(trials)
 
 
-def _say_what_waits(found: Search, asked: Request) -> None:
-    print(
-        f"the search for learning rates waits for {plural(len(found.open), 'trial')} of shards other than "
-        f"{asked.shard}; run those, then the same command again"
-    )
+def _say_what_waits(found: Search, store: Store, asked: Request) -> int:
+    """Name the trials that the choice of learning rates still needs; 1 if they were to be run here."""
+    own = _own(list(found.open.values()), asked)
+    for trial in own[: status.MOST_LINES]:
+        print(f"  {found.labels[trial.id]} not run")
+    if own:
+        short = plural(len(own), "trial")
+        print(f"the learning rates cannot be chosen yet, {short} short: run the same command again")
+    others = len(found.open) - len(own)
+    if others:
+        print(
+            f"the search for learning rates waits for {plural(others, 'trial')} of shards other than "
+            f"{asked.shard}; run those, then the same command again"
+        )
+    return max(1 if own else 0, _say_what_failed(found, store))
+
+
+def _say_what_failed(found: Search, store: Store) -> int:
+    """Name the trials whose learning rate counted as worst because they failed; 1 if there are any."""
+    for trial_id in found.failed[: status.MOST_LINES]:
+        folder = store.folder(trial_id)
+        result = folder.result() or {}
+        print(f"  {found.labels[trial_id]} failed: {result.get('error', '')}; log {folder.log}")
+    if found.failed:
+        print("the choice of learning rates took what failed for worst; the same command tries it again")
+    return 1 if found.failed else 0
 
 
 def _train(what: str, trials: list[Trial], labels: Mapping[str, str], store: Store, asked: Request) -> None:

@@ -14,15 +14,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import run_ablation
 from analysis.verdict import MINIMUM_SEEDS
+from experiments import executors, study_commands
 from experiments import study as studies
 from experiments.command_line import COMMANDS
+from experiments.store import RESULT_FIELDS, Store
 from experiments.tasks.digits import Digits
-from experiments.trial import SCHEMA_VERSION
+from experiments.trial import SCHEMA_VERSION, Trial
 
 Ablate = Callable[..., int]
 
@@ -535,6 +538,63 @@ def test_rates_wait_for_every_shard(
     planned = capsys.readouterr().out
     assert "Learning rates, chosen on validation" in planned
     assert "Learning rates are chosen first" not in planned
+
+
+class Interrupted:
+    """An executor that comes back without having run some of the trials, or with failures."""
+
+    def __init__(self, status: str) -> None:
+        self.status, self.local = status, executors.find("local")
+
+    def check(self, *arguments: Any) -> None:
+        pass
+
+    def run(self, trials: list[Trial], store: Store, *others: Any) -> None:
+        well = [trial for trial in trials if trial.train.lr != 1e-3]
+        self.local.run(well, store, *others)
+        for trial in trials if self.status == "failed" else ():
+            if trial not in well:
+                content: dict[str, Any] = {field: {} for field in RESULT_FIELDS} | {"error": "no such luck"}
+                content["provenance"] = {"failed_in": []}
+                content |= {"schema_version": SCHEMA_VERSION, "trial_id": trial.id, "status": "failed"}
+                store.folder(trial.id).fail(content)
+
+
+def search_of(study: Path) -> None:
+    study.write_text(STUDY.format(epochs=1).replace("seeds = 3", "lr_grid = [1e-3, 3e-3]\nlr_extensions = 0"))
+
+
+def test_a_rate_that_was_not_tried_is_not_the_worst(
+    study: Path, tmp_path: Path, ablate: Ablate, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    search_of(study)
+    arguments = ["--study", study, "--runs", tmp_path / "runs", "--seeds", 1, "--workers", 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(study_commands, "_executor", lambda asked: Interrupted("not run"))
+        assert ablate(*arguments) == 1
+    said = capsys.readouterr().out
+    assert "conv lr 0.001 seed 1000 not run" in said
+    assert "the learning rates cannot be chosen yet, 2 trials short" in said
+    assert "chosen on validation" not in said
+    assert ablate(*arguments) == 0
+    assert "Learning rates, chosen on validation" in capsys.readouterr().out
+
+
+def test_a_failed_search_trial_is_named(
+    study: Path, tmp_path: Path, ablate: Ablate, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    search_of(study)
+    arguments = ["--study", study, "--runs", tmp_path / "runs", "--seeds", 1, "--workers", 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(study_commands, "_executor", lambda asked: Interrupted("failed"))
+        assert ablate(*arguments) == 1
+    said = capsys.readouterr().out
+    assert "  conv: 0.003 of 2" in said, "it counts as worst"
+    assert "conv lr 0.001 seed 1000 failed: no such luck; log " in said
+    assert ablate("status", *arguments) == 0
+    assert "4 trials: 2 finished, 2 failed" in capsys.readouterr().out
+    assert ablate(*arguments) == 0, "it is tried again"
+    assert "failed" not in capsys.readouterr().out
 
 
 def test_two_at_once_share_the_work(study: Path, tmp_path: Path, ablate: Ablate) -> None:

@@ -142,9 +142,13 @@ def test_a_rate_that_diverges_or_fails_is_the_worst(make_plan: Callable[..., Pla
         status = {1e-2: "diverged", 1e-4: "failed", 1e-3: "ok"}[trial.train.lr]
         finish(trial, store, -50.0, status)
         failed |= {trial.id} if status == "failed" else set()
-    assert set(search.settle(plan, store).open) == failed, "a failed trial is tried again"
-    settled = search.settle(plan, store, given_up=failed)
+    assert set(search.settle(plan, store, lambda trial: True).open) == failed, "it may be tried again"
+    settled = search.settle(plan, store)
     assert not settled.open
+    assert set(settled.failed) == failed, "and is told"
+    assert {settled.labels[each] for each in failed} == {
+        f"{arm} lr 0.0001 seed {FIRST_SEED}" for arm in ("conv", "ssm")
+    }
     assert chosen(settled.plan) == {"conv": 1e-3, "ssm": 1e-3}
 
 

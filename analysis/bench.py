@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis import quantities as q
+from analysis.csv_text import write_csv
 from analysis.drawing import (
     GREY,
     PAGE,
@@ -23,9 +24,10 @@ from analysis.drawing import (
     paper_style,
     whole_bytes,
 )
+from analysis.latex_table import latex
 from analysis.page import write_atomically
 from analysis.records import Json
-from analysis.tables import Cell, Column, Table, latex, markdown, write_csv
+from analysis.table import Cell, Column, Table, markdown
 
 BOTH = "forward + backward"
 

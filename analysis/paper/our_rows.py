@@ -12,7 +12,7 @@ from analysis.paper.ours import OurStudy
 from analysis.records import Metric
 from analysis.statistics import Estimate, t_interval
 from analysis.summary import ArmSummary
-from analysis.tables import Cell, Column, Table
+from analysis.table import Cell, Column, Table
 
 MEASURED = {
     "images": {"top1": "accuracy"},

@@ -22,7 +22,7 @@ import run_ablation
 from analysis import published
 from analysis.paper import PaperReport, bubbles, figures, ours, write_paper
 from analysis.paper.tables import all_tables, latex_long, margins
-from analysis.tables import Cell, Column, Table
+from analysis.table import Cell, Column, Table
 
 Write = Callable[..., Any]
 ROOT = Path(__file__).parents[3]

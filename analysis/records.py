@@ -9,8 +9,8 @@
 A planned trial is always in the study that `load_study` returns. One without a readable result has a status
 that says so ("missing", "unreadable") and an `error` in words; nothing is dropped and nothing is guessed.
 
-Reading is plain Python, because a command-line report should not wait for pandas; `trials_frame` and
-`curves_frame` give notebooks the same records as tidy frames.
+Reading is plain Python, because a command-line report should not wait for pandas; `trials_frame` gives
+notebooks the same records as a tidy frame.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ def read_json(path: Path) -> Json:
         RecordError: no such file, not a JSON object, or another schema version.
     """
     try:
-        record = json.loads(_bytes(path))
+        record = json.loads(path.read_bytes())
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -316,31 +316,11 @@ def _is_validated(trial: Trial, column: str) -> bool:
     return math.isfinite(trial.metric("validation", column.removeprefix("validation_")))
 
 
-def _bytes(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
-
-
 def trials_frame(study: Study) -> pd.DataFrame:
     """One row per planned trial: arm, seed, status, each metric as <split>_<name>, each cost, each timing."""
     import pandas as pd
 
     return pd.DataFrame([trial_row(trial) | timing_row(trial) for trial in study.trials])
-
-
-def curves_frame(study: Study) -> pd.DataFrame:
-    """All learning curves in long form: arm, seed, columns of curve.csv. No curve, no rows."""
-    import pandas as pd
-
-    frames = [
-        pd.read_csv(trial.folder / "curve.csv").assign(arm=trial.arm, seed=trial.seed)
-        for trial in study.trials
-        if (trial.folder / "curve.csv").is_file()
-    ]
-    if not frames:
-        return pd.DataFrame(columns=["arm", "seed", "epoch"])
-    frame = pd.concat(frames, ignore_index=True)
-    return frame[["arm", "seed", *(name for name in frame.columns if name not in ("arm", "seed"))]]
 
 
 def trial_row(trial: Trial) -> Json:
@@ -522,7 +502,7 @@ def _status(result: Json, metric: str) -> tuple[str, str | None]:
 def _timing(folder: Path) -> Json:
     """Timings are a courtesy: a trial without them still counts."""
     try:
-        timing = json.loads(_bytes(folder / "timing.json"))
+        timing = json.loads((folder / "timing.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return timing if isinstance(timing, dict) else {}

@@ -15,7 +15,6 @@ from analysis.predictions import load_predictions
 from analysis.records import (
     RecordError,
     backend_name,
-    curves_frame,
     load_curve,
     load_study,
     trials_frame,
@@ -34,16 +33,14 @@ def test_a_complete_study_is_read_in_the_order_of_its_plan(write_records: Write)
     assert {trial.status for trial in study.trials} == {"ok"}
 
 
-def test_frames_are_tidy_and_complete(write_records: Write) -> None:
-    records = write_records(ACCURACIES, epochs=7)
+def test_the_frame_is_tidy_and_complete(write_records: Write) -> None:
+    records = write_records(ACCURACIES)
     (records.folder("ssm", 1) / "result.json").unlink()
     study = load_study(records.study, records.trials)
-    trials, curves = trials_frame(study), curves_frame(study)
+    trials = trials_frame(study)
     assert len(trials) == 6
     assert trials.set_index(["arm", "seed"]).loc[("ssm", 1), "status"] == "missing"
     assert trials.groupby("arm")["test_accuracy"].mean()["conv"] == pytest.approx(95.5)
-    assert list(curves.columns[:3]) == ["arm", "seed", "epoch"]
-    assert len(curves) == 6 * 7
 
 
 def test_every_planned_trial_keeps_its_place(write_records: Write) -> None:

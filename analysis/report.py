@@ -17,12 +17,15 @@ from analysis.against_published import published_table
 from analysis.beside import beside
 from analysis.latex_table import latex
 from analysis.page import inline_svg, render, write_atomically
-from analysis.records import DIVERGED, OK, SCHEMA_VERSION, RecordError, Study, backend_name, load_study
+from analysis.read_records import load_study
+from analysis.record_rows import backend_name
+from analysis.records import DIVERGED, OK, RecordError, Study
 from analysis.summary import ArmSummary, differing, summarise
 from analysis.table import Table, markdown, plain_csv
 from analysis.tables import comparison_csv, comparison_table, metrics_csv, timings_csv
 from analysis.terminal_table import terminal
 from analysis.verdict import UNDECIDED, Comparison, compare, pronounce
+from experiments.trial import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from analysis.drawing import Drawing

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import quantities as q
-from analysis.records import DIVERGED, FAILED, MISSING, OK, UNREADABLE, Arm, Study, backend_name, load_curve
+from analysis.read_records import load_curve
+from analysis.record_rows import backend_name
+from analysis.records import DIVERGED, FAILED, MISSING, OK, UNREADABLE, Arm, Study
 from analysis.statistics import Estimate, late_rise, t_interval
 
 # An arm is flagged as under-trained when it still gains more than this share of the equivalence margin per

@@ -11,7 +11,8 @@ from collections.abc import Set
 
 from analysis import quantities as q
 from analysis.csv_text import write_csv
-from analysis.records import Json, NaiveBaseline, Study, timing_row, trial_row
+from analysis.record_rows import timing_row, trial_row
+from analysis.records import Json, NaiveBaseline, Study
 from analysis.sampling import TestSets
 from analysis.statistics import Estimate
 from analysis.summary import ArmSummary, notes, warnings

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import quantities as q
-from analysis.records import MISSING, RecordError, Study, load_study
+from analysis.read_records import load_study
+from analysis.records import MISSING, RecordError, Study
 from analysis.summary import ArmSummary, summarise
 from analysis.verdict import Comparison, judge
 

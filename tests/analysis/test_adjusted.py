@@ -9,7 +9,8 @@ import pytest
 
 from analysis import figures
 from analysis.adjusted import adjusted
-from analysis.records import Study, load_study
+from analysis.read_records import load_study
+from analysis.records import Study
 from analysis.summary import summarise
 from analysis.verdict import EQUIVALENT, HELPS, HURTS, NO_VERDICT, UNDECIDED, judge
 

@@ -13,7 +13,9 @@ from matplotlib.axes import Axes
 
 from analysis import figures, sweep
 from analysis.against_published import DIFFERS, MATCH, NOT_COMPARABLE, OPEN, published_table, stand
-from analysis.records import FAILED, OK, NaiveBaseline, Study, load_study, trial_row
+from analysis.read_records import load_study
+from analysis.record_rows import trial_row
+from analysis.records import FAILED, OK, NaiveBaseline, Study
 from analysis.report import verdict_lines, verdicts_by_case, write_study
 from analysis.summary import selection_rule, summarise
 from analysis.tables import comparison_table

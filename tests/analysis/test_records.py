@@ -12,13 +12,9 @@ import numpy as np
 import pytest
 
 from analysis.predictions import load_predictions
-from analysis.records import (
-    RecordError,
-    backend_name,
-    load_curve,
-    load_study,
-    trials_frame,
-)
+from analysis.read_records import load_curve, load_study
+from analysis.record_rows import backend_name, trials_frame
+from analysis.records import RecordError
 
 Write = Callable[..., Any]
 ACCURACIES = {"conv": [95.0, 96.0, 95.5], "ssm": [97.0, 97.5, 97.25]}

@@ -17,7 +17,7 @@ import pytest
 from analysis import quantities as q
 from analysis import tables
 from analysis.latex_table import escape_latex, latex
-from analysis.records import load_study
+from analysis.read_records import load_study
 from analysis.summary import summarise, warnings
 from analysis.table import Table, markdown
 from analysis.terminal_table import TERMINAL_WIDTH, terminal

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.records import load_study
+from analysis.read_records import load_study
 from analysis.summary import summarise, training_rise
 from analysis.verdict import Comparison, judge
 

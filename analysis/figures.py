@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from analysis import quantities as q
 from analysis.adjusted import Adjusted, adjusted
+from analysis.comparison import NO_VERDICT, UNDECIDED, Comparison
 from analysis.drawing import (
     COLUMN,
     GREY,
@@ -40,7 +41,6 @@ from analysis.drawing import (
 from analysis.records import Json, Study
 from analysis.statistics import Estimate
 from analysis.summary import ArmSummary, selection_rule
-from analysis.verdict import NO_VERDICT, UNDECIDED, Comparison
 
 Item = TypeVar("Item")
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from analysis import quantities as q
 from analysis.against_published import published_table
 from analysis.beside import beside
+from analysis.comparison import UNDECIDED, Comparison
 from analysis.latex_table import latex
 from analysis.page import inline_svg, render, write_atomically
 from analysis.read_records import load_study
@@ -24,7 +25,7 @@ from analysis.summary import ArmSummary, differing, summarise
 from analysis.table import Table, markdown, plain_csv
 from analysis.tables import comparison_csv, comparison_table, metrics_csv, timings_csv
 from analysis.terminal_table import terminal
-from analysis.verdict import UNDECIDED, Comparison, compare, pronounce
+from analysis.verdict import compare, pronounce
 from experiments.trial import SCHEMA_VERSION
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis import quantities as q
+from analysis.comparison import Comparison
 from analysis.drawing import (
     GREY,
     INK,
@@ -30,7 +31,6 @@ from analysis.drawing import (
 from analysis.records import Case, Json, RateSearch, Study
 from analysis.statistics import Estimate
 from analysis.summary import ArmSummary, selection_rule
-from analysis.verdict import Comparison
 
 MOST_PANELS = 4  # of learning rates
 TICKS = 48  # characters below an axis, of the names of all cases

@@ -10,6 +10,7 @@ import math
 from collections.abc import Set
 
 from analysis import quantities as q
+from analysis.comparison import Comparison
 from analysis.csv_text import write_csv
 from analysis.record_rows import timing_row, trial_row
 from analysis.records import Json, NaiveBaseline, Study
@@ -17,7 +18,7 @@ from analysis.sampling import TestSets
 from analysis.statistics import Estimate
 from analysis.summary import ArmSummary, notes, warnings
 from analysis.table import Cell, Column, Table
-from analysis.verdict import Comparison, margin_set, planned_looks, settled_late
+from analysis.verdict_sentence import margin_set, planned_looks, settled_late
 
 MOST_PLACES = 3  # tasks, skeletons and budgets that a caption names
 NO_COMPARISON: tuple[Comparison | None, ...] = (None,)

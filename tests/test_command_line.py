@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import run_ablation
-from analysis.verdict import MINIMUM_SEEDS
+from analysis.comparison import MINIMUM_SEEDS
 from experiments import study as studies
 from experiments.command_line import COMMANDS
 from experiments.tasks.digits import Digits

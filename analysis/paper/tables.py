@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from analysis import published
 from analysis import quantities as q
+from analysis.comparison import Comparison
 from analysis.latex_table import escape_latex, latex_alignment
 from analysis.paper import long_sequences
 from analysis.paper.evidence import no_spread, reservations_of_differences, t_interval_of
@@ -15,7 +16,6 @@ from analysis.paper.our_rows import arms_elsewhere, arms_on, caption_of, rows_be
 from analysis.paper.ours import OurStudy
 from analysis.published import PublishedTable, Row
 from analysis.table import Cell, Column, Table
-from analysis.verdict import Comparison
 
 SIZES = ("femto", "tiny", "small", "base")
 

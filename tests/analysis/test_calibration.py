@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from analysis import statistics as st
+from analysis.comparison import EQUIVALENT, HELPS, HURTS, NO_VERDICT
 from analysis.records import OK, Arm, Metric, Study, Trial
 from analysis.summary import summarise
-from analysis.verdict import EQUIVALENT, HELPS, HURTS, NO_VERDICT, judge
+from analysis.verdict import judge
 from experiments import study as studies
 
 RUNS = 4_000

@@ -38,9 +38,10 @@ from analysis.drawing import (
     whole_bytes,
     wrapped,
 )
+from analysis.notes import selection_rule
 from analysis.records import Json, Study
 from analysis.statistics import Estimate
-from analysis.summary import ArmSummary, selection_rule
+from analysis.summary import ArmSummary
 
 Item = TypeVar("Item")
 

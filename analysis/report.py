@@ -17,11 +17,12 @@ from analysis.against_published import published_table
 from analysis.beside import beside
 from analysis.comparison import UNDECIDED, Comparison
 from analysis.latex_table import latex
+from analysis.notes import differing
 from analysis.page import inline_svg, render, write_atomically
 from analysis.read_records import load_study
 from analysis.record_rows import backend_name
 from analysis.records import DIVERGED, OK, RecordError, Study
-from analysis.summary import ArmSummary, differing, summarise
+from analysis.summary import ArmSummary, summarise
 from analysis.table import Table, markdown, plain_csv
 from analysis.tables import comparison_csv, comparison_table, metrics_csv, timings_csv
 from analysis.terminal_table import terminal

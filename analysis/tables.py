@@ -12,11 +12,12 @@ from collections.abc import Set
 from analysis import quantities as q
 from analysis.comparison import Comparison
 from analysis.csv_text import write_csv
+from analysis.notes import notes, warnings
 from analysis.record_rows import timing_row, trial_row
 from analysis.records import Json, NaiveBaseline, Study
 from analysis.sampling import TestSets
 from analysis.statistics import Estimate
-from analysis.summary import ArmSummary, notes, warnings
+from analysis.summary import ArmSummary
 from analysis.table import Cell, Column, Table
 from analysis.verdict_sentence import margin_set, planned_looks, settled_late
 

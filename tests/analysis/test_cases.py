@@ -14,11 +14,12 @@ from matplotlib.axes import Axes
 from analysis import figures, sweep
 from analysis.against_published import DIFFERS, MATCH, NOT_COMPARABLE, OPEN, published_table, stand
 from analysis.comparison import EQUIVALENT, HURTS, MORE, Comparison
+from analysis.notes import selection_rule
 from analysis.read_records import load_study
 from analysis.record_rows import trial_row
 from analysis.records import FAILED, OK, NaiveBaseline, Study
 from analysis.report import verdict_lines, verdicts_by_case, write_study
-from analysis.summary import selection_rule, summarise
+from analysis.summary import summarise
 from analysis.tables import comparison_table
 from analysis.verdict import judge
 from analysis.verdict_sentence import sentence, settled_late

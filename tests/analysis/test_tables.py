@@ -17,8 +17,9 @@ import pytest
 from analysis import quantities as q
 from analysis import tables
 from analysis.latex_table import escape_latex, latex
+from analysis.notes import warnings
 from analysis.read_records import load_study
-from analysis.summary import summarise, warnings
+from analysis.summary import summarise
 from analysis.table import Table, markdown
 from analysis.terminal_table import TERMINAL_WIDTH, terminal
 from analysis.verdict import judge

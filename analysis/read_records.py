@@ -113,6 +113,7 @@ def _study(plan: Json, trials_folder: Path) -> Study:
         name: str(plan["study"].get(name) or "") for name in ("question", "varied", "fixed", "cost", "answer")
     }
     margin = plan.get("margin")
+    cases, search = plan.get("cases") or {}, plan.get("search") or {}
     return Study(
         name=str(plan["study"]["name"]),
         about=about,
@@ -128,37 +129,57 @@ def _study(plan: Json, trials_folder: Path) -> Study:
         comparisons=comparisons,
         families=_families(plan.get("families"), len(comparisons)),
         arms=arms,
-        **_extensions(plan, trials_folder, metric["name"]),
+        margin_after=int(plan.get("margin_after") or 0),
+        comparisons_before=int(plan.get("comparisons_before") or 0),
+        looks=[int(look) for look in plan.get("looks") or ()],
+        planned_looks=[int(look) for look in plan.get("planned_looks") or ()],
+        looks_after=int(plan.get("looks_after") or 0),
+        axis=str(cases.get("axis") or ""),
+        log_axis=bool(cases.get("log")),
+        cases=[_case(row) for row in cases.get("entries", [])],
+        searches={arm["name"]: _search(arm, trials_folder, metric["name"]) for arm in search.get("arms", [])},
+        search_seeds=list(search.get("seeds", [])),
+        published=[_published_row(row) for row in plan.get("published") or []],
+        baselines=[_naive_baseline(row) for row in plan.get("baselines") or []],
     )
 
 
-def _extensions(plan: Json, trials_folder: Path, metric: str) -> Json:
-    """Cases, learning rates, published numbers and naive baselines, where the plan has any."""
-    cases, search = plan.get("cases") or {}, plan.get("search") or {}
-    return {
-        "margin_after": int(plan.get("margin_after") or 0),
-        "comparisons_before": int(plan.get("comparisons_before") or 0),
-        "looks": [int(look) for look in plan.get("looks") or ()],
-        "planned_looks": [int(look) for look in plan.get("planned_looks") or ()],
-        "looks_after": int(plan.get("looks_after") or 0),
-        "axis": str(cases.get("axis") or ""),
-        "log_axis": bool(cases.get("log")),
-        "cases": [Case(**case) for case in cases.get("entries", [])],
-        "search_seeds": list(search.get("seeds", [])),
-        "searches": {
-            arm["name"]: RateSearch(
-                arm["chosen"],
-                arm["at_edge"],
-                [_rate_point(point, trials_folder, metric) for point in arm["points"]],
-            )
-            for arm in search.get("arms", [])
-        },
-        "published": [
-            PublishedRow(row["entry"], **{name: row[name] for name in row if name != "entry"})
-            for row in plan.get("published") or []
-        ],
-        "baselines": [NaiveBaseline(**row) for row in plan.get("baselines") or []],
-    }
+def _case(row: Json) -> Case:
+    _check_keys(row, "a case", ("name", "at", "series", "about"), optional=("skeleton",))
+    return Case(row["name"], row["at"], row["series"], row["about"], row.get("skeleton", ""))
+
+
+def _published_row(row: Json) -> PublishedRow:
+    keys = ("entry", "value", "source", "convention", "tolerance", "not_comparable")
+    _check_keys(row, "a published number", keys)
+    return PublishedRow(
+        arm=row["entry"],
+        value=row["value"],
+        source=row["source"],
+        convention=row["convention"],
+        tolerance=row["tolerance"],
+        not_comparable=row["not_comparable"],
+    )
+
+
+def _naive_baseline(row: Json) -> NaiveBaseline:
+    _check_keys(row, "a naive baseline", ("name", "value", "case"))
+    return NaiveBaseline(row["name"], row["value"], row["case"])
+
+
+def _check_keys(row: Json, what: str, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
+    """Raise ValueError unless a stored row has the keys that are needed, and none that is unknown."""
+    missing = [key for key in needed if key not in row]
+    unknown = sorted(row.keys() - {*needed, *optional})
+    if missing:
+        raise ValueError(f"{what} lacks {', '.join(missing)}")
+    if unknown:
+        raise ValueError(f"{what} has unknown keys: {', '.join(unknown)}")
+
+
+def _search(arm: Json, trials_folder: Path, metric: str) -> RateSearch:
+    points = [_rate_point(point, trials_folder, metric) for point in arm["points"]]
+    return RateSearch(arm["chosen"], arm["at_edge"], points)
 
 
 def _rate_point(point: Json, trials_folder: Path, metric: str) -> RatePoint:
@@ -234,9 +255,10 @@ def _status(result: Json, metric: str) -> tuple[str, str | None]:
     if status != OK:
         return UNREADABLE, f"result.json: has the unknown status {status!r}"
     value = ((result.get("metrics") or {}).get("test") or {}).get(metric)
-    skipped = (result.get("skipped") or {}).get(metric.rpartition("_")[2])
-    if value is None and skipped:
-        return FAILED, f"no test {metric}: {skipped}"
+    skipped = result.get("skipped") or {}
+    test = max((name for name in skipped if metric.endswith(f"_{name}")), key=len, default="")
+    if value is None and test:
+        return FAILED, f"no test {metric}: {skipped[test]}"
     if not isinstance(value, int | float) or not math.isfinite(value):
         return UNREADABLE, f"result.json: says ok but has no finite test {metric}"
     return OK, None

@@ -83,6 +83,18 @@ def test_ok_needs_a_number_of_the_right_trial(
     assert reason in str(trial.error)
 
 
+@pytest.mark.parametrize("test", ["1024", "long_rows"])
+def test_why_an_extra_test_was_skipped_is_said(write_records: Write, test: str) -> None:
+    records = write_records(ACCURACIES)
+    plan = json.loads((records.study / "plan.json").read_text())
+    for arm in plan["arms"]:
+        arm["metric"] = f"accuracy_{test}"
+    records.edit_plan(arms=plan["arms"])
+    records.edit("ssm", 1, skipped={"rows": "another", test: "the cache is too large"})
+    trial = load_study(records.study, records.trials).arms["ssm"].trials[1]
+    assert (trial.status, trial.error) == ("failed", f"no test accuracy_{test}: the cache is too large")
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -92,6 +104,13 @@ def test_ok_needs_a_number_of_the_right_trial(
         ({"families": [[0, 5]]}, "families must name"),
         ({"metric": {}}, "lacks 'name'"),
         ({"arms": 3}, "not a plan"),
+        ({"baselines": [{"name": "a guess", "value": 1.0}]}, "a naive baseline lacks case"),
+        ({"cases": {"entries": [{"name": "64", "about": "digits"}]}}, "a case lacks at, series"),
+        (
+            {"baselines": [{"name": "a guess", "value": 1.0, "case": None, "of": "conv"}]},
+            "a naive baseline has unknown keys: of",
+        ),
+        ({"published": [{"entry": "conv", "value": 1.0}]}, "a published number lacks source"),
     ],
 )
 def test_a_plan_that_cannot_be_used_says_why(

@@ -44,13 +44,14 @@ class Comparison:
     p_holm: float = math.nan
     p_equivalence_holm: float = math.nan
     p_beyond_holm: float = math.nan
-    word_at_sampling_error: str = NO_VERDICT  # the word, did the seeds differ as their test sets make expect
+    # The word if the seeds spread as much as the test sets' sampling error predicts.
+    word_at_sampling_error: str = NO_VERDICT
     minimum_detectable: float = math.nan
     seeds_needed: int | None = None
     word: str = NO_VERDICT
     qualifier: str = ""
     guess: str = ""  # the best one and its value, where neither arm is shown to be better than it
-    guessing: bool = False  # both arms are shown not to be
+    guessing: bool = False  # both arms are shown to be no better than `guess`
     sentence: str = ""
 
     @property

@@ -134,10 +134,12 @@ def _costs(arm: Arm) -> Costs:
         for key in ("peak_memory_bytes", "examples_per_second", "train_seconds")
     )
     return Costs(
-        **{
-            key: recorded.get(key)
-            for key in ("params", "params_mixer", "params_rest", "macs", "macs_mixer", "state_bytes")
-        },
+        params=recorded.get("params"),
+        params_mixer=recorded.get("params_mixer"),
+        params_rest=recorded.get("params_rest"),
+        macs=recorded.get("macs"),
+        macs_mixer=recorded.get("macs_mixer"),
+        state_bytes=recorded.get("state_bytes"),
         state_note=str(recorded.get("state_note") or ""),
         macs_convention=str(recorded.get("macs_convention") or ""),
         peak_memory_bytes=max(memory, default=None),

@@ -19,6 +19,14 @@
    how many seeds would decide; both are computed at alpha over the size of the family, the worst case of
    Holm's adjustment.
 
+*Both guess.* Where neither arm is shown to be better than the best guess of the task by more than the margin,
+the sentence says so, and where both are shown not to be, so does the label: whatever the word, it then
+compares what was not learned.
+
+*Seeds that are close by luck.* Seeds with test sets of their own differ at least as the sampling error of
+these sets predicts. Where they differ by less, the rules are applied a second time to differences that are
+spread as much as that. The word stays; where the second one is another, the sentence names it.
+
 *What was settled late.* Seeds that are added because of what the first ones gave make wrong claims likelier
 than alpha, and so do a margin or a choice of comparisons that was made with results at hand. The plan
 remembers them and the sentence says so; nothing is corrected. Looks that were planned before the run are
@@ -37,6 +45,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -54,7 +63,7 @@ from analysis.comparison import (
     UNDECIDED,
     Comparison,
 )
-from analysis.records import DIVERGED, OK, Arm, Json, Study, Trial
+from analysis.records import DIVERGED, OK, Arm, Study, Trial
 from analysis.sampling import Baselines, sampling_errors
 from analysis.statistics import (
     Floats,
@@ -144,6 +153,7 @@ def _compare(study: Study, arm_name: str, baseline_name: str, baselines: Baselin
     differences = paired_differences(
         [a.compared(name) for a, _ in finished], [b.compared(name) for _, b in finished]
     )
+    p = _p_values(differences, study.margin)
     return Comparison(
         arm=arm_name,
         baseline=baseline_name,
@@ -152,7 +162,9 @@ def _compare(study: Study, arm_name: str, baseline_name: str, baselines: Baselin
         differences=tuple(float(d) for d in differences),
         interval=t_interval(differences, study.alpha),
         inner=t_interval(differences, 2 * study.alpha),
-        **_p_values(differences, study.margin),
+        p=p.difference,
+        p_equivalence=p.equivalence,
+        p_beyond=p.beyond,
         diverged_arm=sum(a.status == DIVERGED for a, _ in pairs),
         diverged_baseline=sum(b.status == DIVERGED for _, b in pairs),
         unfinished=sum(not {a.status, b.status} <= {OK, DIVERGED} for a, b in pairs),
@@ -161,12 +173,20 @@ def _compare(study: Study, arm_name: str, baseline_name: str, baselines: Baselin
     )
 
 
-def _p_values(differences: Floats, margin: float | None) -> Json:
-    return {
-        "p": t_test(differences),
-        "p_equivalence": math.nan if margin is None else equivalence_test(differences, margin),
-        "p_beyond": math.nan if margin is None else minimum_effect_test(differences, margin),
-    }
+class PValues(NamedTuple):
+    """Of the tests against no difference, one of at least the margin, and one of at most the margin."""
+
+    difference: float
+    equivalence: float
+    beyond: float
+
+
+def _p_values(differences: Floats, margin: float | None) -> PValues:
+    return PValues(
+        difference=t_test(differences),
+        equivalence=math.nan if margin is None else equivalence_test(differences, margin),
+        beyond=math.nan if margin is None else minimum_effect_test(differences, margin),
+    )
 
 
 def _at_sampling_error(c: Comparison, study: Study) -> Comparison:
@@ -179,7 +199,8 @@ def _at_sampling_error(c: Comparison, study: Study) -> Comparison:
         return c
     stretch = c.sampling.mean / spread
     differences = c.interval.mean + stretch * (np.array(c.differences) - c.interval.mean)
-    return replace(c, **_p_values(differences, study.margin))
+    p = _p_values(differences, study.margin)
+    return replace(c, p=p.difference, p_equivalence=p.equivalence, p_beyond=p.beyond)
 
 
 def _pairs(arm: Arm, baseline: Arm) -> Iterable[tuple[Trial, Trial]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from analysis.read_records import load_curve
 from analysis.record_rows import backend_name
 from analysis.records import OK, Arm, Study
-from analysis.statistics import Estimate, late_rise, t_interval
+from analysis.statistics import Estimate, late_rise, late_window, t_interval
 
 # An arm is flagged as under-trained when it still gains more than this share of the equivalence margin per
 # window of epochs: four such windows and the gain would be worth a verdict of its own.
@@ -93,7 +93,7 @@ def training_rise(curves: NDArray[np.float64], direction: int, margin: float | N
         return None
     estimate = t_interval(gains, 2 * RISE_LEVEL)
     above_noise = estimate.n < 2 or estimate.low > 0
-    window = max(2, math.ceil(RISE_WINDOW * curves.shape[1]))
+    window = late_window(curves.shape[1], RISE_WINDOW)
     return Rise(estimate.mean, window, above_noise and estimate.mean > RISE_LIMIT_OF_MARGIN * (margin or 0.0))
 
 

@@ -52,7 +52,7 @@ def latex(table: Table, label: str) -> str:
 
 def _tabular(table: Table, columns: list[Column]) -> str:
     """Some columns of a table, shrunk if they are wider than the page; equal rows once."""
-    rows = dict.fromkeys(tuple(row[column.key].line for column in columns) for row in table.rows)
+    rows = dict.fromkeys(tuple(row[column.key].line for column in columns) for row in table.all_rows)
     alignment = latex_alignment(table, columns, 0.35)
     return "\n".join(
         [
@@ -77,7 +77,8 @@ def latex_alignment(table: Table, columns: list[Column], width: float) -> str:
         width: of a paragraph, as a share of the width of the text.
     """
     longest = {
-        column.key: max((len(row[column.key].line) for row in table.rows), default=0) for column in columns
+        column.key: max((len(row[column.key].line) for row in table.all_rows), default=0)
+        for column in columns
     }
     paragraph = rf"p{{{width}\textwidth}}"
     return "".join(

@@ -167,10 +167,9 @@ def _mixed(study: Study) -> list[str]:
 def _under_trained(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
     decimals = q.decimals_for(study.margin, study.metric.unit)
     unit = study.metric.difference_unit
-    by_case = any(trial.own_metric for trial in study.trials)  # all of them read off the same models
     name = q.metric_in_words(study.metric.name)
     found = [
-        f"{arm.arm.label if by_case else arm.name} was still improving when training stopped "
+        f"{_model_name(study, arm)} was still improving when training stopped "
         f"(under-trained): validation {name} over the last {arm.rise.window} epochs was "
         f"{q.number(arm.rise.gain, decimals)} {unit} better than over the {arm.rise.window} before."
         for arm in arms.values()
@@ -182,16 +181,19 @@ def _under_trained(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _model_name(study: Study, arm: ArmSummary) -> str:
+    """Of an arm that was trained: without its case where all cases are read off the same models."""
+    return arm.arm.label if study.cases_share_models else arm.name
+
+
 def _unread_curves(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
-    by_case = any(trial.own_metric for trial in study.trials)  # all of them read off the same models
     found = []
     for arm in arms.values():
         if arm.unread_curves:
-            name = arm.arm.label if by_case else arm.name
             word = "seed" if len(arm.unread_curves) == 1 else "seeds"
             seeds = q.listing([str(seed) for seed in arm.unread_curves])
             found.append(
-                f"curve.csv of {name} ({word} {seeds}) cannot be read: whether training was done there is "
-                "unknown."
+                f"curve.csv of {_model_name(study, arm)} ({word} {seeds}) cannot be read: "
+                "whether training was done there is unknown."
             )
     return list(dict.fromkeys(found))

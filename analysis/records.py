@@ -233,5 +233,10 @@ class Study:
         return metric_in_words("_".join(common)) if own[-1] in common else "metric of the case"
 
     @property
+    def cases_share_models(self) -> bool:
+        """Whether each case reads a number of its own off the same trained models."""
+        return any(trial.own_metric for trial in self.trials)
+
+    @property
     def trials(self) -> list[Trial]:
         return [trial for arm in self.arms.values() for trial in arm.trials]

@@ -1,4 +1,4 @@
-"""Statistics of paired comparisons: pure functions on arrays with their formulas, known methods with a source.
+"""Statistics of paired comparisons: pure functions on arrays with their formulas, and known methods' sources.
 
 Words: one *pair* is one seed trained with both arms on the same split, order and augmentation; ``d_i`` is the
 difference (arm minus baseline) of pair ``i``; ``n`` pairs have mean ``m`` and standard deviation ``s =

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from analysis.csv_text import write_csv
 
@@ -42,17 +42,21 @@ class Table:
 
     Attributes:
         columns: in order.
-        rows: of arms, under "case" the name of theirs, too; at the end those of naive baselines.
+        rows: of a study's arms, with the name of their case under "case".
         caption: sentences.
         warnings: likewise.
-        naive: how many rows are of naive baselines.
+        naive_rows: of predictors that learn nothing, below the others.
     """
 
     columns: list[Column]
     rows: list[dict[str, Cell]]
     caption: list[str]
     warnings: list[str]
-    naive: int = 0
+    naive_rows: list[dict[str, Cell]] = field(default_factory=list)
+
+    @property
+    def all_rows(self) -> list[dict[str, Cell]]:
+        return [*self.rows, *self.naive_rows]
 
 
 def markdown(table: Table, title: str) -> str:
@@ -63,7 +67,7 @@ def markdown(table: Table, title: str) -> str:
 
     lines = [f"# {title}", "", line(column.heading for column in table.columns)]
     lines.append("|" + "|".join("---:" if column.numeric else ":---" for column in table.columns) + "|")
-    lines += [line(row[column.key].line for column in table.columns) for row in table.rows]
+    lines += [line(row[column.key].line for column in table.columns) for row in table.all_rows]
     lines += ["", " ".join(table.caption)]
     if table.warnings:
         lines += ["", *(f"- **Note:** {warning}" for warning in table.warnings)]
@@ -73,5 +77,5 @@ def markdown(table: Table, title: str) -> str:
 def plain_csv(table: Table) -> str:
     """The cells as they are shown, under their headings."""
     return write_csv(
-        [{column.heading: row[column.key].line for column in table.columns} for row in table.rows]
+        [{column.heading: row[column.key].line for column in table.columns} for row in table.all_rows]
     )

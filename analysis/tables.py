@@ -30,13 +30,10 @@ def comparison_table(study: Study, arms: dict[str, ArmSummary], comparisons: lis
     pairs = _rows_of(arms, comparisons)
     return Table(
         columns=_columns(study),
-        rows=[
-            *(_cells(study, arm, comparison) for arm, comparison in pairs),
-            *(_naive_cells(study, naive) for naive in study.baselines),
-        ],
+        rows=[_cells(study, arm, comparison) for arm, comparison in pairs],
         caption=_caption(study, arms, comparisons),
         warnings=warnings(study, arms),
-        naive=len(study.baselines),
+        naive_rows=[_naive_cells(study, naive) for naive in study.baselines],
     )
 
 

@@ -35,7 +35,7 @@ def terminal(table: Table, width: int | None = None) -> str:
     width = width or terminal_width()
     blocks = [RESULT_KEYS, ("arm", *COST_KEYS)]
     texts = ["\n".join(_text_block(table, keys, width)) for keys in blocks]
-    if table.naive:
+    if table.naive_rows:
         texts.insert(1, "\n".join(_wrapped(_naive_line(table), width)))
     remarks = [line for warning in table.warnings for line in _wrapped(f"! {warning}", width)]
     texts += ["\n".join(lines) for lines in (remarks, _wrapped(" ".join(table.caption), width)) if lines]
@@ -45,7 +45,7 @@ def terminal(table: Table, width: int | None = None) -> str:
 def _naive_line(table: Table) -> str:
     """What predictors that learn nothing reach, and in which cases."""
     cases: dict[tuple[str, str], list[str]] = {}
-    for row in table.rows[-table.naive :]:
+    for row in table.naive_rows:
         cases.setdefault((_within_case(row, "arm"), row["metric"].text), []).append(row["case"].text)
     said = [
         f"{name} {value}" + (f" at {q.listing(where)}" if any(where) else "")
@@ -84,7 +84,7 @@ def _by_case(table: Table, keys: Sequence[str]) -> dict[str, list[tuple[str, ...
     An arm judged against two baselines still has only one price.
     """
     groups: dict[str, list[tuple[str, ...]]] = {}
-    for row in table.rows[: len(table.rows) - table.naive]:
+    for row in table.rows:
         cells = tuple(_within_case(row, key) if key in ("arm", "against") else row[key].line for key in keys)
         group = groups.setdefault(row["case"].text, [])
         if "against" in keys or cells not in group:

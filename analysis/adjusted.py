@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from analysis.comparison import Comparison
 from analysis.records import Study
 from analysis.statistics import Estimate, holm_levels, t_interval
-from analysis.verdict import Comparison
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from analysis import quantities as q
 from analysis.records import PublishedRow, Study
 from analysis.summary import ArmSummary
-from analysis.tables import Cell, Column, Table
+from analysis.table import Cell, Column, Table
 
 MATCH, DIFFERS, OPEN, NOT_COMPARABLE = "match", "differs", "open", "not comparable"
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis import quantities as q
+from analysis.csv_text import write_csv
 from analysis.drawing import (
     GREY,
     PAGE,
@@ -23,9 +24,10 @@ from analysis.drawing import (
     paper_style,
     whole_bytes,
 )
+from analysis.latex_table import latex
 from analysis.page import write_atomically
 from analysis.records import Json
-from analysis.tables import Cell, Column, Table, latex, markdown, write_csv
+from analysis.table import Cell, Column, Table, markdown
 
 BOTH = "forward + backward"
 
@@ -146,13 +148,13 @@ def against_length(points: Sequence[Json], machine: Json) -> Drawing | None:
 
 def _cells(point: Json) -> dict[str, Cell]:
     measured = point["median_ms"] is not None
-    spread = f"({point['p20_ms']:.3g}, {point['p80_ms']:.3g})" if measured else ""
+    spread = f"({_digits(point['p20_ms'])}, {_digits(point['p80_ms'])})" if measured else ""
     return {
         "mixer": Cell(point["mixer"]),
         "dim": Cell(f"{point['dim']:,}", value=point["dim"]),
         "length": Cell(f"{point['length']:,}", value=point["length"]),
         "what": Cell(point["what"]),
-        "median": Cell(f"{point['median_ms']:.3g}" if measured else f"skipped: {point['skipped']}", spread),
+        "median": Cell(_digits(point["median_ms"]) if measured else f"skipped: {point['skipped']}", spread),
         "throughput": Cell(
             q.count(point["batch"] * point["length"] / point["median_ms"] * 1e3 if measured else None)
         ),
@@ -160,6 +162,12 @@ def _cells(point: Json) -> dict[str, Cell]:
         "limit": Cell(f"{point['median_ms'] / point['limit_ms']:.1f}" if measured else q.MISSING),
         "backend": Cell(point["backend"]),
     }
+
+
+def _digits(value: float) -> str:
+    """Three of them, zeros at the end too, and those before the point: ``1.10``, ``0.0123``, ``1,234``."""
+    decimals = 2 - math.floor(math.log10(value)) if value > 0 else 0
+    return f"{value:,.{max(0, decimals)}f}"
 
 
 def _where(machine: Json) -> str:

@@ -25,9 +25,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from analysis import quantities as q
+from analysis.csv_text import write_csv
 from analysis.records import Json
 from analysis.statistics import Estimate
-from analysis.tables import write_csv
 
 STYLE = Path(__file__).parent / "paper.mplstyle"
 COLUMN, PAGE = 3.25, 6.75  # inches

@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from analysis import quantities as q
 from analysis.adjusted import Adjusted, adjusted
+from analysis.comparison import NO_VERDICT, UNDECIDED, Comparison
 from analysis.drawing import (
     COLUMN,
     GREY,
@@ -37,10 +38,10 @@ from analysis.drawing import (
     whole_bytes,
     wrapped,
 )
+from analysis.notes import selection_rule
 from analysis.records import Json, Study
 from analysis.statistics import Estimate
-from analysis.summary import ArmSummary, selection_rule
-from analysis.verdict import NO_VERDICT, UNDECIDED, Comparison
+from analysis.summary import ArmSummary
 
 Item = TypeVar("Item")
 

@@ -1,7 +1,7 @@
 """How quantities are written: numbers with the decimals, signs and units of the study.
 
 Everything printed for people goes through here, so that a difference reads the same in the terminal, the
-table and the report. The true minus sign (U+2212) is used throughout; `analysis.tables.latex` turns it into
+table and the report. The true minus sign (U+2212) is used throughout; `analysis.latex_table` turns it into
 LaTeX.
 """
 

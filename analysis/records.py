@@ -6,32 +6,23 @@
     <trials>/<trial_id>/curve.csv         epoch by epoch
     <trials>/<trial_id>/predictions.npz   example, target, prediction of the test split
 
-A planned trial is always in the study that `load_study` returns. One without a readable result has a status
-that says so ("missing", "unreadable") and an `error` in words; nothing is dropped and nothing is guessed.
+A planned trial is always in the study that `analysis.read_records.load_study` returns. One without a readable
+result has a status that says so ("missing", "unreadable") and an `error` in words; nothing is dropped and
+nothing is guessed.
 
-Reading is plain Python, because a command-line report should not wait for pandas; `trials_frame` and
-`curves_frame` give notebooks the same records as tidy frames.
+Reading is plain Python, because a command-line report should not wait for pandas;
+`analysis.record_rows.trials_frame` gives notebooks the same records as a tidy frame.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from analysis.quantities import metric_in_words
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-SCHEMA_VERSION = 1
 
 OK, DIVERGED, FAILED, MISSING, UNREADABLE = "ok", "diverged", "failed", "missing", "unreadable"
 
@@ -242,292 +233,10 @@ class Study:
         return metric_in_words("_".join(common)) if own[-1] in common else "metric of the case"
 
     @property
+    def cases_share_models(self) -> bool:
+        """Whether each case reads a number of its own off the same trained models."""
+        return any(trial.own_metric for trial in self.trials)
+
+    @property
     def trials(self) -> list[Trial]:
         return [trial for arm in self.arms.values() for trial in arm.trials]
-
-
-def load_study(study_folder: Path, trials_folder: Path) -> Study:
-    """Read the plan of a study and every trial it names.
-
-    A trial that cannot be read raises nothing: its status says so.
-
-    Raises:
-        RecordError: the plan is missing, unreadable, of another schema version, or names an arm that it does
-            not have.
-    """
-    path = study_folder / "plan.json"
-    plan = read_json(path)
-    try:
-        return _study(plan, trials_folder)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise RecordError(f"{path}: this is not a plan that can be reported: {reason}") from error
-
-
-def read_json(path: Path) -> Json:
-    """Read one JSON record of the known schema version.
-
-    Raises:
-        RecordError: no such file, not a JSON object, or another schema version.
-    """
-    try:
-        record = json.loads(_bytes(path))
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise RecordError(f"{path}: is not valid JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise RecordError(f"{path}: holds a {type(record).__name__}, not a record")
-    version = record.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise RecordError(f"{path}: has schema version {version}; this code reads version {SCHEMA_VERSION}")
-    return record
-
-
-def load_curve(trial: Trial, column: str) -> NDArray[np.float64] | None:
-    """One column of a finished trial's curve.csv in the order of epochs; empty if it records no such column.
-
-    None if the file cannot be read: is not there, or has not a finite number for every epoch of the trial. A
-    shorter curve would tell another story of how training ended.
-    """
-    try:
-        with open(trial.folder / "curve.csv", newline="", encoding="utf-8") as file:
-            header, *rows = [row for row in csv.reader(file) if row]
-        epochs = [float(row[header.index("epoch")]) for row in rows]
-        if not _are_epochs(epochs, trial):
-            return None
-        if column not in header:
-            return None if _is_validated(trial, column) else np.empty(0)
-        values = np.array([float(row[header.index(column)]) for row in rows])
-    except (OSError, IndexError, ValueError, TypeError, AttributeError, csv.Error):
-        return None
-    return values if np.isfinite(values).all() else None
-
-
-def _are_epochs(epochs: list[float], trial: Trial) -> bool:
-    """Whether they are 1, 2, ... to the last that the trial was to train, if its record says which."""
-    recipe = (trial.result.get("trial") or {}).get("train") or {}
-    last = recipe["epochs"] + recipe.get("cooldown_epochs", 0) if "epochs" in recipe else len(epochs)
-    return epochs == list(range(1, last + 1))
-
-
-def _is_validated(trial: Trial, column: str) -> bool:
-    """Whether the trial has a number of the validation split that the column would be the course of."""
-    return math.isfinite(trial.metric("validation", column.removeprefix("validation_")))
-
-
-def _bytes(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def trials_frame(study: Study) -> pd.DataFrame:
-    """One row per planned trial: arm, seed, status, each metric as <split>_<name>, each cost, each timing."""
-    import pandas as pd
-
-    return pd.DataFrame([trial_row(trial) | timing_row(trial) for trial in study.trials])
-
-
-def curves_frame(study: Study) -> pd.DataFrame:
-    """All learning curves in long form: arm, seed, columns of curve.csv. No curve, no rows."""
-    import pandas as pd
-
-    frames = [
-        pd.read_csv(trial.folder / "curve.csv").assign(arm=trial.arm, seed=trial.seed)
-        for trial in study.trials
-        if (trial.folder / "curve.csv").is_file()
-    ]
-    if not frames:
-        return pd.DataFrame(columns=["arm", "seed", "epoch"])
-    frame = pd.concat(frames, ignore_index=True)
-    return frame[["arm", "seed", *(name for name in frame.columns if name not in ("arm", "seed"))]]
-
-
-def trial_row(trial: Trial) -> Json:
-    """The deterministic part of a trial as one flat row: same results, same row, on any machine."""
-    metrics = trial.result.get("metrics") or {}
-    row: Json = {"arm": trial.arm, "seed": trial.seed, "trial_id": trial.trial_id, "status": trial.status}
-    row["error"] = trial.error
-    row["selected_epoch"] = trial.result.get("selected_epoch")
-    if trial.own_metric is not None:
-        row["compared"] = trial.own_metric
-    for split in ("test", "validation", "train"):
-        for name, value in sorted((metrics.get(split) or {}).items()):
-            row[f"{split}_{name}"] = value
-    for name in ("params", "params_mixer", "params_rest", "macs", "macs_mixer", "state_bytes"):
-        row[name] = trial.costs.get(name)
-    row["data_fingerprint"] = (trial.result.get("data") or {}).get("fingerprint")
-    return row
-
-
-def timing_row(trial: Trial) -> Json:
-    """What depends on the machine and the day: wall-clock, memory, hardware, backend, versions."""
-    row: Json = {"arm": trial.arm, "seed": trial.seed, "trial_id": trial.trial_id}
-    for name in ("started", "finished", "train_seconds", "examples_per_second", "peak_memory_bytes", "host"):
-        row[name] = trial.timing.get(name)
-    provenance = trial.provenance
-    for name in ("device", "hardware", "threads", "code"):
-        row[name] = provenance.get(name)
-    row["backend"] = backend_name(provenance)
-    return row
-
-
-def backend_name(provenance: Json) -> str:
-    """The kernels a trial ran on, ``scan: cpu``; "torch" for a mixer that has no kernel of its own."""
-    backend = provenance.get("backend") or {}
-    return ", ".join(f"{part}: {name}" for part, name in sorted(backend.items())) or "torch"
-
-
-def _study(plan: Json, trials_folder: Path) -> Study:
-    metric = plan["metric"]
-    budget = str(plan.get("budget") or "")  # of plans that do not tell it arm by arm
-    arms = {arm["name"]: _arm(arm, trials_folder, metric["name"], budget) for arm in plan["arms"]}
-    comparisons = [(pair["arm"], pair["baseline"]) for pair in plan["comparisons"]]
-    for name in (name for pair in comparisons for name in pair):
-        if name not in arms:
-            raise ValueError(f"a comparison names the arm '{name}', which is not among {', '.join(arms)}")
-    about = {
-        name: str(plan["study"].get(name) or "") for name in ("question", "varied", "fixed", "cost", "answer")
-    }
-    margin = plan.get("margin")
-    return Study(
-        name=str(plan["study"]["name"]),
-        about=about,
-        metric=Metric(
-            metric["name"], metric["unit"], metric["difference_unit"], bool(metric["higher_is_better"])
-        ),
-        margin=None if margin is None else _positive(margin, "margin"),
-        alpha=_level(plan.get("alpha", 0.05)),
-        match=str(plan.get("match") or "none"),
-        task=str(plan.get("task") or ""),
-        skeleton=str(plan.get("skeleton") or ""),
-        command=str(plan.get("command") or ""),
-        comparisons=comparisons,
-        families=_families(plan.get("families"), len(comparisons)),
-        arms=arms,
-        **_extensions(plan, trials_folder, metric["name"]),
-    )
-
-
-def _extensions(plan: Json, trials_folder: Path, metric: str) -> Json:
-    """Cases, learning rates, published numbers and naive baselines, where the plan has any."""
-    cases, search = plan.get("cases") or {}, plan.get("search") or {}
-    return {
-        "margin_after": int(plan.get("margin_after") or 0),
-        "comparisons_before": int(plan.get("comparisons_before") or 0),
-        "looks": [int(look) for look in plan.get("looks") or ()],
-        "planned_looks": [int(look) for look in plan.get("planned_looks") or ()],
-        "looks_after": int(plan.get("looks_after") or 0),
-        "axis": str(cases.get("axis") or ""),
-        "log_axis": bool(cases.get("log")),
-        "cases": [Case(**case) for case in cases.get("entries", [])],
-        "search_seeds": list(search.get("seeds", [])),
-        "searches": {
-            arm["name"]: RateSearch(
-                arm["chosen"],
-                arm["at_edge"],
-                [_rate_point(point, trials_folder, metric) for point in arm["points"]],
-            )
-            for arm in search.get("arms", [])
-        },
-        "published": [
-            PublishedRow(row["entry"], **{name: row[name] for name in row if name != "entry"})
-            for row in plan.get("published") or []
-        ],
-        "baselines": [NaiveBaseline(**row) for row in plan.get("baselines") or []],
-    }
-
-
-def _rate_point(point: Json, trials_folder: Path, metric: str) -> RatePoint:
-    planned = [{"seed": 0, "trial_id": trial_id} for trial_id in point["trials"]]
-    trials = [_trial("", each, trials_folder / each["trial_id"], metric) for each in planned]
-    return RatePoint(point["lr"], [trial.metric("validation", metric) for trial in trials])
-
-
-def _positive(value: float, name: str) -> float:
-    if not float(value) > 0:
-        raise ValueError(f"{name} must be positive, got {value}")
-    return float(value)
-
-
-def _level(alpha: float) -> float:
-    """Below a half, since the equivalence test's interval is at 1 - 2 alpha."""
-    if not 0 < float(alpha) < 0.5:
-        raise ValueError(f"alpha must lie between 0 and 0.5, got {alpha}")
-    return float(alpha)
-
-
-def _families(families: list[list[int]] | None, comparisons: int) -> list[list[int]]:
-    """The families as planned; comparisons in none of them form one more, so that none goes unadjusted."""
-    families = [list(family) for family in families or []]
-    named = [index for family in families for index in family]
-    if len(set(named)) < len(named) or not set(named) <= set(range(comparisons)):
-        raise ValueError(
-            f"families must name each of the {comparisons} comparisons at most once, got {families}"
-        )
-    rest = [index for index in range(comparisons) if index not in set(named)]
-    return [*families, rest] if rest else families
-
-
-def _arm(arm: Json, trials_folder: Path, metric: str, budget: str) -> Arm:
-    own = arm.get("metric")
-    trials = [
-        _trial(arm["name"], trial, trials_folder / trial["trial_id"], metric, own) for trial in arm["trials"]
-    ]
-    return Arm(
-        arm["name"],
-        str(arm.get("mixer") or arm["name"]),
-        arm.get("switches") or {},
-        arm.get("matching"),
-        trials,
-        label=str(arm.get("arm") or arm["name"]),
-        case=arm.get("case"),
-        metric=own,
-        budget=str(arm.get("budget") or budget),
-    )
-
-
-def _trial(arm: str, planned: Json, folder: Path, metric: str, own_metric: str | None = None) -> Trial:
-    """A planned trial as stored; it must have the number that is compared."""
-    seed, trial_id, shard = int(planned["seed"]), str(planned["trial_id"]), str(planned.get("shard", ""))
-    path = folder / "result.json"
-    if not path.exists():
-        return Trial(arm, seed, trial_id, folder, MISSING, shard=shard)
-    try:
-        result = read_json(path)
-        if result.get("trial_id") != trial_id:
-            raise RecordError(f"result.json: is the record of another trial, {result.get('trial_id')}")
-        status, error = _status(result, own_metric or metric)
-    except RecordError as problem:
-        return Trial(arm, seed, trial_id, folder, UNREADABLE, _without_folder(problem, folder), shard=shard)
-    return Trial(arm, seed, trial_id, folder, status, error, result, _timing(folder), own_metric, shard)
-
-
-def _status(result: Json, metric: str) -> tuple[str, str | None]:
-    """Trust "ok" only with a finite number behind it: a NaN must not enter a mean."""
-    status, error = result.get("status"), result.get("error")
-    if status in (DIVERGED, FAILED):
-        return status, error
-    if status != OK:
-        return UNREADABLE, f"result.json: has the unknown status {status!r}"
-    value = ((result.get("metrics") or {}).get("test") or {}).get(metric)
-    skipped = (result.get("skipped") or {}).get(metric.rpartition("_")[2])
-    if value is None and skipped:
-        return FAILED, f"no test {metric}: {skipped}"
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return UNREADABLE, f"result.json: says ok but has no finite test {metric}"
-    return OK, None
-
-
-def _timing(folder: Path) -> Json:
-    """Timings are a courtesy: a trial without them still counts."""
-    try:
-        timing = json.loads(_bytes(folder / "timing.json"))
-    except (OSError, ValueError):
-        return {}
-    return timing if isinstance(timing, dict) else {}
-
-
-def _without_folder(problem: RecordError, folder: Path) -> str:
-    """Reports are handed around; where the records lay on this machine is nobody's business."""
-    return str(problem).replace(f"{folder}/", "")

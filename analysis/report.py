@@ -13,13 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis import quantities as q
-from analysis import tables
 from analysis.against_published import published_table
 from analysis.beside import beside
+from analysis.comparison import UNDECIDED, Comparison
+from analysis.latex_table import latex
+from analysis.notes import differing
 from analysis.page import inline_svg, render, write_atomically
-from analysis.records import DIVERGED, OK, SCHEMA_VERSION, RecordError, Study, backend_name, load_study
-from analysis.summary import ArmSummary, differing, summarise
-from analysis.verdict import UNDECIDED, Comparison, compare, pronounce
+from analysis.read_records import load_study
+from analysis.record_rows import backend_name
+from analysis.records import DIVERGED, OK, RecordError, Study
+from analysis.summary import ArmSummary, summarise
+from analysis.table import Table, markdown, plain_csv
+from analysis.tables import comparison_csv, comparison_table, metrics_csv, timings_csv
+from analysis.terminal_table import terminal
+from analysis.verdict import compare, pronounce
+from experiments.trial import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from analysis.drawing import Drawing
@@ -83,7 +91,7 @@ def write_study(study_folder: Path, trials_folder: Path, remarks: Sequence[str] 
         ],
         many,
     )
-    table = tables.comparison_table(study, arms, comparisons)
+    table = comparison_table(study, arms, comparisons)
     table = replace(table, warnings=[*remarks, *table.warnings])
     files = _text_files(study, arms, comparisons, table)
     mixed = differing(study)
@@ -101,7 +109,7 @@ def write_study(study_folder: Path, trials_folder: Path, remarks: Sequence[str] 
         write_atomically(study_folder / name, content)
     _remove_stale_figures(study_folder / "figures", set(files))
     return StudyReport(
-        tables.terminal(table),
+        terminal(table),
         verdict_lines(study, comparisons),
         any(comparison.word == UNDECIDED for comparison in comparisons),
         {name: study_folder / name for name in files},
@@ -132,24 +140,24 @@ def verdicts_by_case(study: Study, comparisons: list[Comparison]) -> dict[tuple[
     }
 
 
-def _published_files(table: tables.Table, name: str) -> dict[str, bytes]:
+def _published_files(table: Table, name: str) -> dict[str, bytes]:
     texts = {
-        "published.md": tables.markdown(table, f"{name}: ours beside published"),
-        "published.tex": tables.latex(table, f"{name}-published"),
-        "published.csv": tables.plain_csv(table),
+        "published.md": markdown(table, f"{name}: ours beside published"),
+        "published.tex": latex(table, f"{name}-published"),
+        "published.csv": plain_csv(table),
     }
     return {file: text.encode() for file, text in texts.items()}
 
 
 def _text_files(
-    study: Study, arms: dict[str, ArmSummary], comparisons: list[Comparison], table: tables.Table
+    study: Study, arms: dict[str, ArmSummary], comparisons: list[Comparison], table: Table
 ) -> dict[str, bytes]:
     texts = {
-        "table.md": tables.markdown(table, study.name),
-        "table.csv": tables.comparison_csv(arms, comparisons),
-        "table.tex": tables.latex(table, study.name),
-        "metrics.csv": tables.metrics_csv(study),
-        "timings.csv": tables.timings_csv(study),
+        "table.md": markdown(table, study.name),
+        "table.csv": comparison_csv(arms, comparisons),
+        "table.tex": latex(table, study.name),
+        "metrics.csv": metrics_csv(study),
+        "timings.csv": timings_csv(study),
         "verdict.json": verdict_json(study, arms, comparisons),
     }
     return {name: text.encode() for name, text in texts.items()}
@@ -190,8 +198,8 @@ def _html(
     study: Study,
     arms: dict[str, ArmSummary],
     comparisons: list[Comparison],
-    table: tables.Table,
-    published: tables.Table | None,
+    table: Table,
+    published: Table | None,
     drawings: list[Drawing],
 ) -> str:
     return render(

@@ -1,9 +1,10 @@
-"""Statistics of paired comparisons: pure functions on arrays, every one with its formula and its source.
+"""Statistics of paired comparisons: pure functions on arrays with their formulas, and known methods' sources.
 
 Words: one *pair* is one seed trained with both arms on the same split, order and augmentation; ``d_i`` is the
 difference (arm minus baseline) of pair ``i``; ``n`` pairs have mean ``m`` and standard deviation ``s =
-sqrt(sum (d_i - m)^2 / (n - 1))``. All functions return NaN, never an exception, where the data cannot support
-a number (n < 2, or no spread at all).
+sqrt(sum (d_i - m)^2 / (n - 1))``. Where the data cannot support a number (n < 2, or no spread at all) the
+answer is NaN, or None for a number of seeds, and never an exception; those named under Raises are for
+arguments that make no sense.
 
 Why Student-t and not the bootstrap or a rank test: with the 3 to 10 seeds that people can afford, percentile
 and BCa intervals cover 70 to 90 % instead of 95 %, and the signed-rank test cannot reach p < 0.05 below 6
@@ -192,15 +193,21 @@ def minimum_detectable_difference(sd: float, n: int, alpha: float = 0.05, power:
 def share_that_may_differ(n: int, alpha: float) -> float:
     """The largest share of seeds that can differ when none of `n` did, with confidence 1 - alpha.
 
-    Clopper and Pearson's (1934) upper bound for no event in n, ``1 - alpha^(1/n)``: about 3 / n at 95 %.
+    Clopper and Pearson's (1934) upper bound for no event in n, ``1 - alpha^(1/n)``: about 3 / n at 95 %. NaN
+    for n < 1.
     """
+    if n < 1:
+        return math.nan
     return 1.0 - float(alpha ** (1.0 / n))
 
 
 def seeds_to_decide(
-    mean: float, sd: float, margin: float | None, alpha: float = 0.05, more_than: int = 2, limit: int = 200
+    mean: float, sd: float, margin: float | None, alpha: float, more_than: int, limit: int
 ) -> int | None:
-    """Smallest n at which the observed mean and sd would decide, either way; None if more than `limit`.
+    """Smallest n at which the observed mean and sd would decide, either way.
+
+    Looked for from the first n above `more_than`, the seeds that there are and that did not decide, but at
+    least 3, up to `limit`; None if none of these would, or if there is no spread.
 
     Decided means that the (1 - alpha) interval excludes zero, ``|m| > t(1 - alpha/2, n - 1) s / sqrt(n)``, or
     that the equivalence test succeeds, ``margin - |m| > t(1 - alpha, n - 1) s / sqrt(n)``. This is a plug-in
@@ -221,9 +228,13 @@ def seeds_to_decide(
 class Scored:
     """The targets of a test split that are scored, laid out once for all models that answered it.
 
-    example: identity of each test example, (N,). targets: scored targets per example, (N,); 1 for
-    classification. places, values, rows: of each scored target its place among all, its class, and its
-    example's place in `example`, (K,). size: targets in all, scored or not.
+    Attributes:
+        example: identity of each test example, (N,).
+        targets: scored targets per example, (N,); 1 for classification.
+        places: of each scored target among all, (K,).
+        values: the class of each scored target, (K,).
+        rows: of each scored target its example's place in `example`, (K,).
+        size: targets in all, scored or not.
     """
 
     example: NDArray[np.int64]
@@ -260,7 +271,9 @@ class Scored:
 class ExampleScores:
     """Per-example comparison of two models on one test split, the input of the sampling error.
 
-    balance: targets that only the arm got right minus those that only the baseline got right, (N,).
+    Attributes:
+        scored: the targets of the split.
+        balance: targets that only the arm got right minus those that only the baseline got right, (N,).
     """
 
     scored: Scored
@@ -308,15 +321,20 @@ def _clusters(splits: tuple[Scored, ...]) -> NDArray[np.intp]:
     return np.unique(np.concatenate([split.example for split in splits]), return_inverse=True)[1]
 
 
-def late_rise(curves: ArrayLike, fraction: float = 0.15) -> Floats:
+def late_window(epochs: int, fraction: float) -> int:
+    """How many epochs the last `fraction` of all is: rounded up, at least 2."""
+    return max(2, math.ceil(fraction * epochs))
+
+
+def late_rise(curves: ArrayLike, fraction: float) -> Floats:
     """How much each curve rose at its end: mean of its last `fraction` minus mean of as many epochs before.
 
-    `curves` is (seeds, epochs). The window is at least 2 epochs; with fewer than 4 epochs the answer is NaN:
-    two epochs against two is the least that can be called a trend.
+    `curves` is (seeds, epochs). With fewer than 4 epochs the answer is NaN: two epochs against two is the
+    least that can be called a trend.
     """
     x = np.atleast_2d(np.asarray(curves, dtype=float))
     epochs = x.shape[1]
     if epochs < 4:
         return np.full(x.shape[0], math.nan)
-    window = max(2, math.ceil(fraction * epochs))
+    window = late_window(epochs, fraction)
     return np.asarray(x[:, -window:].mean(axis=1) - x[:, -2 * window : -window].mean(axis=1), dtype=float)

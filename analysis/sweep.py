@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis import quantities as q
+from analysis.comparison import Comparison
 from analysis.drawing import (
     GREY,
     INK,
@@ -27,10 +28,10 @@ from analysis.drawing import (
     paper_style,
     wrapped,
 )
+from analysis.notes import selection_rule
 from analysis.records import Case, Json, RateSearch, Study
 from analysis.statistics import Estimate
-from analysis.summary import ArmSummary, selection_rule
-from analysis.verdict import Comparison
+from analysis.summary import ArmSummary
 
 MOST_PANELS = 4  # of learning rates
 TICKS = 48  # characters below an axis, of the names of all cases

@@ -19,6 +19,14 @@
    how many seeds would decide; both are computed at alpha over the size of the family, the worst case of
    Holm's adjustment.
 
+*Both guess.* Where neither arm is shown to be better than the best guess of the task by more than the margin,
+the sentence says so, and where both are shown not to be, so does the label: whatever the word, it then
+compares what was not learned.
+
+*Seeds that are close by luck.* Seeds with test sets of their own differ at least as the sampling error of
+these sets predicts. Where they differ by less, the rules are applied a second time to differences that are
+spread as much as that. The word stays; where the second one is another, the sentence names it.
+
 *What was settled late.* Seeds that are added because of what the first ones gave make wrong claims likelier
 than alpha, and so do a margin or a choice of comparisons that was made with results at hand. The plan
 remembers them and the sentence says so; nothing is corrected. Looks that were planned before the run are
@@ -36,15 +44,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from analysis import quantities as q
-from analysis.records import DIVERGED, OK, Arm, Json, Study, Trial
-from analysis.sampling import Baselines, SamplingErrors, sampling_errors
+from analysis.comparison import (
+    EQUIVALENT,
+    HELPS,
+    HURTS,
+    LESS,
+    MINIMUM_SEEDS,
+    MORE,
+    NO_VERDICT,
+    POWER,
+    SEED_LIMIT,
+    UNDECIDED,
+    Comparison,
+)
+from analysis.records import DIVERGED, OK, Arm, Study, Trial
+from analysis.sampling import Baselines, sampling_errors
 from analysis.statistics import (
-    Estimate,
     Floats,
     equivalence_test,
     holm,
@@ -52,76 +73,11 @@ from analysis.statistics import (
     minimum_effect_test,
     paired_differences,
     seeds_to_decide,
-    share_that_may_differ,
     t_interval,
     t_test,
 )
 from analysis.summary import ArmSummary
-
-HELPS, HURTS, EQUIVALENT, UNDECIDED, NO_VERDICT = "helps", "hurts", "equivalent", "undecided", "no verdict"
-LESS, MORE = "by less than the margin", "by more than the margin"
-
-MINIMUM_SEEDS = 3
-POWER = 0.8
-SEED_LIMIT = 200  # beyond this the answer to "how many seeds?" is "too many"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """An arm against its baseline: the paired evidence, the tests, and what follows from them.
-
-    Differences are arm minus baseline in the unit of the metric, whatever direction is better. `interval` is
-    at 1 - alpha, `inner` at 1 - 2 alpha, the one that the equivalence test compares with the margin; neither
-    is adjusted for the family.
-    """
-
-    arm: str
-    baseline: str
-    seeds: tuple[int, ...]  # finished in both arms
-    planned: int  # seeds planned for both arms
-    differences: tuple[float, ...]
-    interval: Estimate
-    inner: Estimate
-    p: float
-    p_equivalence: float
-    p_beyond: float  # that the difference lies within the margin
-    diverged_arm: int
-    diverged_baseline: int
-    unfinished: int  # pairs with a failed, missing or unreadable trial
-    mismatched: tuple[int, ...]  # seeds on which the two arms saw different data
-    sampling: SamplingErrors
-    family_size: int = 1
-    p_holm: float = math.nan
-    p_equivalence_holm: float = math.nan
-    p_beyond_holm: float = math.nan
-    word_at_sampling_error: str = NO_VERDICT  # the word, did the seeds differ as their test sets make expect
-    minimum_detectable: float = math.nan
-    seeds_needed: int | None = None
-    word: str = NO_VERDICT
-    qualifier: str = ""
-    guess: str = ""  # the best one and its value, where neither arm is shown to be better than it
-    guessing: bool = False  # both arms are shown not to be
-    sentence: str = ""
-
-    @property
-    def n(self) -> int:
-        return len(self.seeds)
-
-    @property
-    def label(self) -> str:
-        """The verdict in a table cell."""
-        if self.guessing and self.word != NO_VERDICT:
-            return f"{self.word} (both guess)"  # however large: a difference of guesses has no size
-        if self.identical:
-            return f"{self.word} (identical)"
-        return {LESS: f"{self.word} (< margin)", MORE: f"{self.word} (> margin)"}.get(
-            self.qualifier, self.word
-        )
-
-    @property
-    def identical(self) -> bool:
-        """Whether the arms have the same result on every seed, of enough seeds for a verdict."""
-        return self.n >= MINIMUM_SEEDS and not any(self.differences)
+from analysis.verdict_sentence import sentence
 
 
 def judge(study: Study, arms: dict[str, ArmSummary]) -> list[Comparison]:
@@ -197,6 +153,7 @@ def _compare(study: Study, arm_name: str, baseline_name: str, baselines: Baselin
     differences = paired_differences(
         [a.compared(name) for a, _ in finished], [b.compared(name) for _, b in finished]
     )
+    p = _p_values(differences, study.margin)
     return Comparison(
         arm=arm_name,
         baseline=baseline_name,
@@ -205,7 +162,9 @@ def _compare(study: Study, arm_name: str, baseline_name: str, baselines: Baselin
         differences=tuple(float(d) for d in differences),
         interval=t_interval(differences, study.alpha),
         inner=t_interval(differences, 2 * study.alpha),
-        **_p_values(differences, study.margin),
+        p=p.difference,
+        p_equivalence=p.equivalence,
+        p_beyond=p.beyond,
         diverged_arm=sum(a.status == DIVERGED for a, _ in pairs),
         diverged_baseline=sum(b.status == DIVERGED for _, b in pairs),
         unfinished=sum(not {a.status, b.status} <= {OK, DIVERGED} for a, b in pairs),
@@ -214,12 +173,20 @@ def _compare(study: Study, arm_name: str, baseline_name: str, baselines: Baselin
     )
 
 
-def _p_values(differences: Floats, margin: float | None) -> Json:
-    return {
-        "p": t_test(differences),
-        "p_equivalence": math.nan if margin is None else equivalence_test(differences, margin),
-        "p_beyond": math.nan if margin is None else minimum_effect_test(differences, margin),
-    }
+class PValues(NamedTuple):
+    """Of the tests against no difference, one of at least the margin, and one of at most the margin."""
+
+    difference: float
+    equivalence: float
+    beyond: float
+
+
+def _p_values(differences: Floats, margin: float | None) -> PValues:
+    return PValues(
+        difference=t_test(differences),
+        equivalence=math.nan if margin is None else equivalence_test(differences, margin),
+        beyond=math.nan if margin is None else minimum_effect_test(differences, margin),
+    )
 
 
 def _at_sampling_error(c: Comparison, study: Study) -> Comparison:
@@ -232,7 +199,8 @@ def _at_sampling_error(c: Comparison, study: Study) -> Comparison:
         return c
     stretch = c.sampling.mean / spread
     differences = c.interval.mean + stretch * (np.array(c.differences) - c.interval.mean)
-    return replace(c, **_p_values(differences, study.margin))
+    p = _p_values(differences, study.margin)
+    return replace(c, p=p.difference, p_equivalence=p.equivalence, p_beyond=p.beyond)
 
 
 def _pairs(arm: Arm, baseline: Arm) -> Iterable[tuple[Trial, Trial]]:
@@ -262,196 +230,6 @@ def _adjust(comparisons: list[Comparison], families: list[list[int]]) -> list[Co
     return adjusted
 
 
-def sentence(comparison: Comparison, study: Study, arms: dict[str, ArmSummary]) -> str:
-    """The verdict in words: where, what, how much, how sure, at which budget, and what to hold against it."""
-    claim = f"{_claim(comparison, study)}{_evidence(comparison, study)}{_budget(comparison, study)}"
-    parts = [f"{_where(study, study.arms[comparison.arm])}, {claim}."]
-    parts += _consequences(comparison, study)
-    parts += _reservations(comparison, study, arms)
-    return " ".join(parts)
-
-
-def _where(study: Study, arm: Arm) -> str:
-    """``On digits(canvas=12) in isotropic-nano``, with the metric where that is the case's own."""
-    by = f", by {arm.metric}," if arm.metric else ""
-    return f"On {study.where(arm)}{by} in {study.skeleton_of(arm)}"
-
-
-def _budget(comparison: Comparison, study: Study) -> str:
-    arm, baseline = (study.arms[name] for name in (comparison.arm, comparison.baseline))
-    if arm.budget == baseline.budget:
-        return f", at {arm.budget}" if arm.budget else ""
-    return f", {arm.label} at {arm.budget} and {baseline.label} at {baseline.budget}"
-
-
-def _claim(comparison: Comparison, study: Study) -> str:
-    c = comparison
-    margin = "" if study.margin is None else f"±{q.with_unit(study.margin, study.metric.difference_unit)}"
-    if c.word in (HELPS, HURTS):
-        preposition = "over" if c.word == HELPS else "relative to"
-        how = (
-            f", but {c.qualifier} of {margin}"
-            if c.qualifier == LESS
-            else f", {c.qualifier} of {margin}"
-            if c.qualifier
-            else ""
-        )
-        return f"{c.arm} {c.word} {preposition} {c.baseline}{how}"
-    if c.word == EQUIVALENT:
-        follows = "" if c.guessing else ", so either will do"
-        return f"{c.arm} is equivalent to {c.baseline} within {margin}{follows}"
-    if c.word == UNDECIDED:
-        return f"it is undecided whether {c.arm} helps over {c.baseline}"
-    return f"no verdict on {c.arm} against {c.baseline} {_why_none(c)}"
-
-
-def _why_none(c: Comparison) -> str:
-    diverged = _diverged(c)
-    if diverged:
-        return f"because {diverged} and the seeds that survived are not a fair sample"
-    if c.mismatched:
-        seeds = q.listing([str(seed) for seed in c.mismatched])
-        noun = "seed" if len(c.mismatched) == 1 else "seeds"
-        return f"because the two arms saw different data on {noun} {seeds}"
-    if c.n < MINIMUM_SEEDS:
-        return f"because {q.plural(c.n, 'paired seed')} finished and a verdict takes at least {MINIMUM_SEEDS}"
-    if c.identical:
-        return "because the results are identical on all seeds: without any spread there is no test"
-    return "because the difference is the same on all seeds: without any spread there is no test"
-
-
-def _diverged(c: Comparison) -> str:
-    """``2 of 5 ssm trials diverged``, with the baseline's count where it has one too."""
-    planned = c.planned
-    counts = [(c.diverged_arm, c.arm), (c.diverged_baseline, c.baseline)]
-    return q.listing([f"{n} of {planned} {name} trials diverged" for n, name in counts if n])
-
-
-def _evidence(c: Comparison, study: Study) -> str:
-    """``: +1.32 points [+0.40, +2.24] (95 % t interval, 5 paired seeds, p = 0.012)``."""
-    decimals = q.decimals_for(study.margin, study.metric.unit)
-    if not c.n:
-        return ""
-    difference = f": {q.signed(c.interval.mean, decimals)} {study.metric.difference_unit}"
-    if c.n < 2:
-        return f"{difference} (1 paired seed)"
-    bounds = q.interval(c.interval.low, c.interval.high, decimals)
-    family = f" after Holm over {c.family_size} comparisons" if c.family_size > 1 else ""
-    tests = [f"{q.percent(1 - study.alpha)} t interval", q.plural(c.n, "paired seed")]
-    if c.word == EQUIVALENT:
-        tests.append(f"equivalence {q.p_equation(c.p_equivalence_holm)}{family}")
-    elif math.isfinite(c.p_holm) and c.word != NO_VERDICT:
-        tests.append(f"{q.p_equation(c.p_holm)}{family}")
-    if c.word in (HELPS, HURTS, UNDECIDED) and not c.qualifier and study.margin is not None:
-        tests.append(f"margin ±{q.amount(study.margin)}")
-    return f"{difference} {bounds} ({', '.join(tests)})"
-
-
-def _consequences(c: Comparison, study: Study) -> list[str]:
-    """What follows for the reader: how far an undecided comparison is from a decision."""
-    if c.word != UNDECIDED:
-        return []
-    decimals, unit = q.decimals_for(study.margin, study.metric.unit), study.metric.difference_unit
-    seeds = f"about {c.seeds_needed}" if c.seeds_needed else f"more than {SEED_LIMIT}"
-    following = next(
-        (f" The next look is at {look}." for look in study.planned_looks if look > c.planned), ""
-    )
-    return [
-        f"These seeds could detect {q.number(c.minimum_detectable, decimals)} {unit} with "
-        f"{q.percent(POWER)} power; {seeds} seeds would decide if the difference and its spread "
-        f"stay as they are.{following}"
-    ]
-
-
-def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> list[str]:
-    found = []
-    if c.word in (HELPS, HURTS) and _diverged(c):
-        found.append(f"{_diverged(c)}; the difference is between the seeds that survived.")
-    if c.n >= 2 and c.interval.sd == 0:
-        found += _no_spread(c, study)
-    if c.unfinished and c.word != NO_VERDICT:
-        found.append(f"Provisional: {c.n} of {c.planned} planned pairs are finished.")
-    if c.sampling.test_sets == "the same" and math.isfinite(c.sampling.mean):
-        decimals = q.decimals_for(study.margin, study.metric.unit)
-        found.append(
-            f"All seeds share one test set, whose own sampling error ({q.number(c.sampling.mean, decimals)} "
-            f"{study.metric.difference_unit}, standard error) is not in the interval."
-        )
-    if c.word in (HELPS, HURTS, EQUIVALENT) and c.word != c.word_at_sampling_error:
-        found.append(_luckily_close(c, study))
-    if study.margin_after and study.margin is not None:
-        found.append(f"The margin was {margin_set(study)}.")
-    if c.word != NO_VERDICT:
-        found += planned_looks(study) + settled_late([c], study)
-    if c.sampling.unreadable:
-        found.append(
-            f"{c.sampling.unreadable} cannot be read: what the finite test set adds to the error is unknown."
-        )
-    if c.guess:
-        reliably, so = ("", ", so this compares what was not learned") if c.guessing else ("reliably ", "")
-        by = "" if study.margin is None else " by more than the margin"
-        found.append(f"Neither is {reliably}better than {c.guess}{by}{so}.")
-    stopped = [name for name in (c.arm, c.baseline) if arms[name].under_trained]
-    if stopped:
-        verb = "was" if len(stopped) == 1 else "were"
-        found.append(f"{q.listing(stopped)} {verb} still improving when training stopped (under-trained).")
-    return found
-
-
-def planned_looks(study: Study) -> list[str]:
-    """That a study is judged more than once, which its level allows for if that was planned in time."""
-    if not study.planned_looks:
-        return []
-    numbers = [str(look) for look in study.planned_looks]
-    seeds = f"{', '.join(numbers[:-1])} and {numbers[-1]} seeds"
-    level = q.percent(study.alpha)
-    if study.looks_after:
-        finished = q.plural(study.looks_after, "trial")
-        return [
-            f"To judge at {seeds}, each time at {level}, was planned when {finished} had already finished: "
-            "neither p nor interval allows for what was seen before."
-        ]
-    return [f"To be judged at {seeds}, until decided, as planned before the run: each time at {level}."]
-
-
-def settled_late(comparisons: list[Comparison], study: Study) -> list[str]:
-    """What was decided of some comparisons when there were results, and no test here allows for."""
-    found = []
-    families = sorted({c.family_size for c in comparisons if c.family_size < study.comparisons_before})
-    if families:
-        allowed = q.listing([str(size) for size in families], "or")
-        found.append(
-            f"Asked with results at hand, from among {study.comparisons_before} comparisons: p allows for "
-            f"{allowed}."
-        )
-    seeds = max((c.planned for c in comparisons), default=0)
-    looks = [str(look) for look in study.looks if look < seeds]
-    if looks:
-        found.append(
-            f"Seeds were added after a look at {q.listing(looks)}: neither p nor interval allows for that."
-        )
-    return found
-
-
-def margin_set(study: Study) -> str:
-    """When the margin was set; a verdict is worth less if it was after there were results."""
-    if not study.margin_after:
-        return "fixed before the run"
-    return f"set when {q.plural(study.margin_after, 'trial')} had already finished"
-
-
-def _luckily_close(c: Comparison, study: Study) -> str:
-    """What the verdict would be if the seeds had differed as their test sets make expect."""
-    decimals = q.decimals_for(study.margin, study.metric.unit)
-    spread = q.number(c.interval.sd / math.sqrt(c.n), decimals)
-    sampling = q.number(c.sampling.mean, decimals)
-    return (
-        f"The seeds are closer to one another ({spread} {study.metric.difference_unit}, standard error) than "
-        f"test sets of this size make expect ({sampling}); with the latter it would be "
-        f"{c.word_at_sampling_error}."
-    )
-
-
 def _guess(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> tuple[str, bool]:
     """The best guess, if neither arm is shown to beat it, and whether both are shown not to.
 
@@ -473,18 +251,3 @@ def _guess(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> tuple[st
         return "", False
     value = q.number(naive.value, q.decimals_for(study.margin, study.metric.unit))
     return f"{naive.name} ({value} {study.metric.unit})", all(high <= enough for _, high in ends)
-
-
-def _no_spread(c: Comparison, study: Study) -> list[str]:
-    """Say what an interval of zero width is worth, and when to suspect that the switch did nothing."""
-    found = [
-        "The paired results do not vary: the interval is degenerate and says nothing about further seeds."
-    ]
-    if c.identical:
-        level, share = q.percent(1 - study.alpha), share_that_may_differ(c.n, study.alpha)
-        found = [f"Up to {100 * share:.0f} % of further seeds may differ ({level} confidence)."]
-        if c.sampling.identical_predictions:
-            found.append(
-                "Both arms predict the same on every example: check that the switch reached the model."
-            )
-    return found

@@ -21,7 +21,7 @@ DEFAULT = "digits-ladder"
 ALPHA = 0.05
 """The chance of a wrong claim that a study allows itself."""
 LEAST_SEEDS = 3
-"""Of a verdict; a test holds it equal to analysis.verdict's, whose import takes as long as a plan."""
+"""Of a verdict; a test holds it equal to analysis.comparison's, whose import takes as long as a plan."""
 MOST_SEEDS = 1_000
 """More have never been asked for; those that learning rates are chosen on are numbered from here."""
 MOST_PROBLEMS = 8

@@ -325,7 +325,7 @@ def _write_report(planned: Plan, store: Store, folder: Path, share: Shard | None
         The exit code, and whether any comparison is undecided.
     """
     from analysis.report import write_study
-    from analysis.tables import terminal_width
+    from analysis.terminal_table import terminal_width
 
     report = write_study(folder, store.trials, outdated.find(planned, store).sentences())
     if not report.paths:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import run_ablation
-from analysis.verdict import MINIMUM_SEEDS
+from analysis.comparison import MINIMUM_SEEDS
 from experiments import executors, study_commands
 from experiments import study as studies
 from experiments.command_line import COMMANDS

@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING
 
 from analysis import published
 from analysis import quantities as q
+from analysis.latex_table import latex
 from analysis.page import inline_svg, render, write_atomically
 from analysis.paper.ours import CHECKED_IN, OurStudy, find_studies
 from analysis.paper.tables import PaperTable, all_tables, latex_long
 from analysis.records import Json
-from analysis.tables import comparison_csv, latex, markdown, plain_csv
+from analysis.table import markdown, plain_csv
+from analysis.tables import comparison_csv
 
 if TYPE_CHECKING:
     from analysis.drawing import Drawing

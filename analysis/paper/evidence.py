@@ -9,12 +9,14 @@ from matplotlib.lines import Line2D
 
 from analysis import quantities as q
 from analysis.adjusted import adjusted
+from analysis.comparison import NO_VERDICT, UNDECIDED, Comparison
 from analysis.drawing import COLOURS, INK
+from analysis.notes import differing
 from analysis.paper.ours import OurStudy
 from analysis.records import Json
 from analysis.statistics import Estimate
-from analysis.summary import ArmSummary, differing
-from analysis.verdict import NO_VERDICT, UNDECIDED, Comparison, margin_set, planned_looks, settled_late
+from analysis.summary import ArmSummary
+from analysis.verdict_sentence import margin_set, planned_looks, settled_late
 
 PUBLISHED = "published: one training, no interval"
 DECIDED = "ours, decided"

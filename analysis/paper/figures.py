@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis import published
 from analysis import quantities as q
+from analysis.comparison import Comparison
 from analysis.drawing import (
     COLOURS,
     GREY,
@@ -47,7 +48,6 @@ from analysis.paper.ours import OurStudy, widest
 from analysis.paper.tables import margins
 from analysis.published import Effect
 from analysis.records import Json
-from analysis.verdict import Comparison
 
 FULL: Json = {"marker": "o", "color": COLOURS[0], "linestyle": "", "markersize": 4}
 CAUSAL: Json = {

@@ -12,7 +12,7 @@ from analysis.paper.ours import OurStudy
 from analysis.records import Metric
 from analysis.statistics import Estimate, t_interval
 from analysis.summary import ArmSummary
-from analysis.tables import Cell, Column, Table
+from analysis.table import Cell, Column, Table
 
 MEASURED = {
     "images": {"top1": "accuracy"},
@@ -125,10 +125,22 @@ def _interval(shown: Shown) -> str:
 
 def _remarks(shown: Shown) -> list[str]:
     """How MACs were counted, and the reservations."""
-    conventions = sorted({arm.costs.macs_convention for _, arms in shown for arm in arms} - {""})
-    macs = [f"MACs of ours: {convention.rstrip('.')}." for convention in conventions]
     said = reservations([(ours, [arm.name for arm in arms]) for ours, arms in shown]).strip()
-    return [*macs, said] if said else macs
+    return [*_macs_conventions(shown), said] if said else _macs_conventions(shown)
+
+
+def _macs_conventions(shown: Shown) -> list[str]:
+    """What all studies have in common, then what some add to it."""
+    studies: dict[tuple[str, ...], list[str]] = {}
+    for ours, arms in shown:
+        for convention in sorted({arm.costs.macs_convention for arm in arms} - {""}):
+            studies.setdefault(tuple(convention.rstrip(".").split("; ")), []).append(ours.study.name)
+    common = [clause for clause in next(iter(studies), ()) if all(clause in clauses for clauses in studies)]
+    said = [f"MACs of ours: {'; '.join(common)}."] if common else []
+    for clauses, names in studies.items():
+        own = [clause for clause in clauses if clause not in common]
+        said += [f"MACs of {q.listing(names)}: {'; '.join(own)}."] if own else []
+    return said
 
 
 def _fitting(ours: OurStudy, task: str) -> list[ArmSummary]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import quantities as q
-from analysis.records import MISSING, RecordError, Study, load_study
+from analysis.comparison import Comparison
+from analysis.read_records import load_study
+from analysis.records import MISSING, RecordError, Study
 from analysis.summary import ArmSummary, summarise
-from analysis.verdict import Comparison, judge
+from analysis.verdict import judge
 
 CHECKED_IN = Path(__file__).parents[2] / "experiments" / "results" / "cpu"
 """Records of the studies that come with this project, a runs folder like any other."""

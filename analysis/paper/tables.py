@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from analysis import published
 from analysis import quantities as q
+from analysis.comparison import Comparison
+from analysis.latex_table import escape_latex, latex_alignment
 from analysis.paper import long_sequences
 from analysis.paper.evidence import no_spread, reservations_of_differences, t_interval_of
 from analysis.paper.our_rows import arms_elsewhere, arms_on, caption_of, rows_beside, table_of_our_own
 from analysis.paper.ours import OurStudy
 from analysis.published import PublishedTable, Row
-from analysis.tables import Cell, Column, Table, escape_latex, latex_alignment
-from analysis.verdict import Comparison
+from analysis.table import Cell, Column, Table
 
 SIZES = ("femto", "tiny", "small", "base")
 

@@ -9,9 +9,11 @@ import pytest
 
 from analysis import figures
 from analysis.adjusted import adjusted
-from analysis.records import Study, load_study
+from analysis.comparison import EQUIVALENT, HELPS, HURTS, NO_VERDICT, UNDECIDED
+from analysis.read_records import load_study
+from analysis.records import Study
 from analysis.summary import summarise
-from analysis.verdict import EQUIVALENT, HELPS, HURTS, NO_VERDICT, UNDECIDED, judge
+from analysis.verdict import judge
 
 ACCURACIES = {
     "conv": [95.0, 96.0, 95.5, 94.5, 95.25],

@@ -57,6 +57,13 @@ def test_the_table_says_what_was_skipped() -> None:
     assert any("1,000 tokens" in sentence for sentence in table.caption)
 
 
+def test_an_interval_keeps_its_zeros() -> None:
+    close = point("scan", 64, 1.12) | {"p20_ms": 1.1, "p80_ms": 1.16}
+    far = point("scan", 64, 1234.5) | {"p20_ms": 0.01234, "p80_ms": 2000.0}
+    rows = bench.bench_table([close, far], MACHINE).rows
+    assert [row["median"].line for row in rows] == ["1.12 (1.10, 1.16)", "1,234 (0.0123, 2,000)"]
+
+
 def test_everything_is_written(tmp_path: Path) -> None:
     written = bench.write(tmp_path, POINTS, MACHINE)
     assert {path.name for path in written} == {"bench.md", "bench_8.png"}

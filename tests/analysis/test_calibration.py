@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from analysis import statistics as st
+from analysis.comparison import EQUIVALENT, HELPS, HURTS, NO_VERDICT, SEED_LIMIT
 from analysis.records import OK, Arm, Metric, Study, Trial
 from analysis.summary import summarise
-from analysis.verdict import EQUIVALENT, HELPS, HURTS, NO_VERDICT, judge
+from analysis.verdict import judge
 from experiments import study as studies
 
 RUNS = 4_000
@@ -153,13 +154,13 @@ def test_the_seeds_that_would_decide_are_right_within_half(
     effect: float, pilot: int, margin: float | None
 ) -> None:
     """Median over undecided pilots, where the truth is well beyond the pilot (no estimate is below it)."""
-    truth = st.seeds_to_decide(effect, 1.0, margin)
+    truth = st.seeds_to_decide(effect, 1.0, margin, 0.05, 2, SEED_LIMIT)
     assert truth is not None
     guesses = []
     for x in simulated(pilot, effect):
         if st.t_test(x) <= 0.05 or (margin is not None and st.equivalence_test(x, margin) <= 0.05):
             continue
-        needed = st.seeds_to_decide(x.mean(), x.std(ddof=1), margin, more_than=pilot)
+        needed = st.seeds_to_decide(x.mean(), x.std(ddof=1), margin, 0.05, pilot, SEED_LIMIT)
         guesses.append(needed or 10_000)  # "more than 200"
     assert truth / 1.5 <= np.median(guesses) <= 1.5 * truth
 

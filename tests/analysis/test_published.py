@@ -17,10 +17,10 @@ from experiments.request import EvaluateRequest
 @pytest.mark.parametrize("name", published.names())
 def test_every_table_is_read_with_its_source(name: str) -> None:
     table = published.load(name)
-    assert table.source
-    assert table.convention
     lines = (published.FOLDER / f"{name}.csv").read_text().splitlines()
     assert len(table.rows) == len(lines) - 1
+    assert table.source[0].isupper(), "a caption begins with it"
+    assert table.convention[0].isupper()
     assert [row.line for row in table.rows] == list(range(2, len(lines) + 1))
 
 

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from analysis import reach
-from analysis.records import load_study
+from analysis.read_records import load_study
 from analysis.report import write_study
 
 METRIC = {"name": "key_accuracy", "unit": "%", "difference_unit": "points", "higher_is_better": True}

@@ -12,14 +12,9 @@ import numpy as np
 import pytest
 
 from analysis.predictions import load_predictions
-from analysis.records import (
-    RecordError,
-    backend_name,
-    curves_frame,
-    load_curve,
-    load_study,
-    trials_frame,
-)
+from analysis.read_records import load_curve, load_study
+from analysis.record_rows import backend_name, trials_frame
+from analysis.records import RecordError
 
 Write = Callable[..., Any]
 ACCURACIES = {"conv": [95.0, 96.0, 95.5], "ssm": [97.0, 97.5, 97.25]}
@@ -34,16 +29,14 @@ def test_a_complete_study_is_read_in_the_order_of_its_plan(write_records: Write)
     assert {trial.status for trial in study.trials} == {"ok"}
 
 
-def test_frames_are_tidy_and_complete(write_records: Write) -> None:
-    records = write_records(ACCURACIES, epochs=7)
+def test_the_frame_is_tidy_and_complete(write_records: Write) -> None:
+    records = write_records(ACCURACIES)
     (records.folder("ssm", 1) / "result.json").unlink()
     study = load_study(records.study, records.trials)
-    trials, curves = trials_frame(study), curves_frame(study)
+    trials = trials_frame(study)
     assert len(trials) == 6
     assert trials.set_index(["arm", "seed"]).loc[("ssm", 1), "status"] == "missing"
     assert trials.groupby("arm")["test_accuracy"].mean()["conv"] == pytest.approx(95.5)
-    assert list(curves.columns[:3]) == ["arm", "seed", "epoch"]
-    assert len(curves) == 6 * 7
 
 
 def test_every_planned_trial_keeps_its_place(write_records: Write) -> None:
@@ -90,6 +83,18 @@ def test_ok_needs_a_number_of_the_right_trial(
     assert reason in str(trial.error)
 
 
+@pytest.mark.parametrize("test", ["1024", "long_rows"])
+def test_why_an_extra_test_was_skipped_is_said(write_records: Write, test: str) -> None:
+    records = write_records(ACCURACIES)
+    plan = json.loads((records.study / "plan.json").read_text())
+    for arm in plan["arms"]:
+        arm["metric"] = f"accuracy_{test}"
+    records.edit_plan(arms=plan["arms"])
+    records.edit("ssm", 1, skipped={"rows": "another", test: "the cache is too large"})
+    trial = load_study(records.study, records.trials).arms["ssm"].trials[1]
+    assert (trial.status, trial.error) == ("failed", f"no test accuracy_{test}: the cache is too large")
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -99,6 +104,13 @@ def test_ok_needs_a_number_of_the_right_trial(
         ({"families": [[0, 5]]}, "families must name"),
         ({"metric": {}}, "lacks 'name'"),
         ({"arms": 3}, "not a plan"),
+        ({"baselines": [{"name": "a guess", "value": 1.0}]}, "a naive baseline lacks case"),
+        ({"cases": {"entries": [{"name": "64", "about": "digits"}]}}, "a case lacks at, series"),
+        (
+            {"baselines": [{"name": "a guess", "value": 1.0, "case": None, "of": "conv"}]},
+            "a naive baseline has unknown keys: of",
+        ),
+        ({"published": [{"entry": "conv", "value": 1.0}]}, "a published number lacks source"),
     ],
 )
 def test_a_plan_that_cannot_be_used_says_why(

@@ -20,7 +20,7 @@ from PIL import Image, ImageChops
 
 from analysis.figures import curves, pareto_front
 from analysis.page import keep_together
-from analysis.records import load_study
+from analysis.read_records import load_study
 from analysis.report import StudyReport, write_study
 from analysis.summary import summarise
 

@@ -118,19 +118,18 @@ def test_seeds_to_decide_is_the_first_n_that_decides(mean: float, sd: float, mar
         differs = 2 * stats.t.sf(abs(mean) / error, n - 1) < 0.05
         return differs or (margin is not None and stats.t.sf((margin - abs(mean)) / error, n - 1) < 0.05)
 
-    n = st.seeds_to_decide(mean, sd, margin)
+    n = st.seeds_to_decide(mean, sd, margin, 0.05, 2, 200)
     assert n is not None
     assert decides(n)
     assert not any(decides(fewer) for fewer in range(3, n))
 
 
 def test_seeds_to_decide_gives_up_beyond_the_limit() -> None:
-    assert st.seeds_to_decide(0.01, 1.0, None) is None
-    assert (
-        st.seeds_to_decide(1.0, 1.0, 1.0, limit=5) is None
-    )  # exactly at the margin, and too noisy to exclude zero
-    assert st.seeds_to_decide(0.0, 0.0, 1.0) is None
-    assert st.seeds_to_decide(math.nan, math.nan, 1.0) is None
+    assert st.seeds_to_decide(0.01, 1.0, None, 0.05, 2, 200) is None
+    at_the_margin_and_too_noisy_to_exclude_zero = st.seeds_to_decide(1.0, 1.0, 1.0, 0.05, 2, limit=5)
+    assert at_the_margin_and_too_noisy_to_exclude_zero is None
+    assert st.seeds_to_decide(0.0, 0.0, 1.0, 0.05, 2, 200) is None
+    assert st.seeds_to_decide(math.nan, math.nan, 1.0, 0.05, 2, 200) is None
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [2.0, 2.0, 2.0]])
@@ -145,6 +144,7 @@ def test_interval_of_none_one_and_equal_values() -> None:
     none, one, equal = st.t_interval([]), st.t_interval([1.5]), st.t_interval([2.0, 2.0, 2.0])
     assert none.n == 0
     assert math.isnan(none.mean)
+    assert math.isnan(st.share_that_may_differ(0, 0.05))
     assert one.mean == 1.5
     assert math.isnan(one.low)
     assert math.isnan(one.sd)
@@ -232,7 +232,7 @@ def test_ignored_targets_are_not_scored() -> None:
 def test_late_rise_compares_the_last_window_with_the_one_before() -> None:
     curve = np.array([[0.0] * 14 + [5.0] * 3 + [8.0] * 3])
     assert st.late_rise(curve, 0.15) == pytest.approx([3.0])
-    assert np.isnan(st.late_rise([[1.0, 2.0, 3.0]])).all()
+    assert np.isnan(st.late_rise([[1.0, 2.0, 3.0]], 0.15)).all()
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,12 @@ import pytest
 
 from analysis import quantities as q
 from analysis import tables
-from analysis.records import load_study
-from analysis.summary import summarise, warnings
+from analysis.latex_table import escape_latex, latex
+from analysis.notes import warnings
+from analysis.read_records import load_study
+from analysis.summary import summarise
+from analysis.table import Table, markdown
+from analysis.terminal_table import TERMINAL_WIDTH, terminal
 from analysis.verdict import judge
 
 Write = Callable[..., Any]
@@ -29,7 +33,7 @@ ACCURACIES = {
 }
 
 
-def build(records: Any) -> tuple[tables.Table, Any]:
+def build(records: Any) -> tuple[Table, Any]:
     study = load_study(records.study, records.trials)
     arms = summarise(study)
     comparisons = judge(study, arms)
@@ -37,11 +41,11 @@ def build(records: Any) -> tuple[tables.Table, Any]:
 
 
 @pytest.fixture
-def table(write_records: Write) -> tables.Table:
+def table(write_records: Write) -> Table:
     return build(write_records(ACCURACIES))[0]
 
 
-def test_cells_hold_the_numbers(table: tables.Table) -> None:
+def test_cells_hold_the_numbers(table: Table) -> None:
     ssm = {key: cell.line for key, cell in table.rows[1].items()}
     assert ssm["metric"] == "97.56 ± 0.66 (4)"
     assert ssm["difference"] == "+1.88 [+1.36, +2.39]"
@@ -51,12 +55,12 @@ def test_cells_hold_the_numbers(table: tables.Table) -> None:
     assert table.rows[0]["difference"].line == table.rows[0]["state"].line == q.MISSING
 
 
-def test_terminal_lines_fit(table: tables.Table) -> None:
-    lines = tables.terminal(table).splitlines()
-    assert max(map(len, lines)) <= tables.TERMINAL_WIDTH
+def test_terminal_lines_fit(table: Table) -> None:
+    lines = terminal(table).splitlines()
+    assert max(map(len, lines)) <= TERMINAL_WIDTH
     assert any("ssm_100%" in line and "+1.88 [+1.36, +2.39]" in line for line in lines)
     assert not any("…" in line for line in lines)
-    narrow = tables.terminal(table, 80).splitlines()
+    narrow = terminal(table, 80).splitlines()
     assert max(map(len, narrow)) <= 80
     starts = [line[:20].split("  ")[0].strip() for line in narrow]
     assert (
@@ -64,19 +68,19 @@ def test_terminal_lines_fit(table: tables.Table) -> None:
     )  # broken into lines, once in each block
 
 
-def test_markdown_rows_have_one_cell_per_column(table: tables.Table) -> None:
-    rows = [line for line in tables.markdown(table, "demo").splitlines() if line.startswith("|")]
+def test_markdown_rows_have_one_cell_per_column(table: Table) -> None:
+    rows = [line for line in markdown(table, "demo").splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 3
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {len(table.columns) + 1}
 
 
 def test_markdown_escapes_pipes(write_records: Write) -> None:
-    text = tables.markdown(build(write_records({"conv": [95.0] * 3, "a|b": [95.0] * 3}))[0], "demo")
+    text = markdown(build(write_records({"conv": [95.0] * 3, "a|b": [95.0] * 3}))[0], "demo")
     assert r"| a\|b |" in text
 
 
-def test_latex_is_balanced_and_escaped(table: tables.Table) -> None:
-    text = tables.latex(table, "demo_study")
+def test_latex_is_balanced_and_escaped(table: Table) -> None:
+    text = latex(table, "demo_study")
     opened, closed = re.findall(r"\\begin{(.+?)}", text), re.findall(r"\\end{(.+?)}", text)
     assert opened == ["table*", "tabular", "tabular"]
     assert closed == ["tabular", "tabular", "table*"]
@@ -94,11 +98,11 @@ def test_latex_is_balanced_and_escaped(table: tables.Table) -> None:
 
 
 def test_latex_escapes_every_special_character() -> None:
-    assert tables.escape_latex("a_b & 5% $x #1 {y} ~^\\") == (
+    assert escape_latex("a_b & 5% $x #1 {y} ~^\\") == (
         r"a\_b \& 5\% \$x \#1 \{y\} \textasciitilde{}\textasciicircum{}\textbackslash{}"
     )
-    assert tables.escape_latex("−1 ± 2 × 3 – é 試") == r"$-$1 $\pm$ 2 $\times$ 3 -- e ?"
-    assert tables.escape_latex("24 D² L") == "24 D$^2$ L"
+    assert escape_latex("−1 ± 2 × 3 – é 試") == r"$-$1 $\pm$ 2 $\times$ 3 -- e ?"
+    assert escape_latex("24 D² L") == "24 D$^2$ L"
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
@@ -107,7 +111,7 @@ def test_latex_compiles(write_records: Write, tmp_path: Path) -> None:
     table, _ = build(write_records(ACCURACIES | {strange: [95.0, 95.5, 95.75, 96.0]}))
     (tmp_path / "paper.tex").write_text(
         "\\documentclass{article}\\usepackage{booktabs}\\usepackage{graphicx}\\begin{document}\n"
-        + tables.latex(table, "demo_study")
+        + latex(table, "demo_study")
         + "\\end{document}\n"
     )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
@@ -128,7 +132,7 @@ def test_csv_has_all_digits_and_one_row_per_comparison(write_records: Write) -> 
     ]
     assert float(rows[2]["difference"]) == pytest.approx(sum((2.0, 1.5, 1.75)) / 3, abs=1e-12)
     assert [row["arm"].line for row in table.rows] == ["conv", "attention", "ssm", "ssm"]
-    costs = tables.terminal(table).split("\n\n")[1]
+    costs = terminal(table).split("\n\n")[1]
     assert costs.count("\nssm ") == 1  # judged twice, paid for once
 
 
@@ -223,10 +227,9 @@ def test_what_is_odd_is_said_in_every_format(
     records = write_records(ACCURACIES)
     records.edit("conv", 1, **changes)
     table, _ = build(records)
-    terminal = " ".join(tables.terminal(table).split())
-    assert expected in terminal
-    assert expected in tables.markdown(table, "demo")
-    assert tables.escape_latex(expected) in tables.latex(table, "demo")
+    assert expected in " ".join(terminal(table).split())
+    assert expected in markdown(table, "demo")
+    assert escape_latex(expected) in latex(table, "demo")
 
 
 def test_a_missing_number_shows_as_missing(write_records: Write) -> None:
@@ -255,11 +258,11 @@ def test_state_is_explained(write_records: Write) -> None:
     assert "State: none, no recurrent form." in " ".join(build(records)[0].caption)
 
 
-def test_nothing_odd_gives_no_warning(table: tables.Table) -> None:
+def test_nothing_odd_gives_no_warning(table: Table) -> None:
     assert table.warnings == []
 
 
-def test_the_caption_names_rule_margin_matching_and_budget(table: tables.Table) -> None:
+def test_the_caption_names_rule_margin_matching_and_budget(table: Table) -> None:
     caption = " ".join(table.caption)
     for part in (
         "20 epochs of 1,077 images",

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.records import load_study
+from analysis.comparison import Comparison
+from analysis.read_records import load_study
 from analysis.summary import summarise, training_rise
-from analysis.verdict import Comparison, judge
+from analysis.verdict import judge
 
 Write = Callable[..., Any]
 BASE = [95.0, 96.0, 95.5, 96.25, 94.75]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.verdict import MINIMUM_SEEDS
+from analysis.comparison import MINIMUM_SEEDS
 from experiments import command_line, stored_plan
 from experiments import study as studies
 from experiments.requested_study import requested_study

@@ -22,7 +22,7 @@ import run_ablation
 from analysis import published
 from analysis.paper import PaperReport, bubbles, figures, ours, write_paper
 from analysis.paper.tables import all_tables, latex_long, margins
-from analysis.tables import Cell, Column, Table
+from analysis.table import Cell, Column, Table
 
 Write = Callable[..., Any]
 ROOT = Path(__file__).parents[3]
@@ -284,6 +284,20 @@ def texts_with_intervals(studies: list[ours.OurStudy]) -> list[str]:
     drawings = [figures.causality(studies), figures.ingredients(studies)]
     tables = [table_of(studies, name) for name in ("our_studies", "effects")]
     return [*(drawing.caption for drawing in drawings), *(" ".join(table.caption) for table in tables)]
+
+
+def test_what_conventions_have_in_common_is_said_once(write_records_in: Write, tmp_path: Path) -> None:
+    usual, other = (write_records_in(tmp_path / name, {"conv": [80.0, 80.5]}) for name in ("usual", "other"))
+    usual.study.rename(usual.study.with_name("usual"))
+    for seed in range(2):
+        usual.edit("conv", seed, costs={"macs_convention": "forward pass; scan included"})
+        other.edit("conv", seed, costs={"macs_convention": "forward pass; scan included; with the detector."})
+    plan = json.loads((other.study / "plan.json").read_text())
+    other.edit_plan(study=plan["study"] | {"name": "dense"})
+    studies, _ = ours.find_studies([Path(each.study).parents[1] for each in (usual, other)])
+    caption = " ".join(table_of(studies, "our_studies").caption)
+    assert "MACs of ours: forward pass; scan included. MACs of dense: with the detector." in caption
+    assert caption.count("scan included") == 1
 
 
 def test_intervals_are_said_to_be_of_the_level_of_the_study(write_records_in: Write, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from matplotlib.axes import Axes
 
-from analysis import figures, sweep
+from analysis import panel_figures, row_figures, shown_arms, sweep
 from analysis.against_published import DIFFERS, MATCH, NOT_COMPARABLE, OPEN, published_table, stand
 from analysis.records import FAILED, OK, NaiveBaseline, Study, load_study, trial_row
 from analysis.report import verdict_lines, verdicts_by_case, write_study
@@ -300,7 +300,7 @@ def test_the_seeds_are_drawn_by_the_number_of_their_case(
 
     monkeypatch.setattr(Axes, "plot", plot)
     study = study_of(records)
-    figures.seeds(study, list(summarise(study).values()))
+    row_figures.seeds(study, list(summarise(study).values()))
     assert set(drawn) == {70.0, 71.0, 72.0}
 
 
@@ -336,7 +336,7 @@ def test_every_case_has_a_front_of_its_own(records: Any, monkeypatch: pytest.Mon
     """conv is cheaper, ssm better, at both lengths; conv @ 1024 is no rival of ssm @ 64."""
     calls = watch(monkeypatch, "plot")
     study = study_of(records)
-    drawing = drawing_of(figures.costs, study)
+    drawing = drawing_of(panel_figures.costs, study)
     fronts = [arguments[1] for arguments, style in calls if "drawstyle" in style]
     means = {name: arm.test.mean for name, arm in summarise(study).items()}
     assert fronts[:2] == [
@@ -350,38 +350,39 @@ def test_models_that_several_cases_test_are_drawn_once(records: Any, monkeypatch
     study = with_the_same_models(records)
     assert study.first_cases == {"64": "64", "1024": "64"}
     marks, lines = watch(monkeypatch, "errorbar"), watch(monkeypatch, "plot")
-    drawing = drawing_of(figures.costs, study)
+    drawing = drawing_of(panel_figures.costs, study)
     assert {style["label"] for _, style in marks} == {"conv @ 64", "ssm @ 64"}
     assert "have the same costs: drawn is the first of them, 64." in drawing.caption
     assert "of each case" not in drawing.caption
     assert "ssm @ 1024" in drawing.files["csv"].decode()
     lines.clear()
-    drawing = drawing_of(figures.curves, study)
+    drawing = drawing_of(panel_figures.curves, study)
     assert [style["label"] for _, style in lines] == 2 * ["conv", "ssm"]  # in both panels
     assert "share their curves" in drawing.caption
 
 
 def test_the_limit_of_marks_counts_what_is_drawn(records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "MOST_LINES", 2)
+    monkeypatch.setattr(panel_figures, "MOST_LINES", 2)
     study = with_the_same_models(records)
     assert all(
-        "Drawn: the first" not in drawing_of(draw, study).caption for draw in (figures.costs, figures.curves)
+        "Drawn: the first" not in drawing_of(draw, study).caption
+        for draw in (panel_figures.costs, panel_figures.curves)
     )
 
 
 def test_an_arm_has_its_colour_in_every_case(records: Any) -> None:
-    looks = figures.looks_of(study_of(records), list(summarise(study_of(records)).values()))
+    looks = shown_arms.looks_of(study_of(records), list(summarise(study_of(records)).values()))
     assert looks["conv @ 64"]["color"] == looks["conv @ 1024"]["color"] != looks["ssm @ 64"]["color"]
     distinct = {tuple(map(str, look.values())) for look in looks.values()}
     assert len(distinct) == len(ARMS)
     shared = with_the_same_models(records)
-    looks = figures.looks_of(shared, list(summarise(shared).values()))
+    looks = shown_arms.looks_of(shared, list(summarise(shared).values()))
     assert looks["conv @ 64"] == looks["conv @ 1024"]
 
 
 def test_no_line_joins_the_seeds_of_two_cases(records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     collections = watch(monkeypatch, "add_collection")
-    drawing = drawing_of(figures.seeds, study_of(records))
+    drawing = drawing_of(row_figures.seeds, study_of(records))
     (joined,), _ = collections[0]
     rows = [sorted({round(y) for _, y in line}) for line in joined.get_segments()]
     assert sorted(rows) == 3 * [[0, 1]] + 3 * [[2, 3]]
@@ -394,7 +395,7 @@ def test_a_hard_case_is_not_far_out(records: Any) -> None:
     for arm, accuracy in hard.items():
         for seed in range(3):
             change_result(records, arm, seed, test={"accuracy": accuracy + seed})
-    for draw in (figures.costs, figures.curves, figures.seeds):
+    for draw in (panel_figures.costs, panel_figures.curves, row_figures.seeds):
         assert "oo far out" not in drawing_of(draw, study_of(records)).caption, draw
 
 

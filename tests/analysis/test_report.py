@@ -18,8 +18,8 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image, ImageChops
 
-from analysis.figures import curves, pareto_front
 from analysis.page import keep_together
+from analysis.panel_figures import curves, pareto_front
 from analysis.records import load_study
 from analysis.report import StudyReport, write_study
 from analysis.summary import summarise

@@ -14,6 +14,9 @@ from analysis.drawing import (
     GREY,
     PAGE,
     Drawing,
+    axis_label,
+    coinciding,
+    cut_note,
     drawn_interval,
     finished_drawing,
     keep_to_percentages,
@@ -46,6 +49,7 @@ PRICES = {
     "examples_per_second": "examples / s, training",
 }
 MORE_IS_BETTER = ("examples_per_second",)
+PANEL = 1.3  # inches, least height of a panel's axis
 MOST_BANDS = 7  # more bands than this hide the lines
 LEAST_ENLARGED = 4  # epochs, of which a half is more than a point
 
@@ -55,7 +59,7 @@ def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     rows = [row for arm in arms for row in _curve_rows(arm)]
     looks = looks_of(study, arms)
     arms, again = without_repeats(study, [arm for arm in arms if arm.curves.size])
-    arms, left_out = at_most(MOST_LINES, arms)
+    arms, left_out = at_most(MOST_LINES, arms, [arm.arm.case for arm in arms])
     if not arms:
         return None
     names = shortest_names(arms)
@@ -63,20 +67,22 @@ def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     figure = Figure(figsize=(PAGE, legend_room(list(names.values()), 2.3)), layout="constrained")
     starts = [0, longest // 2] if longest >= LEAST_ENLARGED else [0]
     panels = figure.subplots(1, len(starts), squeeze=False)[0]
-    outside, banded = outliers(arms, study) if len(starts) > 1 else {}, len(arms) <= MOST_BANDS
+    outside = outliers(arms, study) if len(starts) > 1 else {}
+    banded = len(arms) <= MOST_BANDS and any(len(arm.curves) > 1 for arm in arms)
     for axes, start, title in zip(panels, starts, ("all epochs", "last half"), strict=False):
         for index, arm in enumerate(arms):
             if start == 0 or arm.name not in outside:
                 style = looks[arm.name] | {"markersize": 3, "label": legend_label(names[arm.name])}
                 marked = _marked(index, longest, arm.curves.shape[1] - start)
-                _curve(axes, arm, start, style | {"markevery": marked}, banded)
+                unit = study.metric.unit if banded else None
+                _curve(axes, arm, start, style | {"markevery": marked}, unit)
         axes.set_title(title, loc="left")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(axis="y")
         keep_to_percentages(axes, study.metric.unit)
     metric = q.metric_in_words(study.metric.name)
-    panels[0].set_ylabel(f"validation {metric} ({study.metric.unit})")
+    panels[0].set_ylabel(axis_label(f"validation {metric}", study.metric.unit, PANEL))
     legend(figure, panels[0])
     bands = "; bands: ± one standard deviation" if banded else ""
     counted = n_seeds([len(arm.curves) for arm in arms])
@@ -86,6 +92,12 @@ def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     stopped = [names[arm.name] for arm in arms if arm.under_trained]
     if stopped:
         caption += f" Still improving at the end: {q.listing(stopped)}."
+    hidden = coinciding({names[arm.name]: [*_over_seeds(arm.curves)[0]] for arm in arms})
+    if hidden:
+        caption += f" Exactly on one another: {'; '.join(map(q.listing, hidden))}."
+    if banded:
+        bounds = [row["mean"] + side * row["sd"] for row in rows if row["arm"] in names for side in (-1, 1)]
+        caption += cut_note(bounds, study.metric.unit, "Bands")
     if outside:
         caption += f" Not in the enlarged panel, too far out: {q.listing([names[name] for name in outside])}."
     return finished_drawing("curves", "Learning curves", caption + left_out, figure, rows)
@@ -100,7 +112,7 @@ def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     ]
     looks = looks_of(study, arms)
     arms, again = without_repeats(study, [arm for arm in arms if arm.test.n])
-    arms, left_out = at_most(MOST_LINES, arms)
+    arms, left_out = at_most(MOST_LINES, arms, [arm.arm.case for arm in arms])
     outside = outliers(arms, study)
     arms = [arm for arm in arms if arm.name not in outside]
     known = [price for price in PRICES if any(getattr(arm.costs, price) for arm in arms)]
@@ -120,7 +132,7 @@ def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
     keep_to_percentages(panels[0], study.metric.unit)  # of all: they share it
     compared = compared_by(study, arms)
     for axes in grid[:, 0]:
-        axes.set_ylabel(f"test {compared} ({study.metric.unit})")
+        axes.set_ylabel(axis_label(f"test {compared}", study.metric.unit, PANEL))
     legend(figure, panels[0])
     each = " of each case" if len(by_case(arms)) > 1 else ""
     caption = (
@@ -137,7 +149,11 @@ def costs(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         )
     nothing = [arm.name for arm in arms if arm.costs.state_bytes == 0]
     if nothing and "state_bytes" in known:
-        caption += f" Carrying 0 bytes, so not on the logarithmic axis of bytes: {q.listing(nothing)}."
+        caption += (
+            " Carrying 0 bytes, so counted for the dotted line, but not on the logarithmic axis of bytes: "
+            f"{q.listing(nothing)}."
+        )
+    caption += _hidden_marks(arms, known)
     if outside:
         caption += f" Too far out to draw: {q.listing(list(outside))}."
     return finished_drawing("costs", "Cost", caption + left_out, figure, rows)
@@ -148,11 +164,12 @@ def pareto_front(arms: list[ArmSummary], price: str, direction: int) -> tuple[li
 
     Args:
         arms: with at least one finished trial.
-        price: an attribute of `Costs`; less is better, except for throughput.
+        price: an attribute of `Costs`; less is better, except for throughput. None is unknown, 0 a price.
         direction: +1 if a higher test metric is better, -1 if a lower one.
     """
     sign = -1 if price in MORE_IS_BETTER else 1
-    known = [(sign * getattr(arm.costs, price), arm.test.mean) for arm in arms if getattr(arm.costs, price)]
+    prices = [(getattr(arm.costs, price), arm.test.mean) for arm in arms]
+    known = [(sign * cost, mean) for cost, mean in prices if cost is not None]
     front: list[tuple[float, float]] = []
     for cost, mean in sorted(known, key=lambda each: (each[0], -direction * each[1])):
         if not front or direction * mean > direction * front[-1][1]:
@@ -177,19 +194,23 @@ def _curve_rows(arm: ArmSummary) -> list[Json]:
 
 
 def _over_seeds(stack: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over the seeds that reached each epoch; the latter is 0 for one seed."""
+    """Mean and standard deviation over the seeds that reached each epoch; the latter is NaN for one seed."""
     count = np.isfinite(stack).sum(axis=0)
     mean = np.nansum(stack, axis=0) / np.maximum(count, 1)
     variance = np.nansum((stack - mean) ** 2, axis=0) / np.maximum(count - 1, 1)
-    return np.where(count, mean, math.nan), np.sqrt(variance)
+    return np.where(count, mean, math.nan), np.where(count > 1, np.sqrt(variance), math.nan)
 
 
-def _curve(axes: Axes, arm: ArmSummary, start: int, style: Json, banded: bool) -> None:
+def _curve(axes: Axes, arm: ArmSummary, start: int, style: Json, unit: str | None) -> None:
+    """The mean from an epoch on; with a unit, whose bounds it keeps to, the band of a standard deviation."""
     mean, sd = (x[start:] for x in _over_seeds(arm.curves))
     epochs = np.arange(start + 1, start + 1 + mean.size)
     axes.plot(epochs, mean, **style)
-    if banded:
-        axes.fill_between(epochs, mean - sd, mean + sd, color=style["color"], alpha=0.15, linewidth=0)
+    if unit is not None:
+        low, high = mean - sd, mean + sd
+        if unit == "%":
+            low, high = np.maximum(low, 0), np.minimum(high, 100)
+        axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def _marked(index: int, longest: int, points: int) -> tuple[int, int]:
@@ -217,7 +238,22 @@ def _price_panel(axes: Axes, arms: list[ArmSummary], price: str, looks: dict[str
 def _front_line(axes: Axes, rivals: list[ArmSummary], price: str, direction: int) -> None:
     steps = "steps-pre" if price in MORE_IS_BETTER else "steps-post"
     style: Json = {"color": GREY, "linewidth": 0.7, "linestyle": (0, (1, 1.2)), "zorder": 0}
-    axes.plot(*pareto_front(rivals, price, direction), drawstyle=steps, **style)
+    prices, means = pareto_front(rivals, price, direction)
+    if axes.get_xscale() == "log":
+        prices = [cost or math.nan for cost in prices]
+    axes.plot(prices, means, drawstyle=steps, **style)
+
+
+def _hidden_marks(arms: list[ArmSummary], prices: list[str]) -> str:
+    """What a caption says of arms whose marks lie exactly on one another, price by price."""
+    found: dict[str, list[str]] = {}
+    for price in prices:
+        places = {arm.name: (getattr(arm.costs, price), arm.test.mean) for arm in arms}
+        known = {name: (cost, mean) for name, (cost, mean) in places.items() if cost is not None}
+        for names in coinciding(known):
+            found.setdefault(q.listing(names), []).append(PRICES[price].partition(",")[0])
+    said = "; ".join(f"{names} ({q.listing(of)})" for names, of in found.items())
+    return f" Exactly on one another: {said}." if said else ""
 
 
 def _cost_axis(axes: Axes, values: list[float | None], in_bytes: bool) -> None:

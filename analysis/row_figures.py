@@ -54,7 +54,8 @@ def seeds(study: Study, arms: list[ArmSummary]) -> Drawing | None:
         for trial in study.trials
     ]
     looks = looks_of(study, arms)
-    arms, left_out = at_most(MOST_ROWS, [arm for arm in arms if arm.test.n])
+    arms = [arm for arm in arms if arm.test.n]
+    arms, left_out = at_most(MOST_ROWS, arms, [arm.arm.case for arm in arms])
     if not arms:
         return None
     labels = [wrapped(arm.name, 20) for arm in arms]
@@ -110,7 +111,7 @@ def differences(study: Study, arms: list[ArmSummary], comparisons: list[Comparis
         for seed, difference in zip(c.seeds, c.differences, strict=True)
     ]
     deciding = deciding_intervals(study, comparisons)
-    comparisons, left_out = at_most(MOST_ROWS, comparisons)
+    comparisons, left_out = at_most(MOST_ROWS, comparisons, [study.arms[c.arm].case for c in comparisons])
     if not any(c.n for c in comparisons):
         return None
     labels = [wrapped(f"{c.arm} {q.MINUS} {c.baseline}", 40) for c in comparisons]
@@ -124,7 +125,7 @@ def differences(study: Study, arms: list[ArmSummary], comparisons: list[Comparis
     _difference_rows(axes, study, shown, deciding)
     decimals = q.decimals_for(study.margin, study.metric.unit)
     for row in sorted(outside):
-        estimate = comparisons[row].interval
+        estimate = deciding[row].interval
         text = f"{q.signed(estimate.mean, decimals)} {q.interval(estimate.low, estimate.high, decimals)}"
         _off_scale(axes, row, text, 1 if estimate.mean > 0 else -1)
     _rows_axis(axes, labels)
@@ -136,7 +137,7 @@ def differences(study: Study, arms: list[ArmSummary], comparisons: list[Comparis
     counted = n_seeds([c.n for c in comparisons], "paired seed")
     caption = f"{_differences_caption(study, comparisons)} {counted} {selection_rule(study, arms)}"
     if outside:
-        caption += " Rows too far out to draw are given as numbers, mean and interval without whiskers."
+        caption += " Rows too far out to draw are given as numbers: the mean, and the interval that decides."
     return finished_drawing("differences", "Paired differences", caption + left_out, figure, rows)
 
 

@@ -17,6 +17,7 @@ STEPS = [1, 2, 2.5, 5, 10]  # tick distances people count in
 # Beyond these a figure no longer fits a page, or can be read; the caption says how many are drawn, the CSV
 # beside it has all.
 MOST_ROWS, MOST_LINES = 25, 14
+FEW = 3  # by which a figure may exceed these rather than leave out the rest of a case
 
 
 def looks_of(study: Study, arms: list[ArmSummary]) -> dict[str, Json]:
@@ -58,10 +59,19 @@ def shortest_names(arms: list[ArmSummary]) -> dict[str, str]:
     return labels if len(set(labels.values())) == len(labels) else {name: name for name in labels}
 
 
-def at_most(limit: int, items: list[Item]) -> tuple[list[Item], str]:
-    if len(items) <= limit:
+def at_most(limit: int, items: list[Item], cases: list[str | None]) -> tuple[list[Item], str]:
+    """About the first `limit` items, and what a caption says of the others.
+
+    Args:
+        limit: that a case may exceed by `FEW` to be whole; a longer one is left out, unless it is the first.
+        items: case after case.
+        cases: of each item.
+    """
+    ends = [place for place in range(1, len(items)) if cases[place] != cases[place - 1]] + [len(items)]
+    n = max((end for end in ends if end <= limit + FEW), default=limit)
+    if n == len(items):
         return items, ""
-    return items[:limit], f" Drawn: the first {limit} of {len(items)}; the data file has all."
+    return items[:n], f" Drawn: the first {n} of {len(items)}; the data file has all."
 
 
 def far_out(reaches: list[float], least: float) -> set[int]:

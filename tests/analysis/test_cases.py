@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from analysis import panel_figures, row_figures, shown_arms, sweep
 from analysis.against_published import DIFFERS, MATCH, NOT_COMPARABLE, OPEN, published_table, stand
@@ -370,6 +371,43 @@ def test_the_limit_of_marks_counts_what_is_drawn(records: Any, monkeypatch: pyte
     )
 
 
+def test_figures_are_cut_between_cases() -> None:
+    cases: list[str | None] = [*"aaaaabbbbbccccc"]
+    drawn, said = shown_arms.at_most(12, list(range(15)), cases)
+    assert (len(drawn), said) == (15, ""), "the rest of a case that is nearly whole"
+    drawn, said = shown_arms.at_most(9, list(range(15)), cases)
+    assert (len(drawn), said) == (10, " Drawn: the first 10 of 15; the data file has all.")
+    assert len(shown_arms.at_most(11, list(range(15)), cases)[0]) == 10
+    assert len(shown_arms.at_most(11, list(range(15)), [None] * 15)[0]) == 11, "no case is whole"
+
+
+def test_two_comparisons_of_an_arm_are_told_apart(records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = json.loads((records.study / "plan.json").read_text())
+    again = [{**arm, "name": arm["name"].replace("conv", "conv2"), "arm": "conv2"} for arm in plan["arms"]]
+    again = [arm for arm in again if "conv2" in arm["name"]]
+    second = [{**each, "baseline": each["baseline"].replace("conv", "conv2")} for each in plan["comparisons"]]
+    comparisons = plan["comparisons"] + second
+    records.edit_plan(arms=plan["arms"] + again, comparisons=comparisons, families=[[0, 2], [1, 3]])
+    study = study_of(records)
+    arms = summarise(study)
+    marks, labels = watch(monkeypatch, "errorbar"), watch(monkeypatch, "set_ylabel")
+    drawing, *_ = sweep.draw_all(study, arms, judge(study, arms))
+    looks = {style["label"]: (style["marker"], style.get("markerfacecolor")) for _, style in marks}
+    assert looks["ssm \N{MINUS SIGN} conv"] == looks["ssm"] != looks["ssm \N{MINUS SIGN} conv2"]
+    assert looks["ssm \N{MINUS SIGN} conv2"][1] == "white"
+    assert labels[1][0][0] == "paired difference (points)"
+    assert ">ssm \N{MINUS SIGN} conv2<" in drawing.files["svg"].decode()
+
+
+def test_rates_are_ticks_and_nothing_else_is(records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = watch(monkeypatch, "set_xticks")
+    axes = Figure().add_subplot()
+    sweep._rate_axis(axes, [3e-3, 1e-2, 3e-2], upright=True)
+    assert ticks[-1][0] == ([3e-3, 1e-2, 3e-2],)
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.003", "0.01", "0.03"]
+    assert not len(axes.xaxis.get_minorticklocs())
+
+
 def test_an_arm_has_its_colour_in_every_case(records: Any) -> None:
     looks = shown_arms.looks_of(study_of(records), list(summarise(study_of(records)).values()))
     assert looks["conv @ 64"]["color"] == looks["conv @ 1024"]["color"] != looks["ssm @ 64"]["color"]
@@ -416,7 +454,7 @@ def test_each_case_has_its_skeleton_and_each_arm_its_budget(records: Any) -> Non
     assert ", at 20 epochs of 1,077 images, batch 64." in at_1024.sentence
     caption = " ".join(comparison_table(study, arms, comparisons).caption)
     assert "mambaout-nano and causal-lm(depth=4)" in caption
-    assert "20 epochs of 1,077 images, batch 64 and 99 epochs" in caption
+    assert "20 epochs of 1,077 images, batch 64; and 99 epochs" in caption
 
 
 def test_last_epochs_may_differ_between_cases(records: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from analysis import quantities as q
 from analysis import row_figures
 from analysis.deciding_intervals import deciding_intervals
 from analysis.records import Study, load_study
@@ -66,6 +67,25 @@ def test_the_figure_says_what_decides(study: Study) -> None:
         "equivalent when the thick one with its whiskers lies inside the zone",
     ):
         assert part in drawing.caption
+
+
+def test_a_row_off_the_scale_has_the_interval_that_decides(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows are declared too far out: what they print is what the verdict rests on."""
+    monkeypatch.setattr(row_figures, "far_out", lambda reaches, least: set(range(len(reaches))))
+    arms = summarise(study)
+    comparisons = judge(study, arms)
+    drawing = row_figures.differences(study, list(arms.values()), comparisons)
+    assert drawing is not None
+    said = drawing.files["svg"].decode()
+    for comparison, deciding in zip(comparisons, deciding_intervals(study, comparisons), strict=True):
+        decides, alone = (
+            q.interval(each.low, each.high, 2) for each in (deciding.interval, comparison.interval)
+        )
+        assert decides in said
+        assert decides == alone or alone not in said
+    assert "the mean, and the interval that decides" in drawing.caption
 
 
 def test_trials_that_are_missing_have_no_interval(write_records: Any) -> None:

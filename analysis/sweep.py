@@ -38,7 +38,7 @@ from analysis.verdict import Comparison
 
 MOST_PANELS = 4  # of learning rates
 MOST_UPRIGHT = 14  # rates side by side in all panels, beyond which they are slanted
-PANEL = 1.6  # inches, least height of a panel's axis
+PANEL = 1.7  # inches, least height of a panel's axis
 TICKS = 40  # characters below an axis, of the names of all cases
 BESIDE = 0.6  # of the distance between two named cases, over which their points are spread
 

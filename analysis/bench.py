@@ -23,6 +23,7 @@ from analysis.drawing import (
     line_style,
     paper_style,
     whole_bytes,
+    write_drawing,
 )
 from analysis.latex_table import latex
 from analysis.page import write_atomically
@@ -33,7 +34,7 @@ BOTH = "forward + backward"
 
 
 def write(folder: Path, points: Sequence[Json], machine: Json) -> list[Path]:
-    """Write bench.csv, bench.md, bench.tex and a figure per width; returns what to look at.
+    """Write bench.csv, bench.md, bench.tex and a figure per width with its caption; returns what to look at.
 
     Args:
         folder: where to.
@@ -46,14 +47,15 @@ def write(folder: Path, points: Sequence[Json], machine: Json) -> list[Path]:
         "bench.md": markdown(table, "Latency, throughput and memory").encode(),
         "bench.tex": latex(table, "bench").encode(),
     }
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    written = [folder / "bench.md"]
     with paper_style():
         for dim in dict.fromkeys(point["dim"] for point in points):
             drawing = against_length([point for point in points if point["dim"] == dim], machine)
             if drawing is not None:
-                files |= {f"{drawing.name}.{suffix}": content for suffix, content in drawing.files.items()}
-    for name, content in files.items():
-        write_atomically(folder / name, content)
-    return [folder / name for name in files if name.endswith((".md", ".png"))]
+                written += write_drawing(folder, drawing)
+    return written
 
 
 def bench_table(points: Sequence[Json], machine: Json) -> Table:

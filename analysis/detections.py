@@ -11,8 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from analysis.drawing import COLOURS, PAGE, Drawing, finished_drawing, paper_style, wrapped
-from analysis.page import write_atomically
+from analysis.drawing import COLOURS, PAGE, Drawing, finished_drawing, paper_style, wrapped, write_drawing
 from analysis.records import Json
 
 SURE = 0.5
@@ -21,7 +20,7 @@ COLUMNS_MAX = 7
 
 
 def write(folder: Path, sights: Sequence[Json]) -> list[Path]:
-    """Draw the figure, if there is anything to show, and write it with its data; returns its PNG.
+    """Write the figure with its data and caption, if there is anything to show; returns what to look at.
 
     Args:
         folder: where to.
@@ -30,9 +29,7 @@ def write(folder: Path, sights: Sequence[Json]) -> list[Path]:
     drawing = draw(sights)
     if drawing is None:
         return []
-    for suffix, content in drawing.files.items():
-        write_atomically(folder / f"{drawing.name}.{suffix}", content)
-    return [folder / f"{drawing.name}.png"]
+    return write_drawing(folder, drawing)
 
 
 def draw(sights: Sequence[Json]) -> Drawing | None:

@@ -8,9 +8,10 @@ and a fixed id salt.
 from __future__ import annotations
 
 import io
+import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,12 +27,14 @@ from matplotlib.figure import Figure
 
 from analysis import quantities as q
 from analysis.csv_text import write_csv
+from analysis.page import write_atomically
 from analysis.records import Json
 from analysis.statistics import Estimate
 
 STYLE = Path(__file__).parent / "paper.mplstyle"
 COLUMN, PAGE = 3.25, 6.75  # inches
 PIXELS_PER_INCH = 300
+CHARACTERS_PER_INCH = 21  # of a label at an axis
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -98,6 +101,14 @@ def finished_drawing(name: str, title: str, caption: str, figure: Figure, rows: 
     return Drawing(name, title, caption, float(figure.get_figwidth()), files)
 
 
+def write_drawing(folder: Path, drawing: Drawing) -> list[Path]:
+    """Write the files of a figure and NAME.md, its title and caption; returns the picture and the caption."""
+    caption = f"**{drawing.title}.** {drawing.caption}\n"
+    for suffix, content in {**drawing.files, "md": caption.encode()}.items():
+        write_atomically(folder / f"{drawing.name}.{suffix}", content)
+    return [folder / f"{drawing.name}.{suffix}" for suffix in ("png", "md")]
+
+
 def keep_to_percentages(axes: Axes, unit: str, along: Literal["x", "y"] = "y") -> None:
     """An interval of three unlike seeds reaches beyond what a percentage can be; the axis does not."""
     if unit == "%":
@@ -113,15 +124,29 @@ def drawn_interval(estimate: Estimate, unit: str) -> tuple[float, float]:
     return max(estimate.low, 0.0), min(estimate.high, 100.0)
 
 
-def cut_note(bounds: Iterable[float], unit: str) -> str:
-    """What a caption says where `drawn_interval` leaves out a part; a bound that is NaN is none."""
+def cut_note(bounds: Iterable[float], unit: str, what: str = "Intervals") -> str:
+    """What a caption says where a part beyond 0 or 100 % is not drawn; a bound that is NaN is none."""
     cut = unit == "%" and any(bound < 0 or bound > 100 for bound in bounds)
-    return " Intervals are drawn no further than 0 and 100 %." if cut else ""
+    return f" {what} are drawn no further than 0 and 100 %." if cut else ""
 
 
-def legend(figure: Figure, axes: Axes) -> None:
-    """One legend beside the panels, where it can hide nothing."""
-    handles, labels = axes.get_legend_handles_labels()
+def coinciding(places: Mapping[str, Sequence[float]]) -> list[list[str]]:
+    """Names of lines or marks that lie exactly on one another, so that only the last is seen.
+
+    Args:
+        places: by name, all that places a line or a mark; what is NaN is not drawn.
+    """
+    found: dict[tuple[float, ...], list[str]] = {}
+    for name, values in places.items():
+        if all(map(math.isfinite, values)):
+            found.setdefault(tuple(round(value, 9) for value in values), []).append(name)
+    return [names for names in found.values() if len(names) > 1]
+
+
+def legend(figure: Figure, *panels: Axes) -> None:
+    """One legend of what some panels have, beside them, where it can hide nothing."""
+    found = [axes.get_legend_handles_labels() for axes in panels]
+    handles, labels = ([each for part in parts for each in part] for parts in zip(*found, strict=True))
     figure.legend(handles, labels, loc="outside right upper", ncols=1)
 
 
@@ -132,6 +157,11 @@ def legend_label(name: str) -> str:
 def whole_bytes(value: float) -> str:
     """A power of two, as a tick says it: ``8 KiB``."""
     return re.sub(r"\.0+ ", " ", q.byte_size(value))
+
+
+def axis_label(what: str, unit: str, inches: float) -> str:
+    """``test accuracy (%)``, broken between words where an axis of this length is too short for it."""
+    return "\n".join(textwrap.wrap(f"{what} ({unit})", int(CHARACTERS_PER_INCH * inches)))
 
 
 def wrapped(name: str, width: int) -> str:

@@ -17,8 +17,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from analysis.drawing import COLOURS, GREY, PAGE, Drawing, finished_drawing, paper_style, wrapped
-from analysis.page import write_atomically
+from analysis.drawing import (
+    COLOURS,
+    GREY,
+    PAGE,
+    Drawing,
+    finished_drawing,
+    paper_style,
+    wrapped,
+    write_drawing,
+)
 from analysis.records import Json
 
 COLUMNS = 6  # maps side by side
@@ -32,7 +40,7 @@ SCALE, BLUES = LogNorm(FLOOR, 1), "Blues"
 
 
 def write(folder: Path, rows: Sequence[Json]) -> list[Path]:
-    """Draw what the rows hold and write each figure with its data; returns the PNG of each.
+    """Draw what the rows hold and write each figure with data and caption; returns what to look at.
 
     Args:
         folder: where to.
@@ -44,10 +52,7 @@ def write(folder: Path, rows: Sequence[Json]) -> list[Path]:
             for drawing in (scan_orders(rows), influence(rows), receptive_fields(rows), scenes(rows))
             if drawing
         ]
-    for drawing in drawings:
-        for suffix, content in drawing.files.items():
-            write_atomically(folder / f"{drawing.name}.{suffix}", content)
-    return [folder / f"{drawing.name}.png" for drawing in drawings]
+    return [path for drawing in drawings for path in write_drawing(folder, drawing)]
 
 
 def scan_orders(rows: Sequence[Json]) -> Drawing | None:

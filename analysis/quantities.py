@@ -8,6 +8,8 @@ LaTeX.
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 
 MISSING = "–"
 MINUS = "\N{MINUS SIGN}"
@@ -124,10 +126,17 @@ def plural(n: int, noun: str) -> str:
 
 
 def listing(items: list[str] | tuple[str, ...], last: str = "and") -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
+    """``a``, ``a and b``, ``a, b and c``; where an item has a comma of its own, ``a, mean; b; and c``."""
     if len(items) < 2:
         return "".join(items)
+    if any(", " in re.sub(r"\(.*\)", "", item) for item in items):  # in brackets it divides no items
+        return f"{'; '.join(items[:-1])}; {last} {items[-1]}"
     return f"{', '.join(items[:-1])} {last} {items[-1]}"
+
+
+def seeds_listed(seeds: Sequence[int]) -> str:
+    """``seed 3``, ``seeds 0, 1 and 4``."""
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {listing([str(seed) for seed in seeds])}"
 
 
 def _three_digits(value: float) -> str:

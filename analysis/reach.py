@@ -14,6 +14,7 @@ from analysis.drawing import (
     INK,
     PAGE,
     Drawing,
+    axis_label,
     colour_and_marker,
     cut_note,
     drawn_interval,
@@ -43,12 +44,13 @@ def draw(study: Study) -> Drawing | None:
         return None
     with paper_style():
         tallest = max(len(arms) for arms in groups.values())
-        figure = Figure(
-            figsize=(PAGE, (0.9 + 0.24 * tallest) * len(groups) + 0.2 * tallest), layout="constrained"
-        )
+        tall = 0.9 + 0.24 * tallest  # inches of a group
+        figure = Figure(figsize=(PAGE, tall * len(groups) + 0.2 * tallest), layout="constrained")
         grid = figure.subplots(len(groups), 2, squeeze=False)
         rows: list[Json] = []
         for (left, right), (name, arms) in zip(grid, groups.items(), strict=True):
+            metric = q.metric_in_words(study.metric.name)
+            left.set_ylabel(axis_label(f"test {metric}", study.metric.unit, tall - 0.5))
             rows += _by_distance(left, study, arms, name) + _by_direction(right, study, arms, name)
             if len(groups) > 1:
                 left.set_title(name, loc="left")
@@ -116,7 +118,6 @@ def _by_distance(axes: Axes, study: Study, arms: dict[str, Arm], group: str) -> 
         )
     axes.set_xticks(distances)
     axes.set_xlabel("distance to the framed digit (cells)")
-    axes.set_ylabel(f"test {q.metric_in_words(study.metric.name)} ({study.metric.unit})")
     _finish(axes, study, "y")
     return rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -18,23 +19,28 @@ from analysis.drawing import (
     PAGE,
     ZONE,
     Drawing,
+    axis_label,
     colour_and_marker,
     cut_note,
     drawn_interval,
     finished_drawing,
     keep_to_percentages,
     legend,
+    legend_label,
     line_style,
     paper_style,
     wrapped,
 )
 from analysis.notes import selection_rule
 from analysis.records import Case, Json, RateSearch, Study
+from analysis.shown_arms import legend_room
 from analysis.statistics import Estimate
 from analysis.summary import ArmSummary
 
 MOST_PANELS = 4  # of learning rates
-TICKS = 48  # characters below an axis, of the names of all cases
+MOST_UPRIGHT = 14  # rates side by side in all panels, beyond which they are slanted
+PANEL = 1.7  # inches, least height of a panel's axis
+TICKS = 40  # characters below an axis, of the names of all cases
 BESIDE = 0.6  # of the distance between two named cases, over which their points are spread
 
 
@@ -57,10 +63,12 @@ def sweep(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compariso
     for comparison in comparisons:
         arm, baseline = (study.arms[name] for name in (comparison.arm, comparison.baseline))
         pairs.setdefault(f"{arm.label} {q.MINUS} {baseline.label}", {})[arm.case] = comparison.interval
-    figure = Figure(figsize=(PAGE, max(2.4, 0.5 + 0.17 * (len(labels) + len(pairs)))), layout="constrained")
+    baselines = list(dict.fromkeys(pair.partition(f" {q.MINUS} ")[2] for pair in pairs))
+    entries = [*labels, *pairs] if len(baselines) > 1 else labels  # of the legend
+    figure = Figure(figsize=(PAGE, legend_room(entries, 2.4)), layout="constrained")
     left, right = figure.subplots(1, 2)
     styles = {label: _style(index) for index, label in enumerate(labels)}
-    styles |= {pair: styles[pair.partition(f" {q.MINUS} ")[0]] for pair in pairs}
+    styles |= _styles_of_pairs(labels, pairs, len(_series(study)) > 1)
     _lines(left, study, measured, styles, study.metric.unit)
     if study.margin is not None:
         right.axhspan(-study.margin, study.margin, color=ZONE, linewidth=0, zorder=0)
@@ -70,11 +78,10 @@ def sweep(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compariso
         _case_axis(axes, study)
     keep_to_percentages(left, study.metric.unit)
     compared = study.compared_by(study.arms.values())
-    left.set_ylabel(f"test {compared} ({study.metric.unit})")
-    baselines = list(dict.fromkeys(pair.partition(f" {q.MINUS} ")[2] for pair in pairs))
-    against = baselines[0] if len(baselines) == 1 else "the baseline"
-    right.set_ylabel(f"difference from {against} ({study.metric.difference_unit})")
-    legend(figure, left)
+    left.set_ylabel(axis_label(f"test {compared}", study.metric.unit, PANEL))
+    what = f"difference from {baselines[0]}" if len(baselines) == 1 else "paired difference"
+    right.set_ylabel(axis_label(what, study.metric.difference_unit, PANEL))
+    legend(figure, left, *([right] if len(baselines) > 1 else []))
     level = q.percent(1 - study.alpha)
     zone = "" if study.margin is None else " Shaded: the equivalence zone."
     if any(comparison.family_size > 1 for comparison in comparisons):
@@ -109,19 +116,19 @@ def learning_rates(study: Study) -> Drawing | None:
     for axes, (title, searches) in zip(grid, drawn, strict=True):
         for label, search in searches.items():
             _rate_line(axes, label, search, styles[label])
-        axes.set_xscale("log")
-        axes.set_xlabel("learning rate")
+        rates = sorted({point.rate for search in searches.values() for point in search.points})
+        _rate_axis(axes, rates, upright=len(rates) * len(drawn) <= MOST_UPRIGHT)
         axes.grid(axis="y")
         if len(drawn) > 1:
             axes.set_title(title, loc="left")
     metric = q.metric_in_words(study.metric.name)
-    grid[0].set_ylabel(f"validation {metric} ({study.metric.unit})")
+    grid[0].set_ylabel(axis_label(f"validation {metric}", study.metric.unit, PANEL))
     legend(figure, grid[0])
-    seeds = q.listing([str(seed) for seed in study.search_seeds])
     caption = (
         f"Validation {metric} at the end of training for each learning rate of the search, mean "
-        f"over its seeds ({seeds}; none of them is reported). Ringed: the rate chosen for an arm. Every arm "
-        "of a panel was given the same rates; a missing point diverged or failed."
+        f"over {q.seeds_listed(study.search_seeds)} (kept for the search, not reported). Ringed: the rate "
+        "chosen for an arm. Every arm of a panel was given the same rates; a missing point diverged or "
+        "failed."
     )
     at_edge = [f"{name} ({search.at_edge})" for name, search in study.searches.items() if search.at_edge]
     if at_edge:
@@ -133,6 +140,25 @@ def learning_rates(study: Study) -> Drawing | None:
 
 def _style(index: int) -> Json:
     return {**colour_and_marker(index), "linestyle": line_style(index), "markersize": 3.6, "linewidth": 1.1}
+
+
+def _styles_of_pairs(labels: list[str], pairs: Iterable[str], many: bool) -> dict[str, Json]:
+    """Of each comparison the look of its arm; of an arm's second one with another marker, an open one.
+
+    Args:
+        labels: of all arms.
+        pairs: names of the comparisons.
+        many: whether there are several series, which open markers tell apart.
+    """
+    styles: dict[str, Json] = {}
+    seen: Counter[str] = Counter()
+    for pair in pairs:
+        arm = pair.partition(f" {q.MINUS} ")[0]
+        place, again = labels.index(arm), seen[arm]
+        styles[pair] = _style(place) | {"marker": colour_and_marker(place + again)["marker"]}
+        styles[pair] |= {"markerfacecolor": "white"} if again % 2 and not many else {}
+        seen[arm] += 1
+    return styles
 
 
 def _lines(
@@ -158,8 +184,8 @@ def _lines(
             estimates = [by_case[case.name] for case in known]
             y = np.array([estimate.mean for estimate in estimates])
             low, high = np.array([drawn_interval(e, unit) for e in estimates]).T
-            label = f"{name}, {series}" if many else name
-            style = {**styles[name], "markerfacecolor": styles[name]["color"] if number == 0 else "white"}
+            label = legend_label(f"{name}, {series}" if many else name)
+            style = styles[name] | ({} if number == 0 else {"markerfacecolor": "white"})
             if named:
                 style["linestyle"] = ""
             error = np.nan_to_num(np.stack([y - low, high - y]))
@@ -244,6 +270,16 @@ def _distinct_searches(study: Study) -> Iterator[tuple[str, dict[str, RateSearch
         if searches and curves not in seen:
             seen.append(curves)
             yield case or "", searches
+
+
+def _rate_axis(axes: Axes, rates: list[float], upright: bool) -> None:
+    """Ticks at the rates that were tried, and at no other."""
+    axes.set_xscale("log")
+    axes.set_xticks(rates)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.tick_params(axis="x", labelrotation=0 if upright else 45)
+    axes.set_xlabel("learning rate")
 
 
 def _rate_line(axes: Axes, label: str, search: RateSearch, style: Json) -> None:

@@ -123,7 +123,7 @@ def _look(arguments: Sequence[str]) -> int:
     if not any(cell.figure == "receptive_fields" for cell in cells):
         print(f"note: no trained image model with weights in {runs}; uv run run_ablation.py trains some")
     for path in drawn:
-        print(f"figure   {path}")
+        print(f"{'figure ' if path.suffix == '.png' else 'caption'}  {path}")
     return 0
 
 

@@ -20,11 +20,13 @@ from experiments.skeletons.hierarchical import MambaOutTiny
 from mixers import MIXERS
 
 PATH = Path(__file__).parents[1] / "analysis" / "paper" / "outline.json"
+MASKED = ("attention", "causal-attention")
+TOKENS = 8  # of a mask
 IMAGENET = TaskSpec("image", channels=3, grid=(224, 224), classes=1000)
 
 
 def outline() -> dict[str, Any]:
-    """The backbone's parts in the order they run, and its first block with and without the SSM."""
+    """The backbone's parts in the order they run, its first block with and without the SSM, two masks."""
     with torch.device("meta"):
         without, with_ssm = (MambaOutTiny(_mixer(name), IMAGENET) for name in ("conv", "ssm"))
         return {
@@ -32,6 +34,7 @@ def outline() -> dict[str, Any]:
             "input": [IMAGENET.channels, *IMAGENET.grid],
             "parts": _parts(without),
             "blocks": {"Gated CNN block": _block(without), "Mamba block": _block(with_ssm)},
+            "masks": {name: _mask(name) for name in MASKED},
         }
 
 
@@ -39,6 +42,13 @@ def _mixer(name: str) -> MixerFactory:
     mixer_class = MIXERS.load(name)
     options = mixer_class.place_defaults(2, False)
     return lambda dim, *, grid_rank, stage, layer: mixer_class(dim, grid_rank, **options)
+
+
+def _mask(name: str) -> list[str]:
+    """What a mixer declares of a sequence: a row per output token, 1 where it may depend on an input."""
+    with torch.device("cpu"):
+        mask = MIXERS.load(name)(8, 1).dependency_mask((TOKENS,))
+    return ["".join(str(int(allowed)) for allowed in row) for row in mask.tolist()]
 
 
 def _parts(model: MambaOutTiny) -> list[dict[str, Any]]:

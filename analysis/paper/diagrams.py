@@ -1,16 +1,18 @@
-"""Figures 1(a) and 4 of the paper, drawn from what the modules are made of (`experiments.outline`)."""
+"""Figures 1(a), 3(a) and 4 of the paper, drawn from what the modules are made of (`experiments.outline`)."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from analysis import quantities as q
-from analysis.drawing import COLOURS, GREY, INK, PAGE, Drawing, finished_drawing
+from analysis.drawing import COLOURS, COLUMN, GREY, INK, PAGE, Drawing, finished_drawing
 from analysis.records import Json
 
 OUTLINE = Path(__file__).parent / "outline.json"
@@ -19,7 +21,7 @@ KINDS = {
     "DepthwiseConv": "depthwise conv",
     "SelectiveScan": "selective scan",
 }
-LEFT, RIGHT, MIDDLE = 0.3, 0.78, 0.54  # columns of a block: mixer, gate, and what both share
+LEFT, RIGHT, MIDDLE = 0.24, 0.81, 0.55  # columns of a block: mixer, gate, and what both share
 STEP = 1.0  # rows of a block
 SHARED, MIXER, GATE = "#EEF1F4", "#FBE3D6", "#E3EEF6"
 
@@ -27,8 +29,8 @@ SHARED, MIXER, GATE = "#EEF1F4", "#FBE3D6", "#E3EEF6"
 def blocks() -> Drawing:
     """Figure 1(a): the Gated CNN block and the Mamba block, which differ in what is in the mixer."""
     outline = _outline()["blocks"]
-    figure = Figure(figsize=(PAGE, 3.6), layout="constrained")
-    rows = 5 + max(len(_merged(block["mixer"])) for block in outline.values())
+    figure = Figure(figsize=(PAGE, 4.2), layout="constrained")
+    rows = 6 + max(len(_merged(block["mixer"])) for block in outline.values())
     for axes, (name, block) in zip(figure.subplots(1, len(outline)), outline.items(), strict=True):
         _block(axes, name, block, rows)
     records = [
@@ -38,11 +40,44 @@ def blocks() -> Drawing:
     ]
     caption = (
         "A block of the first stage of mambaout-tiny, as built here with the mixers conv and ssm; sizes are "
-        "read off the modules. Some of the value's channels go through the mixer (orange), the rest past it. "
-        "Orange is the difference that a study asks about; where its arms are matched in size, the hidden "
-        "width makes up for it."
+        "read off the modules. Some of the value's channels go through the mixer (orange), the rest past it; "
+        "then they are put together again. Orange is the difference that a study asks about; where its arms "
+        "are matched in size, the hidden width makes up for it."
     )
     return finished_drawing("figure_1a", "Figure 1(a): the block and its slot", caption, figure, records)
+
+
+def masks() -> Drawing:
+    """Figure 3(a): which tokens an output may depend on, fully visible and causal."""
+    found = _outline()["masks"]
+    figure = Figure(figsize=(COLUMN, 1.75), layout="constrained")
+    for axes, (mixer, mask), title in zip(
+        figure.subplots(1, len(found)), found.items(), ("fully visible", "causal"), strict=True
+    ):
+        for row, column in itertools.product(range(len(mask)), repeat=2):
+            colour = COLOURS[0] if mask[row][column] == "1" else "white"
+            corner = (column - 0.5, row - 0.5)
+            axes.add_patch(Rectangle(corner, 1, 1, facecolor=colour, edgecolor=GREY, linewidth=0.5))
+        axes.set_xlim(-0.55, len(mask) - 0.45)
+        axes.set_ylim(len(mask) - 0.45, -0.55)
+        axes.set_aspect("equal")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        axes.set_title(f"{title}\n{mixer}", loc="center")
+        axes.set_xlabel("input tokens")
+    figure.axes[0].set_ylabel("output tokens")
+    records = [
+        {"mixer": mixer, "output": row, "input": column, "visible": int(mask[row][column])}
+        for mixer, mask in found.items()
+        for row, column in itertools.product(range(len(mask)), repeat=2)
+    ]
+    caption = (
+        "Two modes of token mixing, as the mixers attention and causal-attention declare them: a filled "
+        "square where the output of a row may depend on the input of a column. A causal output depends on no "
+        "later token."
+    )
+    return finished_drawing("figure_3a", "Figure 3(a): fully visible and causal", caption, figure, records)
 
 
 def stages() -> Drawing:
@@ -61,7 +96,8 @@ def stages() -> Drawing:
     rows = [{**part, "out": " x ".join(map(str, part["out"]))} for part in parts]
     caption = (
         f"The backbone {outline['backbone']}: tokens and channels after each part, blocks and parameters in "
-        "it, read off the modules. Stages 2 to 4 begin with a convolution of stride 2."
+        "it, read off the modules. Stages 2 to 4 begin with a convolution of stride 2. The block of Figure "
+        "4(b) is the Gated CNN block of Figure 1(a)."
     )
     return finished_drawing("figure_4", "Figure 4: four stages", caption, figure, rows)
 
@@ -94,19 +130,25 @@ def _block(axes: Axes, name: str, block: Json, rows: int) -> None:
     _arrow(axes, (MIDDLE, y - 0.2), (MIDDLE, y - STEP + 0.3))
     _arrow(axes, (MIDDLE, y - STEP - 0.3), (MIDDLE, y - 2 * STEP + 0.3))
     split = y - 2 * STEP - 0.3
-    place = split - 0.7
-    _arrow(axes, (MIDDLE - 0.1, split), (LEFT, place + 0.3))
-    _arrow(axes, (MIDDLE + 0.1, split), (RIGHT, place + 0.3))
+    place = beside = split - 0.8
+    _arrow(axes, (MIDDLE - 0.14, split), (LEFT, place + 0.3))
+    _arrow(axes, (MIDDLE + 0.14, split), (RIGHT, place + 0.3))
     for part in parts:
-        _box(axes, LEFT, place, 0.44, 0.6, MIXER, part)
+        _box(axes, LEFT, place, 0.38, 0.6, MIXER, part)
         if part is not parts[-1]:
             _arrow(axes, (LEFT, place - 0.3), (LEFT, place - STEP + 0.3))
             place -= STEP
-    _text(axes, LEFT + 0.05, split - 0.22, f"{mixed} of {hidden}", align="right", offset=-0.16)
-    _box(axes, RIGHT, split - 0.7, 0.3, 0.6, GATE, f"gate: {block['act']}")
-    joined = place - STEP + 0.1
-    _arrow(axes, (LEFT, place - 0.3), (MIDDLE - 0.04, joined + 0.12))
-    _arrow(axes, (RIGHT, split - 1.0), (MIDDLE + 0.04, joined + 0.12))
+    _text(axes, LEFT, split - 0.2, f"{mixed} of {hidden}", align="right")
+    _text(axes, MIDDLE + 0.02, beside, f"{hidden - mixed}", align="left")
+    _text(axes, RIGHT, split - 0.2, f"{hidden}", align="left")
+    _box(axes, RIGHT, beside, 0.26, 0.6, GATE, f"gate: {block['act']}")
+    together = place - STEP
+    _arrow(axes, (LEFT, place - 0.3), (LEFT, together + 0.3))
+    _arrow(axes, (MIDDLE, split), (MIDDLE, together + 0.3))
+    _box(axes, (LEFT + MIDDLE) / 2, together, 0.42, 0.6, SHARED, f"concatenate, {hidden}")
+    joined = together - STEP + 0.1
+    _arrow(axes, ((LEFT + MIDDLE) / 2, together - 0.3), (MIDDLE - 0.04, joined + 0.12))
+    _arrow(axes, (RIGHT, beside - 0.3), (MIDDLE + 0.04, joined + 0.12))
     _text(axes, MIDDLE, joined, "\N{MULTIPLICATION SIGN}", size=10)
     _box(axes, MIDDLE, joined - 0.85, 0.5, 0.6, SHARED, f"Linear, {hidden} to {dim}")
     _arrow(axes, (MIDDLE, joined - 0.2), (MIDDLE, joined - 0.55))
@@ -141,8 +183,6 @@ def _canvas(axes: Axes, width: float, height: float) -> Axes:
 
 
 def _box(axes: Axes, x: float, y: float, width: float, height: float, colour: str, text: str) -> None:
-    from matplotlib.patches import FancyBboxPatch
-
     corner = (x - width / 2, y - height / 2)
     axes.add_patch(
         FancyBboxPatch(
@@ -152,10 +192,8 @@ def _box(axes: Axes, x: float, y: float, width: float, height: float, colour: st
     axes.annotate(text, (x, y), ha="center", va="center", color=INK, fontsize=6.2)
 
 
-def _text(
-    axes: Axes, x: float, y: float, text: str, size: float = 6.2, align: str = "center", offset: float = 0.0
-) -> None:
-    axes.annotate(text, (x + offset, y), ha=align, va="center", color=INK, fontsize=size)
+def _text(axes: Axes, x: float, y: float, text: str, size: float = 6.2, align: str = "center") -> None:
+    axes.annotate(text, (x, y), ha=align, va="center", color=INK, fontsize=size)
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:

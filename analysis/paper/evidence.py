@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis import quantities as q
-from analysis.adjusted import adjusted
 from analysis.comparison import NO_VERDICT, UNDECIDED, Comparison
+from analysis.deciding_intervals import deciding_intervals
 from analysis.drawing import COLOURS, INK
 from analysis.notes import differing
 from analysis.paper.ours import OurStudy
@@ -125,7 +125,7 @@ def _margins(studies: Sequence[OurStudy]) -> str:
 def _deciding(ours: OurStudy, comparison: Comparison) -> Estimate:
     """The interval that tells whether a comparison helps or hurts, after Holm's adjustment."""
     place = next(index for index, each in enumerate(ours.comparisons) if each is comparison)
-    return adjusted(ours.study, ours.comparisons)[place].interval
+    return deciding_intervals(ours.study, ours.comparisons)[place].interval
 
 
 def still_improving(arms: Iterable[ArmSummary]) -> list[str]:

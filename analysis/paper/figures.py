@@ -22,6 +22,7 @@ from analysis.drawing import (
     PAGE,
     ZONE,
     Drawing,
+    coinciding,
     colour_and_marker,
     finished_drawing,
     legend,
@@ -66,6 +67,7 @@ def draw_all(studies: Sequence[OurStudy], decoding: Sequence[Json]) -> list[Draw
             diagrams.blocks(),
             bubbles.accuracy_against_macs(studies),
             memory(decoding),
+            diagrams.masks(),
             causality(studies),
             diagrams.stages(),
             sequence_lengths(),
@@ -115,6 +117,7 @@ def memory(decoding: Sequence[Json]) -> Drawing | None:
         "What a token mixer carries while decoding, and the time of one step, against the tokens before it. "
         f"{_carried_in_words(decoding)} One run of benchmarks/decoding.py, so without intervals: {where}. A "
         "mixer that carries nothing is left out."
+        f"{_equal_in_what_they_carry(decoding)}"
     )
     return finished_drawing(
         "figure_2", "Figure 2, measured: cache and state", caption, figure, list(decoding)
@@ -142,6 +145,15 @@ def _carried_in_words(decoding: Sequence[Json]) -> str:
     growing = [name for name, seen in sizes.items() if len(seen) > 1]
     said = [f"What is carried grows with the context for {q.listing(growing)} only."] if growing else []
     return " ".join([*said, *(about for name, about in CARRIED.items() if name in sizes)])
+
+
+def _equal_in_what_they_carry(decoding: Sequence[Json]) -> str:
+    """What a caption says of mixers of which the left panel of Figure 2 shows only the last."""
+    carried: dict[str, list[float]] = {}
+    for row in decoding:
+        carried.setdefault(str(row["mixer"]), []).extend([float(row["context"]), float(row["state_bytes"])])
+    found = "; ".join(map(q.listing, coinciding(carried)))
+    return f" They carry equally much, so that their lines lie on one another: {found}." if found else ""
 
 
 def causality(studies: Sequence[OurStudy]) -> Drawing:

@@ -66,10 +66,12 @@ def test_an_interval_keeps_its_zeros() -> None:
 
 def test_everything_is_written(tmp_path: Path) -> None:
     written = bench.write(tmp_path, POINTS, MACHINE)
-    assert {path.name for path in written} == {"bench.md", "bench_8.png"}
+    assert {path.name for path in written} == {"bench.md", "bench_8.png", "bench_8.md"}
     assert {path.name for path in tmp_path.iterdir()} == {
         "bench.csv", "bench.md", "bench.tex", "bench_8.png", "bench_8.svg", "bench_8.pdf", "bench_8.csv",
+        "bench_8.md",
     }  # fmt: skip
+    assert "Wide line: reading and writing the tokens once" in (tmp_path / "bench_8.md").read_text()
 
 
 @pytest.mark.parametrize("points", [[], [point("attention", 16, None)]])

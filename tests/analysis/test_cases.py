@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from analysis import figures, sweep
+from analysis import panel_figures, row_figures, shown_arms, sweep
 from analysis.against_published import DIFFERS, MATCH, NOT_COMPARABLE, OPEN, published_table, stand
 from analysis.comparison import EQUIVALENT, HURTS, MORE, Comparison
 from analysis.notes import selection_rule
@@ -305,7 +306,7 @@ def test_the_seeds_are_drawn_by_the_number_of_their_case(
 
     monkeypatch.setattr(Axes, "plot", plot)
     study = study_of(records)
-    figures.seeds(study, list(summarise(study).values()))
+    row_figures.seeds(study, list(summarise(study).values()))
     assert set(drawn) == {70.0, 71.0, 72.0}
 
 
@@ -341,7 +342,7 @@ def test_every_case_has_a_front_of_its_own(records: Any, monkeypatch: pytest.Mon
     """conv is cheaper, ssm better, at both lengths; conv @ 1024 is no rival of ssm @ 64."""
     calls = watch(monkeypatch, "plot")
     study = study_of(records)
-    drawing = drawing_of(figures.costs, study)
+    drawing = drawing_of(panel_figures.costs, study)
     fronts = [arguments[1] for arguments, style in calls if "drawstyle" in style]
     means = {name: arm.test.mean for name, arm in summarise(study).items()}
     assert fronts[:2] == [
@@ -355,38 +356,76 @@ def test_models_that_several_cases_test_are_drawn_once(records: Any, monkeypatch
     study = with_the_same_models(records)
     assert study.first_cases == {"64": "64", "1024": "64"}
     marks, lines = watch(monkeypatch, "errorbar"), watch(monkeypatch, "plot")
-    drawing = drawing_of(figures.costs, study)
+    drawing = drawing_of(panel_figures.costs, study)
     assert {style["label"] for _, style in marks} == {"conv @ 64", "ssm @ 64"}
     assert "have the same costs: drawn is the first of them, 64." in drawing.caption
     assert "of each case" not in drawing.caption
     assert "ssm @ 1024" in drawing.files["csv"].decode()
     lines.clear()
-    drawing = drawing_of(figures.curves, study)
+    drawing = drawing_of(panel_figures.curves, study)
     assert [style["label"] for _, style in lines] == 2 * ["conv", "ssm"]  # in both panels
     assert "share their curves" in drawing.caption
 
 
 def test_the_limit_of_marks_counts_what_is_drawn(records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "MOST_LINES", 2)
+    monkeypatch.setattr(panel_figures, "MOST_LINES", 2)
     study = with_the_same_models(records)
     assert all(
-        "Drawn: the first" not in drawing_of(draw, study).caption for draw in (figures.costs, figures.curves)
+        "Drawn: the first" not in drawing_of(draw, study).caption
+        for draw in (panel_figures.costs, panel_figures.curves)
     )
 
 
+def test_figures_are_cut_between_cases() -> None:
+    cases: list[str | None] = [*"aaaaabbbbbccccc"]
+    drawn, said = shown_arms.at_most(12, list(range(15)), cases)
+    assert (len(drawn), said) == (15, ""), "the rest of a case that is nearly whole"
+    drawn, said = shown_arms.at_most(9, list(range(15)), cases)
+    assert (len(drawn), said) == (10, " Drawn: the first 10 of 15; the data file has all.")
+    assert len(shown_arms.at_most(11, list(range(15)), cases)[0]) == 10
+    assert len(shown_arms.at_most(11, list(range(15)), [None] * 15)[0]) == 11, "no case is whole"
+
+
+def test_two_comparisons_of_an_arm_are_told_apart(records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = json.loads((records.study / "plan.json").read_text())
+    again = [{**arm, "name": arm["name"].replace("conv", "conv2"), "arm": "conv2"} for arm in plan["arms"]]
+    again = [arm for arm in again if "conv2" in arm["name"]]
+    second = [{**each, "baseline": each["baseline"].replace("conv", "conv2")} for each in plan["comparisons"]]
+    comparisons = plan["comparisons"] + second
+    records.edit_plan(arms=plan["arms"] + again, comparisons=comparisons, families=[[0, 2], [1, 3]])
+    study = study_of(records)
+    arms = summarise(study)
+    marks, labels = watch(monkeypatch, "errorbar"), watch(monkeypatch, "set_ylabel")
+    drawing, *_ = sweep.draw_all(study, arms, judge(study, arms))
+    looks = {style["label"]: (style["marker"], style.get("markerfacecolor")) for _, style in marks}
+    assert looks["ssm \N{MINUS SIGN} conv"] == looks["ssm"] != looks["ssm \N{MINUS SIGN} conv2"]
+    assert looks["ssm \N{MINUS SIGN} conv2"][1] == "white"
+    assert labels[1][0][0] == "paired difference (points)"
+    assert ">ssm \N{MINUS SIGN} conv2<" in drawing.files["svg"].decode()
+
+
+def test_rates_are_ticks_and_nothing_else_is(records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = watch(monkeypatch, "set_xticks")
+    axes = Figure().add_subplot()
+    sweep._rate_axis(axes, [3e-3, 1e-2, 3e-2], upright=True)
+    assert ticks[-1][0] == ([3e-3, 1e-2, 3e-2],)
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.003", "0.01", "0.03"]
+    assert not len(axes.xaxis.get_minorticklocs())
+
+
 def test_an_arm_has_its_colour_in_every_case(records: Any) -> None:
-    looks = figures.looks_of(study_of(records), list(summarise(study_of(records)).values()))
+    looks = shown_arms.looks_of(study_of(records), list(summarise(study_of(records)).values()))
     assert looks["conv @ 64"]["color"] == looks["conv @ 1024"]["color"] != looks["ssm @ 64"]["color"]
     distinct = {tuple(map(str, look.values())) for look in looks.values()}
     assert len(distinct) == len(ARMS)
     shared = with_the_same_models(records)
-    looks = figures.looks_of(shared, list(summarise(shared).values()))
+    looks = shown_arms.looks_of(shared, list(summarise(shared).values()))
     assert looks["conv @ 64"] == looks["conv @ 1024"]
 
 
 def test_no_line_joins_the_seeds_of_two_cases(records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     collections = watch(monkeypatch, "add_collection")
-    drawing = drawing_of(figures.seeds, study_of(records))
+    drawing = drawing_of(row_figures.seeds, study_of(records))
     (joined,), _ = collections[0]
     rows = [sorted({round(y) for _, y in line}) for line in joined.get_segments()]
     assert sorted(rows) == 3 * [[0, 1]] + 3 * [[2, 3]]
@@ -399,7 +438,7 @@ def test_a_hard_case_is_not_far_out(records: Any) -> None:
     for arm, accuracy in hard.items():
         for seed in range(3):
             change_result(records, arm, seed, test={"accuracy": accuracy + seed})
-    for draw in (figures.costs, figures.curves, figures.seeds):
+    for draw in (panel_figures.costs, panel_figures.curves, row_figures.seeds):
         assert "oo far out" not in drawing_of(draw, study_of(records)).caption, draw
 
 
@@ -420,7 +459,7 @@ def test_each_case_has_its_skeleton_and_each_arm_its_budget(records: Any) -> Non
     assert ", at 20 epochs of 1,077 images, batch 64." in at_1024.sentence
     caption = " ".join(comparison_table(study, arms, comparisons).caption)
     assert "mambaout-nano and causal-lm(depth=4)" in caption
-    assert "20 epochs of 1,077 images, batch 64 and 99 epochs" in caption
+    assert "20 epochs of 1,077 images, batch 64; and 99 epochs" in caption
 
 
 def test_last_epochs_may_differ_between_cases(records: Any) -> None:

@@ -25,7 +25,9 @@ def cells(figure: str, panel: str, part: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("figure", ["influence", "receptive_fields"])
 def test_maps_have_a_scale_and_whole_names(figure: str, tmp_path: Path) -> None:
     rows = [row for part in ("before", "after") for row in cells(figure, ARM, part)]
-    look.write(tmp_path, rows)
+    written = look.write(tmp_path, rows)
+    assert written == [tmp_path / f"{figure}.png", tmp_path / f"{figure}.md"]
+    assert "(cross)" in written[1].read_text(), "the caption"
     texts = re.findall(r">([^<>]+)</text>", (tmp_path / f"{figure}.svg").read_text())
     assert "mean absolute gradient, as a share of the largest in the map" in texts
     assert "ladder-without-conv-" in texts

@@ -268,7 +268,8 @@ def test_what_was_found_is_drawn_beside_what_is_there(learned: tuple[Trial, Stor
         assert len(found.boxes) == stored["detections"][number]
         surest = found.categories[int(np.argmax(found.scores))]
         assert surest in truth.categories
-    (drawn,) = detections_figure.write(runs / "look", [asdict(each) for each in seen])
+    drawn, caption = detections_figure.write(runs / "look", [asdict(each) for each in seen])
+    assert "boxes with their scores" in caption.read_text()
     assert drawn.stat().st_size > 1000
     with open(runs / "look" / "detections.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import resource
@@ -20,7 +21,8 @@ from matplotlib.figure import Figure
 
 import run_ablation
 from analysis import published
-from analysis.paper import PaperReport, bubbles, figures, ours, write_paper
+from analysis.drawing import paper_style
+from analysis.paper import PaperReport, bubbles, diagrams, figures, ours, write_paper
 from analysis.paper.tables import all_tables, latex_long, margins
 from analysis.table import Cell, Column, Table
 
@@ -97,8 +99,8 @@ def seconds_of(code: str) -> tuple[float, str]:
 def test_every_figure_and_table_is_written(paper: PaperReport) -> None:
     root = paper.index.parent
     drawn = {path.stem for path in (root / "figures").iterdir()}
-    wanted = {"figure_1a", "figure_1b", "figure_2", "figure_3b", "figure_4", "long_sequences", "margins"}
-    assert drawn == wanted | {"ingredients"}
+    wanted = {"figure_1a", "figure_1b", "figure_2", "figure_3a", "figure_3b", "figure_4", "long_sequences"}
+    assert drawn == wanted | {"margins", "ingredients"}
     assert paper.figures == len(drawn)
     for name in drawn:
         for suffix in ("png", "svg", "pdf", "csv"):
@@ -542,6 +544,20 @@ def test_nothing_carried_nothing_drawn(runs: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "paper" / "figures" / "figure_2.png").exists()
 
 
+def test_the_causal_mask_shows_nothing_later() -> None:
+    rows = list(csv.DictReader(io.StringIO(diagrams.masks().files["csv"].decode())))
+    for row in rows:
+        earlier = int(row["input"]) <= int(row["output"])
+        assert row["visible"] == str(int(earlier or row["mixer"] == "attention"))
+    assert len(rows) == 2 * 8 * 8
+
+
+def test_channels_past_the_mixer_are_drawn() -> None:
+    with paper_style():
+        said = diagrams.blocks().files["svg"].decode()
+    assert [said.count(f">{text}<") for text in ("96 of 256", "160", "concatenate, 256")] == [2, 2, 2]
+
+
 def test_the_caption_of_figure_2_names_what_fits_no_rule() -> None:
     sizes = {"causal-attention": (64, 128), "window-attention": (64, 64), "ssm": (16, 16)}
     rows = [
@@ -555,6 +571,11 @@ def test_the_caption_of_figure_2_names_what_fits_no_rule() -> None:
     assert "copies the whole cache" in drawing.caption
     assert "Window attention is neither" in drawing.caption
     assert "One run of benchmarks/decoding.py" in drawing.caption
+    assert "on one another" not in drawing.caption
+    twins = [*rows, *(row | {"mixer": "s4d"} for row in rows if row["mixer"] == "ssm")]
+    drawing = figures.memory(twins)
+    assert drawing is not None
+    assert drawing.caption.endswith("so that their lines lie on one another: ssm and s4d.")
     (alone,) = [figures.memory([row for row in rows if row["mixer"] == "ssm"])]
     assert alone is not None
     assert "attention" not in alone.caption

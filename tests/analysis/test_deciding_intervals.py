@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from analysis import figures
-from analysis.adjusted import adjusted
+from analysis import quantities as q
+from analysis import row_figures
 from analysis.comparison import EQUIVALENT, HELPS, HURTS, NO_VERDICT, UNDECIDED
+from analysis.deciding_intervals import deciding_intervals
 from analysis.read_records import load_study
 from analysis.records import Study
 from analysis.summary import summarise
@@ -35,7 +36,7 @@ def test_they_decide_as_the_verdict_does(study: Study) -> None:
     assert study.margin is not None
     comparisons = judge(study, summarise(study))
     words = set()
-    for comparison, deciding in zip(comparisons, adjusted(study, comparisons), strict=True):
+    for comparison, deciding in zip(comparisons, deciding_intervals(study, comparisons), strict=True):
         if comparison.word == NO_VERDICT:
             assert comparison.interval.without_spread
             continue
@@ -51,16 +52,16 @@ def test_of_a_single_comparison_they_are_the_usual_ones(write_records: Any) -> N
     records = write_records({name: ACCURACIES[name] for name in ("conv", "close")})
     study = load_study(records.study, records.trials)
     (comparison,) = judge(study, summarise(study))
-    (deciding,) = adjusted(study, [comparison])
+    (deciding,) = deciding_intervals(study, [comparison])
     assert (deciding.interval, deciding.inner) == (comparison.interval, comparison.inner)
-    drawing = figures.differences(study, list(summarise(study).values()), [comparison])
+    drawing = row_figures.differences(study, list(summarise(study).values()), [comparison])
     assert drawing is not None
     assert "hiskers" not in drawing.caption
 
 
 def test_the_figure_says_what_decides(study: Study) -> None:
     arms = summarise(study)
-    drawing = figures.differences(study, list(arms.values()), judge(study, arms))
+    drawing = row_figures.differences(study, list(arms.values()), judge(study, arms))
     assert drawing is not None
     for part in (
         "Whiskers: the same intervals at the level at which Holm's adjustment",
@@ -70,11 +71,30 @@ def test_the_figure_says_what_decides(study: Study) -> None:
         assert part in drawing.caption
 
 
+def test_a_row_off_the_scale_has_the_interval_that_decides(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows are declared too far out: what they print is what the verdict rests on."""
+    monkeypatch.setattr(row_figures, "far_out", lambda reaches, least: set(range(len(reaches))))
+    arms = summarise(study)
+    comparisons = judge(study, arms)
+    drawing = row_figures.differences(study, list(arms.values()), comparisons)
+    assert drawing is not None
+    said = drawing.files["svg"].decode()
+    for comparison, deciding in zip(comparisons, deciding_intervals(study, comparisons), strict=True):
+        decides, alone = (
+            q.interval(each.low, each.high, 2) for each in (deciding.interval, comparison.interval)
+        )
+        assert decides in said
+        assert decides == alone or alone not in said
+    assert "the mean, and the interval that decides" in drawing.caption
+
+
 def test_trials_that_are_missing_have_no_interval(write_records: Any) -> None:
     records = write_records({name: ACCURACIES[name] for name in ("conv", "close", "better")})
     for seed in range(5):
         (records.folder("close", seed) / "result.json").unlink()
     study = load_study(records.study, records.trials)
-    missing, better = adjusted(study, judge(study, summarise(study)))
+    missing, better = deciding_intervals(study, judge(study, summarise(study)))
     assert math.isnan(missing.interval.low)
     assert math.isfinite(better.interval.low)

@@ -11,7 +11,7 @@ from analysis.statistics import Estimate, holm_levels, t_interval
 
 
 @dataclass(frozen=True)
-class Adjusted:
+class DecidingIntervals:
     """`interval` leaves out zero just where the verdict may be "helps" or "hurts"; `inner` lies inside the
     equivalence zone just where it may be "equivalent". Each at the level of its own test.
     """
@@ -20,7 +20,7 @@ class Adjusted:
     inner: Estimate
 
 
-def adjusted(study: Study, comparisons: Sequence[Comparison]) -> list[Adjusted]:
+def deciding_intervals(study: Study, comparisons: Sequence[Comparison]) -> list[DecidingIntervals]:
     """The deciding intervals of all comparisons of a study, in the order of the plan."""
     found = {}
     for family in study.families:
@@ -30,5 +30,7 @@ def adjusted(study: Study, comparisons: Sequence[Comparison]) -> list[Adjusted]:
         )
         for index, difference, equivalence in zip(family, *levels, strict=True):
             values = comparisons[index].differences
-            found[index] = Adjusted(t_interval(values, difference), t_interval(values, 2 * equivalence))
+            found[index] = DecidingIntervals(
+                t_interval(values, difference), t_interval(values, 2 * equivalence)
+            )
     return [found[index] for index in range(len(comparisons))]

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 
 from analysis.drawing import coinciding, paper_style
 from analysis.panel_figures import costs, curves, pareto_front
-from analysis.records import Study, load_study
+from analysis.read_records import load_study
+from analysis.records import Study
 from analysis.summary import summarise
 
 

@@ -23,7 +23,7 @@ STEP = 1e-3
 """Resolution of the expansion ratio."""
 STEPS_MAX = 64_000
 CHORD_STEPS = 4
-"""Where the mixer's width is fixed, the second already lands within a channel or two per block."""
+"""With a fixed mixer width, the second step is already within one or two channels."""
 
 Size = Literal["params", "macs"]
 
@@ -58,25 +58,25 @@ def mixer_widths(baseline: Trial, trial: Trial) -> dict[str, Any]:
     return {} if achieved == target else {"mixer_channels": {"target": target, "achieved": achieved}}
 
 
-def measure(trial: Trial, what: Size) -> int:
+def size_of(trial: Trial, size: Size) -> int:
     """The size of a trial's model."""
-    return count_params(trial) if what == "params" else count_costs(trial).macs
+    return count_params(trial) if size == "params" else count_costs(trial).macs
 
 
 def match(trial: Trial, what: Size, target: int) -> tuple[Trial, Matching]:
     """Choose the skeleton's `expansion_ratio` so that the trial's size is nearest to `target`.
 
-    Where the mixer's width is fixed, size is linear in the hidden width but for its steps of one channel,
-    and a few chord steps settle. Where the mixer gets all hidden channels (`conv_ratio="all"`), size is
-    quadratic in them, jumps with every further head of an attention, and some widths fit no head at all.
-    It grows with the width all the same, so the nearest size is next to where it passes the target, which
-    bisection finds. A ratio that the chord steps met goes before others of the same size: trials are named
-    by their ratio, and those on record have theirs from there.
+    Where the mixer's width is fixed, size is linear in the hidden width apart from rounding to whole
+    channels, and a few chord steps are enough. Where the mixer gets all hidden channels
+    (`conv_ratio="all"`), size is quadratic in them, jumps with every further head of an attention, and some
+    widths fit no head at all. It grows with the width all the same, so the nearest size is next to where it
+    passes the target, which bisection finds. Ties go to a ratio found by the chord search, so that recorded
+    trials keep their ids.
 
     Raises:
         InputError: no ratio comes within 2 %, e.g. when the mixer alone is larger than the target.
     """
-    own = measure(trial, what)
+    own = size_of(trial, what)
     if own == target:
         return trial, Matching(what, target, target)
     search = _Search(trial, what, target)
@@ -147,7 +147,7 @@ class _Search:
         """Whether the trial can be built at that ratio; then its size there is known."""
         if step not in self.sizes:
             with suppress(InputError):
-                self.sizes[step] = measure(_at_ratio(self.trial, step), self.what)
+                self.sizes[step] = size_of(_at_ratio(self.trial, step), self.what)
         return step in self.sizes
 
 

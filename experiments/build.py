@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from experiments import cost, pretrained
-from experiments.cost import Costs, measure
 from experiments.interface import TaskSpec
 from experiments.skeletons import SKELETONS, option_defaults
 from experiments.skeletons.base import Skeleton
 from experiments.tasks import TASKS
-from experiments.tasks.base import Metric, Task, TaskData, generator
+from experiments.tasks.base import Task, generator
 from experiments.trial import Recipe, Trial, stream
 from mixers import MIXERS, Component, InputError, backends, contract
 from mixers.base import TokenMixer
@@ -80,74 +79,6 @@ def create_task(component: Component) -> Task:
     return TASKS.create(component)
 
 
-def choose_metric(task: Task, name: str, wanted: str | None) -> Metric:
-    """The metric of that name, or the task's first.
-
-    Args:
-        task: the task.
-        name: of the task, for the message.
-        wanted: name of one of its metrics; None for the first.
-
-    Raises:
-        InputError: the task has no such metric.
-    """
-    known = {metric.name: metric for metric in (task.metric, *task.other_metrics)}
-    if wanted is None:
-        return task.metric
-    if wanted not in known:
-        raise InputError(
-            f"task {name} has no metric {wanted!r}{suggest(wanted, known)} (it has {', '.join(known)})"
-        )
-    return known[wanted]
-
-
-def choose_test_metric(task: Task, data: TaskData, what: str, wanted: str, like: Metric) -> Metric:
-    """A number of the test split by name, of further test sets too ("accuracy_1024").
-
-    Args:
-        task: the task.
-        data: of any seed.
-        what: asks for it, for the message.
-        wanted: its name.
-        like: the metric in whose place it is compared.
-
-    Raises:
-        InputError: there is no such number, or it is in another unit or better the other way.
-    """
-    own = [task.metric, *task.other_metrics]
-    further = [
-        dataclasses.replace(metric, name=f"{metric.name}_{name}")
-        for name in data.extra_tests
-        for metric in own
-    ]
-    known = {metric.name: metric for metric in (*own, *further)}
-    if wanted not in known:
-        raise InputError(
-            f"{what} {wanted!r} is not measured{suggest(wanted, known)} (known: {', '.join(known)})"
-        )
-    found = known[wanted]
-    if (found.unit, found.higher_is_better) != (like.unit, like.higher_is_better):
-        raise InputError(
-            f"{what} {wanted!r} cannot take the place of {like.name}: it is in {found.unit}, "
-            f"{_better(found)}, and not in {like.unit}, {_better(like)}"
-        )
-    return found
-
-
-def _better(metric: Metric) -> str:
-    return f"{'higher' if metric.higher_is_better else 'lower'} is better"
-
-
-def is_part_of(metric: Metric, whole: Metric) -> bool:
-    """Whether a number is that metric, or that metric on some of what is asked or on a further test set."""
-    return metric.name == whole.name or metric.name.startswith(f"{whole.name}_")
-
-
-def extra_test_of(metric: Metric, data: TaskData) -> str | None:
-    """The further test set that a number of `choose_test_metric` is of; None for the test split."""
-    return next((name for name in data.extra_tests if metric.name.endswith(f"_{name}")), None)
-
-
 def build_model(trial: Trial, *, new_head: bool = True) -> Skeleton:
     """The model of a trial, initialised from its seed alone, or from the weights that its recipe names.
 
@@ -170,9 +101,9 @@ def build_model(trial: Trial, *, new_head: bool = True) -> Skeleton:
 
 
 def assemble(
-    mixers: tuple[Component, ...], skeleton: Component, who: str, spec: TaskSpec, seed: int
+    mixers: tuple[Component, ...], skeleton: Component, asked_by: str, spec: TaskSpec, seed: int
 ) -> Skeleton:
-    """Mixers in a skeleton, all options resolved, for any task; `who` is that task in error messages.
+    """Mixers in a skeleton, all options resolved, for any task, which error messages call `asked_by`.
 
     Raises:
         InputError: the mixer does not fit the skeleton, sees the future of a causal task, or cannot be built
@@ -196,7 +127,7 @@ def assemble(
             raise contract.needs_values(chosen.name, error) from error
         if spec.causal and not built.causal:
             raise InputError(
-                f"{who} is causal, but mixer {chosen} sees later tokens; choose a causal one such as "
+                f"{asked_by} is causal, but mixer {chosen} sees later tokens; choose a causal one such as "
                 "causal-conv, causal-attention or ssm, for --mixer and for --baseline"
             )
         return built
@@ -265,10 +196,10 @@ def backend_of(operation: str, requested: str, device: torch.device) -> str:
         raise InputError(str(error)) from None
 
 
-def count_costs(trial: Trial) -> Costs:
+def count_costs(trial: Trial) -> cost.Costs:
     """What the trial's model costs, without allocating it."""
     with torch.device("meta"):
-        return measure(build_model(trial), create_task(trial.task).spec)
+        return cost.costs_of(build_model(trial), create_task(trial.task).spec)
 
 
 def count_params(trial: Trial) -> int:

@@ -36,7 +36,8 @@ class Costs:
         params_mixer: those of the token mixers.
         macs: multiply-accumulates of one forward pass of one example.
         macs_mixer: those of the token mixers.
-        state_bytes: carried per sequence at the task's length; None if a mixer is not recurrent.
+        state_bytes: carried per sequence at the task's length; None if a mixer has no recurrent form on this
+            grid.
         macs_convention: how they were counted.
     """
 
@@ -71,7 +72,7 @@ def token_mixers(model: nn.Module) -> Iterator[tuple[str, TokenMixer]]:
             yield name, module
 
 
-def measure(model: Skeleton, task: TaskSpec) -> Costs:
+def costs_of(model: Skeleton, spec: TaskSpec) -> Costs:
     """Count a model that was built on the meta device.
 
     The mixers are counted by their own closed forms, the rest by torch's counter with the mixers
@@ -81,7 +82,7 @@ def measure(model: Skeleton, task: TaskSpec) -> Costs:
 
     mixers = [mixer for _, mixer in token_mixers(model)]
     with FlopCounterMode(display=False) as counter:
-        macs_mixer, states = run_on_nothing(model, task)
+        macs_mixer, states = run_on_nothing(model, spec)
     known = [size for size in states if size is not None]
     return Costs(
         params=count_params(model),
@@ -89,7 +90,7 @@ def measure(model: Skeleton, task: TaskSpec) -> Costs:
         macs=counter.get_total_flops() // 2 + macs_mixer,
         macs_mixer=macs_mixer,
         state_bytes=STATE_BYTES_PER_NUMBER * sum(known) if len(known) == len(states) else None,
-        macs_convention=MACS_CONVENTION + (DETECTOR_CONVENTION if task.output == "instances" else ""),
+        macs_convention=MACS_CONVENTION + (DETECTOR_CONVENTION if spec.output == "instances" else ""),
     )
 
 
@@ -98,7 +99,7 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def run_on_nothing(model: Skeleton, task: TaskSpec) -> tuple[int, list[int | None]]:
+def run_on_nothing(model: Skeleton, spec: TaskSpec) -> tuple[int, list[int | None]]:
     """Run a model on one example of zeros, its mixers passed by; what does not fit fails here.
 
     On the meta device nothing is computed.
@@ -113,7 +114,7 @@ def run_on_nothing(model: Skeleton, task: TaskSpec) -> tuple[int, list[int | Non
         return x
 
     with _forward_replaced([mixer for _, mixer in token_mixers(model)], pass_by), torch.no_grad():
-        model.eval().forward_nominal(example_input(task, 1, next(model.parameters()).device))
+        model.eval().forward_nominal(example_input(spec, 1, next(model.parameters()).device))
     states = [mixer.state_size(grid[0]) if len(grid) == 1 else None for mixer, grid in grids]
     return sum(mixer.macs(grid) for mixer, grid in grids), states
 
@@ -131,11 +132,11 @@ def _forward_replaced(
             object.__delattr__(mixer, "forward")
 
 
-def example_input(task: TaskSpec, batch_size: int, device: torch.device | str) -> Tensor:
+def example_input(spec: TaskSpec, batch_size: int, device: torch.device | str) -> Tensor:
     """An input of the right shape and type, all zeros."""
-    if task.input == "image":
-        return torch.zeros(batch_size, task.channels, *task.grid, device=device)
-    return torch.zeros(batch_size, *task.grid, dtype=torch.long, device=device)
+    if spec.input == "image":
+        return torch.zeros(batch_size, spec.channels, *spec.grid, device=device)
+    return torch.zeros(batch_size, *spec.grid, dtype=torch.long, device=device)
 
 
 def training_memory(model: nn.Module, loss_of: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> int:

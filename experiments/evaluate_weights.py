@@ -28,6 +28,7 @@ class Evaluated:
     Attributes:
         model: skeleton and mixers with every option, and weights with their hash.
         task: with every option.
+        classes: that it has.
         examples: how many were answered.
         unreadable: images that were passed over.
         metrics: accuracy and top_5 in %, loss.
@@ -35,6 +36,7 @@ class Evaluated:
 
     model: str
     task: str
+    classes: int
     examples: int
     unreadable: int
     metrics: dict[str, float]
@@ -77,6 +79,7 @@ def evaluate_weights(asked: EvaluateRequest) -> Evaluated:
     return Evaluated(
         f"{trial.skeleton} with {trial.mixer_text}, weights {trial.train.weights}",
         str(trial.task),
+        classes,
         len(answers["example"]),
         len(data.unreadable),
         metrics,

@@ -306,7 +306,7 @@ def _train(what: str, trials: list[Trial], labels: Mapping[str, str], store: Sto
         print(f"note: {note}")
     to_do = launch.missing(trials, store)
     where = f" of shard {asked.shard}" if asked.shard else ""
-    print(f"{what}, {len(to_do):,} of {plural(len(trials), 'trial')}{where} to run", flush=True)
+    print(f"{what}, {len(to_do)} of {len(trials)} trials{where} to run", flush=True)
     if not to_do:
         return
     for trial in to_do:

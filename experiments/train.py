@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import random
 import socket
@@ -18,7 +17,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from experiments import checkpoint
 from experiments.build import count_costs, create_task
+from experiments.checkpoint import Progress
 from experiments.divided_batches import check_share
 from experiments.evaluate import Answers, EvaluationOutOfMemory, Evaluator
 from experiments.learner import Learner
@@ -44,21 +45,6 @@ PROGRESS_EVERY = 0.5  # seconds between two progress reports
 
 class Interrupted(Exception):
     """The trial was asked to stop and has saved its checkpoint."""
-
-
-@dataclass
-class Progress:
-    """Where a run is; all of it is in the checkpoint."""
-
-    epoch: int = 0
-    step: int = 0  # within the epoch
-    loss_sum: float = 0.0  # of the epoch's steps so far
-    curve: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0  # of all sessions before this one
-    training: float = 0.0  # in steps of training, of all sessions
-    waiting: float = 0.0  # of these before this session, in which the next batch was not there yet
-    best_epoch: int = 0
-    peak_memory: int = 0  # bytes that training took on a GPU
 
 
 def run_trial(
@@ -97,6 +83,25 @@ def run_trial(
         run.close()
 
 
+@dataclass(frozen=True)
+class _Tested:
+    """What a trained model came to; without numbers where it diverged.
+
+    Attributes:
+        status: "ok" or "diverged".
+        selected_epoch: whose weights were tested.
+        metrics: by split.
+        skipped: further test sets that were not answered, and why.
+        answers: to the examples of the test split.
+    """
+
+    status: str
+    selected_epoch: int
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    answers: Answers = field(default_factory=dict)
+
+
 class _Run:
     """The state of one trial while it runs."""
 
@@ -131,7 +136,7 @@ class _Run:
         )
         self.best_weights: dict[str, Tensor] | None = None
         self.cause = ""  # of divergence
-        self.started = self.saved = self.reported = time.monotonic()
+        self.counted_from = self.saved = self.reported = time.monotonic()
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
 
     def _untrained(self) -> Learner:
@@ -146,7 +151,7 @@ class _Run:
                 finite = self._train_epoch()
             if not finite or not self._end_epoch():
                 return "diverged"
-        if self.progress.seconds + time.monotonic() - self.started > self.runtime.checkpoint_every:
+        if self._seconds() > self.runtime.checkpoint_every:
             self.save()  # tests may take long, too
         return "ok"
 
@@ -219,6 +224,10 @@ class _Run:
         """Updates of the weights so far."""
         return self.progress.epoch * self.steps_per_epoch + self.progress.step
 
+    def _seconds(self) -> float:
+        """That the run has taken so far, in all sessions: up to the last save and since."""
+        return self.progress.seconds + time.monotonic() - self.counted_from
+
     def _log(self, loss: float) -> None:
         if self.ranks.rank > 0:
             return
@@ -283,13 +292,11 @@ class _Run:
         """Write the checkpoint."""
         if self.ranks.rank > 0:
             return
-        self.progress.seconds += time.monotonic() - self.started
-        self.started = self.saved = time.monotonic()
+        self.progress.seconds = self._seconds()
+        self.counted_from = self.saved = time.monotonic()
         self.progress.waiting += self.metrics.session_waited
         self.metrics.session_waited = 0.0
-        buffer = io.BytesIO()
-        torch.save(self._state(), buffer)
-        write_bytes(self.folder.checkpoint, buffer.getvalue())
+        checkpoint.write(self.folder, self._state())
 
     def _state(self) -> dict[str, Any]:
         """All that a run needs to go on."""
@@ -303,11 +310,14 @@ class _Run:
 
     def restore(self) -> None:
         """Continue from the checkpoint, if there is one that can be read and fits."""
-        saved = self.ranks.tell(self._saved() if self.ranks.rank == 0 else None)
+        first = self.ranks.rank == 0
+        saved = self.ranks.tell(
+            checkpoint.read(self.folder, self.trial.id, like=self._state()) if first else None
+        )
         if saved is None:
             return
         if not self._learner_takes(saved):
-            del self.learner  # of which a part may be restored
+            del self.learner  # part of it may be restored already
             self.learner = self._untrained()
             return
         self.progress = Progress(**saved["progress"])
@@ -327,33 +337,6 @@ class _Run:
             return False
         return True
 
-    def _saved(self) -> dict[str, Any] | None:
-        """The checkpoint, or None if there is none that can be used."""
-        try:
-            saved = torch.load(self.folder.checkpoint, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # torch.load raises many kinds for a damaged file
-            self.folder.note(f"checkpoint not readable, starting anew: {error}")
-            return None
-        if isinstance(saved, dict) and saved.get("trial_id", self.trial.id) != self.trial.id:
-            self.folder.note(f"checkpoint of trial {saved['trial_id']}, starting anew")
-            return None
-        if not self._understands(saved):
-            self.folder.note("checkpoint of another version of this code, starting anew")
-            return None
-        return saved
-
-    def _understands(self, saved: Any) -> bool:
-        """Whether it has the fields of a checkpoint of this code; the learner's own it knows itself."""
-        state = self._state()
-        if not isinstance(saved, dict) or saved.keys() != state.keys():
-            return False
-        best = saved["best_weights"]
-        return all(_types(saved[part]) == _types(state[part]) for part in ("progress", "window")) and (
-            best is None or _shapes(best) == _shapes(saved["model"])
-        )
-
     def _write_curve(self) -> None:
         if self.ranks.rank > 0:
             return
@@ -372,7 +355,7 @@ class _Run:
             epoch=min(self.progress.epoch + 1, self.recipe.all_epochs),
             epochs=self.recipe.all_epochs,
             fraction=done / self.recipe.all_epochs,
-            seconds=self.progress.seconds + now - self.started,
+            seconds=self._seconds(),
         )
 
     def close(self) -> None:
@@ -380,44 +363,53 @@ class _Run:
         self.metrics.close()
         if isinstance(self.data, FilesRead):
             self.data.close()
-        del self.evaluator  # which holds this run: a circle, and with it the model, lives until Python looks
+        # breaks the reference cycle run <-> evaluator, which would keep the model until garbage collection
+        del self.evaluator
 
     def finish(self, status: str) -> None:
         """Evaluate, if there is something to evaluate, and write the result."""
-        seconds = self.progress.seconds + time.monotonic() - self.started
-        training = self.progress.training
-        waiting = (self.progress.waiting + self.metrics.session_waited) / training if training else 0.0
-        metrics: dict[str, dict[str, float]] = {}
-        skipped: dict[str, str] = {}
-        answers: Answers = {}
-        selected_epoch = self.progress.epoch
-        if status == "ok":
-            if self.best_weights is not None:
-                self.learner.tested.load_state_dict(self.best_weights)
-                selected_epoch = self.progress.best_epoch
-            metrics["validation"], _ = self.evaluate("validation")
-            metrics["test"], answers = self.evaluate("test")
-            if not self._all_finite(metrics["test"], "test"):
-                status, metrics = "diverged", {}
-        if status == "ok":
-            further, skipped = self.evaluator.answer_extra_tests(self.learner.tested)
-            metrics["test"] |= further
+        seconds = self._seconds()  # before the tests, which are no training
+        tested = self._test() if status == "ok" else _Tested(status, self.progress.epoch)
         unreadable = self._unreadable()
         if self.ranks.rank > 0:
             return
-        if status == "ok":
-            self.folder.answer(answers)
+        if tested.status == "ok":
+            self.folder.answer(tested.answers)
             if self.runtime.keep_weights:
                 self._store_weights()
-        result: dict[str, Any] = {
+        result, timing = self._result(tested), self._timing(seconds)
+        if isinstance(self.data, FilesRead):
+            timing["unreadable"] = unreadable
+            waiting, training = timing["waiting_for_data"], self.progress.training
+            self.folder.note(f"{waiting:.1%} of {training:.0f} s of training waiting for data")
+            for name, problem in sorted(unreadable.items()):
+                self.folder.note(f"passed over {name}: {problem}")
+        self.folder.finish(result, timing)
+
+    def _test(self) -> _Tested:
+        """Evaluate the selected weights; "diverged" where a metric of the test split is not finite."""
+        epoch = self.progress.epoch
+        if self.best_weights is not None:
+            self.learner.tested.load_state_dict(self.best_weights)
+            epoch = self.progress.best_epoch
+        validation, _ = self.evaluate("validation")
+        test, answers = self.evaluate("test")
+        if not self._all_finite(test, "test"):
+            return _Tested("diverged", epoch)
+        further, skipped = self.evaluator.answer_extra_tests(self.learner.tested)
+        return _Tested("ok", epoch, {"validation": validation, "test": test | further}, skipped, answers)
+
+    def _result(self, tested: _Tested) -> dict[str, Any]:
+        """As stored: what was asked for, what came out, and on which data and code."""
+        return {
             "schema_version": SCHEMA_VERSION,
             "trial_id": self.trial.id,
             "trial": self.trial.to_dict(),
-            "status": status,
+            "status": tested.status,
             "error": self.cause or None,
-            "metrics": metrics,
-            "skipped": skipped,
-            "selected_epoch": selected_epoch,
+            "metrics": tested.metrics,
+            "skipped": tested.skipped,
+            "selected_epoch": tested.selected_epoch,
             "costs": count_costs(self.trial).to_dict(),
             "data": {"fingerprint": self.data.fingerprint, **self.data.sizes},
             "provenance": {
@@ -425,22 +417,25 @@ class _Run:
                 "sources": self.sources,
             },
         }
+
+    def _timing(self, seconds: float) -> dict[str, Any]:
+        """As stored beside the result: what differs from one run of the trial to the next.
+
+        Args:
+            seconds: that training and its validations took.
+        """
+        training = self.progress.training
+        waiting = self.progress.waiting + self.metrics.session_waited
         trained = self.steps_done * self.recipe.batch_size
-        timing = {
+        return {
             "started": self.started_at,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "train_seconds": seconds,
             "examples_per_second": trained / training if training else 0.0,
-            "waiting_for_data": waiting,
+            "waiting_for_data": waiting / training if training else 0.0,
             "peak_memory_bytes": self._training_memory(),
             "host": socket.gethostname(),
         }
-        if isinstance(self.data, FilesRead):
-            timing["unreadable"] = unreadable
-            self.folder.note(f"{waiting:.1%} of {training:.0f} s of training waiting for data")
-            for name, problem in sorted(unreadable.items()):
-                self.folder.note(f"passed over {name}: {problem}")
-        self.folder.finish(result, timing)
 
     def _unreadable(self) -> dict[str, str]:
         """What any rank passed over."""
@@ -453,7 +448,7 @@ class _Run:
             name: value.cpu().clone(memory_format=torch.contiguous_format)
             for name, value in self.learner.tested.state_dict().items()
         }
-        # the id tells them for ours, whatever their names are; several entries would come in any order
+        # the id marks the file as ours; a single entry, since safetensors does not keep their order
         metadata = {"trial_id": self.trial.id}
         write_bytes(self.folder.weights, safetensors.torch.save(weights, metadata))
 
@@ -464,20 +459,11 @@ class _Run:
         return self.learner.training_memory(next(self.data.train_batches(0, self.recipe.batch_size)))
 
 
-def _types(fields: Any) -> dict[str, type] | None:
-    """Of each field; None if they are no fields."""
-    return {name: type(value) for name, value in fields.items()} if isinstance(fields, dict) else None
-
-
-def _shapes(weights: Any) -> dict[str, torch.Size | None] | None:
-    """Of each tensor; None if they are no weights."""
-    if not isinstance(weights, dict):
-        return None
-    return {name: getattr(value, "shape", None) for name, value in weights.items()}
-
-
 def seed_global_generators(seed: int, device: torch.device) -> None:
-    """Seed the generators that library code draws from: stochastic depth (torch), mixup (NumPy)."""
+    """Seed the generators that library code draws from: stochastic depth (torch), mixup (NumPy).
+
+    And Python's, which a user's own mixer may draw from: resumed, it draws what it would have drawn.
+    """
     torch.default_generator.manual_seed(seed)  # torch.manual_seed is far slower
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

@@ -33,17 +33,17 @@ class Recipe:
     epochs: Annotated[int, Field(ge=1)] = 30
     """Passes over the training split."""
     batch_size: Annotated[int, Field(ge=2)] = 64
-    """Examples per step; even when mixup or cutmix is on. The last short batch is dropped."""
+    """Examples per step; an even number where mixup or cutmix is on. The last short batch is dropped."""
     lr: Annotated[float, Field(gt=0)] = 2e-3
     """Peak learning rate."""
     opt: Literal["adamw", "sgd", "lamb"] = "adamw"
-    """timm optimizer."""
+    """timm's optimizer; sgd is with Nesterov momentum 0.9 and ignores betas and eps."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Adam's epsilon."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    """Not applied to norms, biases and what a mixer exempts."""
+    """Not applied to norms, biases and the parameters that a mixer exempts."""
     sched: Literal["cosine", "multistep", "poly"] = "cosine"
     """How the learning rate falls after the warm-up."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 2.0
@@ -61,6 +61,7 @@ class Recipe:
     clip_grad: Annotated[float, Field(gt=0)] | None = None
     """Largest gradient norm; None for no clipping, as in the paper."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the target spread evenly over all classes."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """Mixup's alpha; 0 turns it off."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
@@ -124,11 +125,11 @@ class Trial:
         Raises:
             ValueError: another schema version, or fields that do not fit.
         """
-        fields = dict(stored)
-        version = fields.pop("schema_version", None)
+        values = dict(stored)
+        version = values.pop("schema_version", None)
         if version != SCHEMA_VERSION:
             raise ValueError(f"schema version {version}, this code reads {SCHEMA_VERSION}")
-        return cls(**fields)
+        return cls(**values)
 
 
 def _component(component: Component) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def _in_float32(module: nn.Module, arguments: Any, output: Any) -> Any:
 
 
 class _Width(nn.Module):
-    """All that torchvision asks a backbone when it is told everything else."""
+    """Stands in for a backbone: torchvision reads only `out_channels` from it."""
 
     def __init__(self, out_channels: int) -> None:
         super().__init__()

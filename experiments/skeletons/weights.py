@@ -1,4 +1,4 @@
-"""Weights of MambaOut models, from timm's names or the official checkpoints' to ours and back.
+"""Weights of MambaOut models, from timm's names or the official checkpoints' to ours.
 
 Ours with the `conv` mixer has timm's names except that the convolution sits in the mixer's slot.
 """
@@ -25,30 +25,20 @@ def from_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         InputError: names are missing, or there are names that such a model does not have.
     """
     weights = dict(checkpoint_filter_fn(state_dict, None))  # official names to timm's; timm's stay
-    _require(weights, "conv")
+    _require(weights)
     return {re.sub(r"(blocks\.\d+)\.conv\.", r"\1.mixer.", name): value for name, value in weights.items()}
 
 
-def to_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `from_timm`.
-
-    Raises:
-        InputError: the weights are not those of a MambaOut model with the `conv` mixer.
-    """
-    _require(state_dict, "mixer")
-    return {re.sub(r"(blocks\.\d+)\.mixer\.", r"\1.conv.", name): value for name, value in state_dict.items()}
-
-
-def _require(names: Iterable[str], mixer: str) -> None:
+def _require(names: Iterable[str]) -> None:
     have = set(names)
-    expected = _expected(have, mixer)
+    expected = _expected(have)
     if missing := sorted(expected - have):
         raise InputError(f"not the weights of a MambaOut model: {', '.join(missing)} missing")
     if unknown := sorted(have - expected):
         raise InputError(f"not the weights of a MambaOut model with conv: {', '.join(unknown)} unknown")
 
 
-def _expected(names: set[str], mixer: str) -> set[str]:
+def _expected(names: set[str]) -> set[str]:
     """All names of a model with as many stages and blocks as the given names speak of."""
     depths: dict[int, int] = {0: 1}
     for match in filter(None, map(BLOCK.match, names)):
@@ -59,5 +49,5 @@ def _expected(names: set[str], mixer: str) -> set[str]:
         if stage > 0:
             modules += [f"stages.{stage}.downsample.{part}" for part in ("conv", "norm")]
         for block in range(depths.get(stage, 1)):
-            modules += [f"stages.{stage}.blocks.{block}.{part}" for part in ("norm", "fc1", mixer, "fc2")]
+            modules += [f"stages.{stage}.blocks.{block}.{part}" for part in ("norm", "fc1", "conv", "fc2")]
     return {f"{module}.{parameter}" for module in modules for parameter in ("weight", "bias")}

@@ -30,7 +30,7 @@ from torchvision.transforms.v2 import functional as colour
 
 from experiments.interface import TaskSpec
 from experiments.tasks.base import Batch, Metric, Scorer, TaskData, generator, share, shuffled
-from experiments.tasks.image_sources import in_rgb
+from experiments.tasks.pixels import in_rgb
 from experiments.tasks.reading import FilesRead, Unreadable, whole
 from experiments.tasks.segmentation import at_size, pixel_loss
 from experiments.trial import stream

@@ -22,8 +22,8 @@ from torch import Tensor
 from experiments.interface import TaskSpec
 from experiments.tasks.base import Batch, TaskData, fingerprint, generator, share, shuffled
 from experiments.tasks.coco_format import CocoFile, Degenerate, Picture, decode, read
-from experiments.tasks.image_sources import in_rgb
 from experiments.tasks.instances import InstanceSegmentation, Target
+from experiments.tasks.pixels import in_rgb
 from experiments.tasks.reading import FilesRead, Unreadable, whole
 from experiments.trial import stream
 from mixers.registry import InputError

@@ -33,7 +33,8 @@ from experiments.tasks.base import (
     shuffled,
 )
 from experiments.tasks.image_listing import shown
-from experiments.tasks.image_sources import WHOLE, Read, Source, open_source, read_image
+from experiments.tasks.image_source import WHOLE, Read, Source
+from experiments.tasks.image_sources import open_source, read_image
 from experiments.tasks.reading import FilesRead, Unreadable
 from experiments.trial import stream
 from mixers.registry import InputError

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,14 @@ def write_digits() -> WriteDigits:
 def digit_folder(tmp_path_factory: pytest.TempPathFactory, write_digits: WriteDigits) -> Path:
     """72 training and 36 validation images of 3 classes."""
     return write_digits(tmp_path_factory.mktemp("digits"), {"train": 24, "val": 12})
+
+
+@pytest.fixture(scope="session")
+def to_timm() -> Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    """Gives the weights of a MambaOut model of ours with `conv` timm's names."""
+    return lambda weights: {
+        re.sub(r"(blocks\.\d+)\.mixer\.", r"\1.conv.", name): value for name, value in weights.items()
+    }
 
 
 @pytest.fixture

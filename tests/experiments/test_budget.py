@@ -49,9 +49,9 @@ def test_macs_of_the_released_models(
 )
 @pytest.mark.parametrize("mixer", [name for name in MIXERS if name not in ("mila-attention",)])
 def test_every_mixer_can_be_matched(tiny_trial: MakeTrial, mixer: str, skeleton: str, what: str) -> None:
-    target = budget.measure(tiny_trial(skeleton=skeleton), what)
+    target = budget.size_of(tiny_trial(skeleton=skeleton), what)
     trial = tiny_trial(mixer, skeleton=skeleton)
-    if budget.measure(_with_ratio(trial, 1.0), what) > target * (1 + budget.TOLERANCE):
+    if budget.size_of(_with_ratio(trial, 1.0), what) > target * (1 + budget.TOLERANCE):
         with pytest.raises(InputError, match="cannot be matched"):
             budget.match(trial, what, target)
         return
@@ -70,12 +70,12 @@ def test_what_matches_already_is_left_alone(tiny_trial: MakeTrial) -> None:
 @pytest.mark.parametrize("mixer", ["attention", "gated-linear-attention", "mambavision", "mamba", "ssm"])
 def test_the_nearest_width_is_found(tiny_trial: MakeTrial, mixer: str) -> None:
     """Against all widths: of stepped sizes, and of a mixer that takes only even ones."""
-    target = budget.measure(tiny_trial(skeleton=MAMBA_BLOCK), "params")
+    target = budget.size_of(tiny_trial(skeleton=MAMBA_BLOCK), "params")
     trial = tiny_trial(mixer, skeleton=MAMBA_BLOCK)
     missed = []
     for hidden in range(16, 81):
         with contextlib.suppress(InputError):
-            size = budget.measure(_with_ratio(trial, (hidden + 0.5) / 32), "params")
+            size = budget.size_of(_with_ratio(trial, (hidden + 0.5) / 32), "params")
             missed.append(abs(size / target - 1))
     if min(missed) > budget.TOLERANCE:
         with pytest.raises(InputError, match=rf"nearest .* \([+-]{min(missed):.2%}, more than 2%\)"):
@@ -86,7 +86,7 @@ def test_the_nearest_width_is_found(tiny_trial: MakeTrial, mixer: str) -> None:
 
 def test_a_block_without_hidden_channels_is_refused(tiny_trial: MakeTrial) -> None:
     skeleton = "isotropic-nano(block=metaformer, mlp=none)"
-    target = budget.measure(tiny_trial(skeleton=skeleton), "params")
+    target = budget.size_of(tiny_trial(skeleton=skeleton), "params")
     with pytest.raises(InputError, match=r"ssm.* cannot be matched on parameters"):
         budget.match(tiny_trial("ssm", skeleton=skeleton), "params", target)
 

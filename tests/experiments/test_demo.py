@@ -19,7 +19,6 @@ import run_ablation
 from experiments import demo
 from experiments.interface import TaskSpec
 from experiments.skeletons import SKELETONS
-from experiments.skeletons.weights import to_timm
 from mixers import InputError
 
 
@@ -35,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, ablate: Callable[..., int]) -
 
 
 @pytest.fixture(scope="module")
-def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pico(tmp_path_factory: pytest.TempPathFactory, to_timm: Callable[..., dict]) -> Path:
     """Untrained weights of a small MambaOut with timm's names and 1,000 classes."""
     path = tmp_path_factory.mktemp("weights") / "pico.safetensors"
     task = TaskSpec(input="image", channels=3, grid=(64, 64), classes=1_000)

@@ -30,8 +30,9 @@ from experiments.skeletons import SKELETONS
 from experiments.store import Store, TrialFolder
 from experiments.tasks import TASKS
 from experiments.tasks.base import share
-from experiments.tasks.image_sources import Rows, Source, in_rgb
+from experiments.tasks.image_source import Rows, Source
 from experiments.tasks.images import Images, ImagesData
+from experiments.tasks.pixels import in_rgb
 from experiments.tasks.reading import Reading
 from experiments.train import Interrupted, run_trial
 from experiments.trial import Recipe, Trial

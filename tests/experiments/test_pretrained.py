@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data import create_dataset, create_transform, resolve_model_data_config
 
 import run_ablation
-from experiments import build, pretrained
+from experiments import build, command_line, commands, pretrained
 from experiments.build import build_model
 from experiments.runtime import Runtime
 from experiments.skeletons import SKELETONS
@@ -76,7 +76,13 @@ def test_evaluate_gives_what_timm_gives(
     assert f") with conv(kernel_size=7), weights {femto_file}@" in printed
     assert f"top-1 {100 * right:6.2f} %" in printed
     assert "36 images answered, 0 passed over" in printed
-    assert "published: top-1 78.9 % on ImageNet-1k" in printed
+    assert printed.endswith("nothing is published for this model with 3 classes\n")
+
+
+def test_what_is_published_stands_beside_imagenet_alone(femto_file: Path) -> None:
+    asked = command_line.parse_evaluate(["--skeleton", "mambaout-femto", "--weights", str(femto_file)])
+    assert "published: top-1 78.9 % on ImageNet-1k" in commands._published_top1(asked, 1_000)
+    assert commands._published_top1(asked, 2) == "nothing is published for this model with 2 classes"
 
 
 def test_evaluate_wants_a_classifier(

@@ -1,0 +1,80 @@
+"""The checkpoint of a trial: written whole, and read only if this code wrote it for this trial."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from experiments.store import TrialFolder, write_bytes
+
+
+@dataclass
+class Progress:
+    """Where a run is; all of it is in the checkpoint."""
+
+    epoch: int = 0
+    step: int = 0  # within the epoch
+    loss_sum: float = 0.0  # of the epoch's steps so far
+    curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0  # of all sessions, up to the last save
+    training: float = 0.0  # seconds in steps of training, of all sessions
+    waiting: float = 0.0  # seconds of these, up to the last save, in which the next batch was not there yet
+    best_epoch: int = 0
+    peak_memory: int = 0  # bytes that training took on a GPU
+
+
+def write(folder: TrialFolder, state: Mapping[str, Any]) -> None:
+    """Store the state of a run, in place of the one before."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_bytes(folder.checkpoint, buffer.getvalue())
+
+
+def read(folder: TrialFolder, trial_id: str, like: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The stored state of a run, or None, with a note of the reason, if there is none that can be used.
+
+    Args:
+        folder: of the trial.
+        trial_id: whose the checkpoint must be.
+        like: the state of a run that has just begun, whose fields it must have.
+    """
+    try:
+        saved = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        folder.note(f"checkpoint not readable, starting anew: {error}")
+        return None
+    if isinstance(saved, dict) and saved.get("trial_id", trial_id) != trial_id:
+        folder.note(f"checkpoint of trial {saved['trial_id']}, starting anew")
+        return None
+    if not _has_fields_of(saved, like):
+        folder.note("checkpoint of another version of this code, starting anew")
+        return None
+    return saved
+
+
+def _has_fields_of(saved: Any, like: Mapping[str, Any]) -> bool:
+    """Whether it has the fields of a checkpoint of this code; the learner checks its own part."""
+    if not isinstance(saved, dict) or saved.keys() != like.keys():
+        return False
+    best = saved["best_weights"]
+    return all(_types(saved[part]) == _types(like[part]) for part in ("progress", "window")) and (
+        best is None or _shapes(best) == _shapes(saved["model"])
+    )
+
+
+def _types(fields: Any) -> dict[str, type] | None:
+    """Of each field; None if they are no fields."""
+    return {name: type(value) for name, value in fields.items()} if isinstance(fields, dict) else None
+
+
+def _shapes(weights: Any) -> dict[str, torch.Size | None] | None:
+    """Of each tensor; None if they are no weights."""
+    if not isinstance(weights, dict):
+        return None
+    return {name: getattr(value, "shape", None) for name, value in weights.items()}

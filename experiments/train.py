@@ -6,6 +6,7 @@ import io
 import math
 import random
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -120,6 +121,7 @@ class _Run:
             self.data.read_with(Reading(runtime.loaders, ranks.rank, ranks.count, pin))
         # before anything is trained: a file may be edited while that goes on
         self.sources = digests((mixer.name for mixer in trial.mixer), trial.task.name)
+        self.fingerprint = self.data.fingerprint if ranks.rank == 0 else ""  # which may take a while
         self.steps_per_epoch = self.data.sizes["train"] // self.recipe.batch_size
         self.learner = self._untrained()
         self.progress = Progress()
@@ -295,11 +297,16 @@ class _Run:
         """All that a run needs to go on."""
         return {
             "trial_id": self.trial.id,
+            **self._made_of(),
             "progress": vars(self.progress),
             "window": vars(self.metrics.window),
             "best_weights": self.best_weights,
             **self.learner.state_dict(),
         }
+
+    def _made_of(self) -> dict[str, Any]:
+        """The code and the data, which have to be the same from the first step of a trial to its last."""
+        return {"sources": self.sources, "fingerprint": self.fingerprint}
 
     def restore(self) -> None:
         """Continue from the checkpoint, if there is one that can be read and fits."""
@@ -339,6 +346,15 @@ class _Run:
         if isinstance(saved, dict) and saved.get("trial_id", self.trial.id) != self.trial.id:
             self.folder.note(f"checkpoint of trial {saved['trial_id']}, starting anew")
             return None
+        made_of = self._made_of()
+        if isinstance(saved, dict):
+            saved = made_of | saved  # older checkpoints do not say
+            changed = [what for what in made_of if saved[what] != made_of[what]]
+            if changed:
+                said = f"checkpoint of other {' and '.join(changed)}, starting anew"
+                self.folder.note(said)
+                print(f"note: trial {self.trial.id}: {said}", file=sys.stderr)
+                return None
         if not self._understands(saved):
             self.folder.note("checkpoint of another version of this code, starting anew")
             return None
@@ -419,7 +435,7 @@ class _Run:
             "skipped": skipped,
             "selected_epoch": selected_epoch,
             "costs": count_costs(self.trial).to_dict(),
-            "data": {"fingerprint": self.data.fingerprint, **self.data.sizes},
+            "data": {"fingerprint": self.fingerprint, **self.data.sizes},
             "provenance": {
                 **provenance(self.device, self.runtime, self.learner.backend, self.ranks.count),
                 "sources": self.sources,

@@ -30,6 +30,8 @@ DISK_FULL = 74  # exit code of a worker that could not write; sysexits.h calls i
 NO_FOLDER = 73  # of one that could not use a trial's folder; EX_CANTCREAT
 BY_SIGNAL = 128  # plus a signal: of one that was asked to stop by it, as shells count
 NO_TRIAL = -1
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")
+"""What one of is there if torch finds a GPU: NVIDIA's driver, that of WSL2, AMD's, and that of Jetson."""
 
 
 def processes(workers: int | None, threads: int, trials: int) -> int:
@@ -40,7 +42,7 @@ def processes(workers: int | None, threads: int, trials: int) -> int:
 
 def visible_gpus(device: str) -> list[str]:
     """What `CUDA_VISIBLE_DEVICES` calls the GPUs that trials may use; none where they run on the CPU."""
-    if device == "cpu" or not (device == "cuda" or Path("/dev/nvidiactl").exists()):
+    if device == "cpu" or not (device == "cuda" or any(Path(driver).exists() for driver in DRIVERS)):
         return []  # without a driver there is no reason to import torch
     import torch
 
@@ -66,7 +68,14 @@ def check(runtime: Runtime, placement: Placement) -> None:
     Raises:
         InputError: GPUs or a scan backend.
     """
-    _slots(runtime, placement, trials=1)
+    share = placement.gpus_per_trial
+    if share:  # without it there is nothing to refuse, and torch takes seconds to import
+        _slots(runtime, placement, trials=1)
+        if share < 1 and int(1 / share) == 1:
+            print(
+                f"note: --gpus-per-trial {share:g} leaves no room for a second trial on a GPU of this "
+                "machine: one runs on each, as with 1"
+            )
     _check_backend(runtime)
 
 

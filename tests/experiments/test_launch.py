@@ -152,6 +152,31 @@ def test_gpus_that_are_hidden_stay_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert local.visible_gpus("cpu") == []
 
 
+@pytest.mark.parametrize("driver", ["/dev/nvidiactl", "/dev/dxg", "/dev/kfd"])
+def test_gpus_are_found_whoever_drives_them(monkeypatch: pytest.MonkeyPatch, driver: str) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(local.Path, "exists", lambda path: str(path) == driver)
+    assert local.visible_gpus("auto") == ["0", "1"]
+    monkeypatch.setattr(local.Path, "exists", lambda path: False)
+    assert local.visible_gpus("auto") == []
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.9, True), (0.5, False), (1.0, False)])
+def test_a_share_that_fits_once_is_said_to_be_a_whole_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], share: float, said: bool
+) -> None:
+    monkeypatch.setattr(local, "visible_gpus", lambda device: ["0"])
+    local.check(Runtime(), Placement(gpus_per_trial=share))
+    note = "note: --gpus-per-trial 0.9 leaves no room for a second trial on a GPU of this machine: "
+    assert capsys.readouterr().out == (f"{note}one runs on each, as with 1\n" if said else "")
+
+
+def test_torch_is_not_asked_before_there_is_something_to_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "visible_gpus", lambda device: pytest.fail("asked"))
+    local.check(Runtime(), Placement())
+
+
 def test_no_gpus_for_trials_on_the_cpu() -> None:
     with pytest.raises(InputError, match="--gpus-per-trial is given, but trials run on the CPU"):
         local.check(Runtime(device="cpu"), Placement(gpus_per_trial=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import torch
 
 from experiments.store import TrialFolder, write_bytes
+
+MADE_OF = ("sources", "fingerprint")
+"""The code and the data of a trial, which have to be the same from its first step to its last."""
 
 
 @dataclass
@@ -52,6 +56,15 @@ def read(folder: TrialFolder, trial_id: str, like: Mapping[str, Any]) -> dict[st
     if isinstance(saved, dict) and saved.get("trial_id", trial_id) != trial_id:
         folder.note(f"checkpoint of trial {saved['trial_id']}, starting anew")
         return None
+    if isinstance(saved, dict):
+        made_of = {what: like[what] for what in MADE_OF}
+        saved = made_of | saved  # older checkpoints do not say
+        changed = [what for what in made_of if saved[what] != made_of[what]]
+        if changed:
+            said = f"checkpoint of other {' and '.join(changed)}, starting anew"
+            folder.note(said)
+            print(f"note: trial {trial_id}: {said}", file=sys.stderr)
+            return None
     if not _has_fields_of(saved, like):
         folder.note("checkpoint of another version of this code, starting anew")
         return None

@@ -92,8 +92,8 @@ def set_unusable_aside(trials: Sequence[Trial], store: Store) -> list[str]:
     for trial in trials:
         folder = store.folder(trial.id)
         reason = folder.unusable_result()
-        if reason:
-            target = folder.set_aside()
+        target = folder.set_aside() if reason else None
+        if target is not None:
             notes.append(
                 f"{folder.path / 'result.json'} is {reason}: kept as {target.name}, trial runs again"
             )

@@ -235,14 +235,21 @@ class TrialFolder:
             return f"the result of trial {stored['trial_id']}"
         return None
 
-    def set_aside(self, why: str = "unusable") -> Path:
-        """Rename `result.json` out of the way, keeping it under a name that says why."""
+    def set_aside(self, why: str = "unusable") -> Path | None:
+        """Rename `result.json` out of the way, keeping it under a name that says why.
+
+        Returns:
+            The new name; None if another command has been faster, or is at work on the trial.
+        """
         source = self.path / "result.json"
-        for number in range(1, 1_000):
-            target = self.path / f"result.{why}-{number}.json"
-            if not target.exists():
-                source.rename(target)
-                return target
+        with self.lock() as held:
+            if not held or not source.exists():
+                return None
+            for number in range(1, 1_000):
+                target = self.path / f"result.{why}-{number}.json"
+                if not target.exists():
+                    source.rename(target)
+                    return target
         raise OSError(f"{self.path}: a thousand results that were set aside lie here already")
 
     def check(self) -> None:

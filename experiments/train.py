@@ -125,6 +125,7 @@ class _Run:
             self.data.read_with(Reading(runtime.loaders, ranks.rank, ranks.count, pin))
         # before anything is trained: a file may be edited while that goes on
         self.sources = digests((mixer.name for mixer in trial.mixer), trial.task.name)
+        self.fingerprint = self.data.fingerprint if ranks.rank == 0 else ""  # which may take a while
         self.steps_per_epoch = self.data.sizes["train"] // self.recipe.batch_size
         self.learner = self._untrained()
         self.progress = Progress()
@@ -302,6 +303,8 @@ class _Run:
         """All that a run needs to go on."""
         return {
             "trial_id": self.trial.id,
+            "sources": self.sources,
+            "fingerprint": self.fingerprint,
             "progress": vars(self.progress),
             "window": vars(self.metrics.window),
             "best_weights": self.best_weights,
@@ -411,7 +414,7 @@ class _Run:
             "skipped": tested.skipped,
             "selected_epoch": tested.selected_epoch,
             "costs": count_costs(self.trial).to_dict(),
-            "data": {"fingerprint": self.data.fingerprint, **self.data.sizes},
+            "data": {"fingerprint": self.fingerprint, **self.data.sizes},
             "provenance": {
                 **provenance(self.device, self.runtime, self.learner.backend, self.ranks.count),
                 "sources": self.sources,

@@ -5,6 +5,7 @@ Workers are spawned, not forked: numba's threads do not survive a fork.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -20,13 +21,17 @@ from typing import Any
 
 from experiments.launch import POLL, RETRIES, missing, record_death, settled, work
 from experiments.runtime import Placement, Runtime
-from experiments.store import DiskFull, Store
+from experiments.store import DiskFull, Store, TrialFolder
 from experiments.trial import Trial
 from mixers.registry import InputError
 
 STOP_GRACE = 20.0  # seconds that a worker gets to save its checkpoint
 DISK_FULL = 74  # exit code of a worker that could not write; sysexits.h calls it EX_IOERR
 NO_FOLDER = 73  # of one that could not use a trial's folder; EX_CANTCREAT
+BY_SIGNAL = 128  # plus a signal: of one that was asked to stop by it, as shells count
+NO_TRIAL = -1
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")
+"""What one of is there if torch finds a GPU: NVIDIA's driver, that of WSL2, AMD's, and that of Jetson."""
 
 
 def processes(workers: int | None, threads: int, trials: int) -> int:
@@ -37,7 +42,7 @@ def processes(workers: int | None, threads: int, trials: int) -> int:
 
 def visible_gpus(device: str) -> list[str]:
     """What `CUDA_VISIBLE_DEVICES` calls the GPUs that trials may use; none where they run on the CPU."""
-    if device == "cpu" or not (device == "cuda" or Path("/dev/nvidiactl").exists()):
+    if device == "cpu" or not (device == "cuda" or any(Path(driver).exists() for driver in DRIVERS)):
         return []  # without a driver there is no reason to import torch
     import torch
 
@@ -63,7 +68,14 @@ def check(runtime: Runtime, placement: Placement) -> None:
     Raises:
         InputError: GPUs or a scan backend.
     """
-    _slots(runtime, placement, trials=1)
+    share = placement.gpus_per_trial
+    if share:  # without it there is nothing to refuse, and torch takes seconds to import
+        _slots(runtime, placement, trials=1)
+        if share < 1 and int(1 / share) == 1:
+            print(
+                f"note: --gpus-per-trial {share:g} leaves no room for a second trial on a GPU of this "
+                "machine: one runs on each, as with 1"
+            )
     _check_backend(runtime)
 
 
@@ -93,8 +105,8 @@ def run(
 ) -> None:
     """Run the missing trials in worker processes on this machine.
 
-    A worker that dies (killed, out of memory) is replaced, and its trial goes on from its checkpoint; a trial
-    that takes down more than `RETRIES` workers has failed.
+    A worker that dies (killed, out of memory) or is ended by anybody else is replaced, and its trial goes on
+    from its checkpoint; a trial that takes down more than `RETRIES` workers has failed.
 
     Args:
         trials: all of them; the finished are skipped.
@@ -125,7 +137,7 @@ def run(
                     raise DiskFull(f"no space left under {store.root}")
                 if worker.process.exitcode == NO_FOLDER:
                     raise InputError(f"a folder under {store.root} cannot be used")
-                if worker.process.exitcode and may_go_on(worker.process, to_do, store, session, deaths):
+                if worker.process.exitcode and may_go_on(worker, to_do, store, session, deaths):
                     running.append(_Worker.start(worker.gpus, arguments))
     except BaseException:
         stop([worker.process for worker in running])
@@ -146,32 +158,43 @@ def _slots(runtime: Runtime, placement: Placement, trials: int) -> list[str | No
 
 @dataclass(frozen=True)
 class _Worker:
+    """A process, its GPUs and, in memory that both share, the place of its trial on the list of trials."""
+
     process: BaseProcess
     gpus: str | None
+    at: ctypes.c_int
 
     @classmethod
     def start(cls, gpus: str | None, arguments: tuple[Any, ...]) -> _Worker:
         context = multiprocessing.get_context("spawn")
-        process = context.Process(target=_work, args=(gpus, *arguments))  # a daemon could have no loaders
+        at = context.RawValue(ctypes.c_int, NO_TRIAL)
+        process = context.Process(target=_work, args=(gpus, at, *arguments))  # a daemon could have no loaders
         process.start()
-        return cls(process, gpus)
+        return cls(process, gpus, at)
 
 
 def may_go_on(
-    process: BaseProcess, trials: Sequence[Trial], store: Store, session: str, deaths: Counter[str]
+    worker: _Worker, trials: Sequence[Trial], store: Store, session: str, deaths: Counter[str]
 ) -> bool:
     """Settle the trial that a dead worker was running, if any; whether the worker is to be replaced."""
-    code = process.exitcode or 0
-    how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-    for trial in trials:
-        folder = store.folder(trial.id)
-        progress = folder.progress()
-        if progress is not None and progress["pid"] == process.pid and not settled(folder, session):
-            deaths[trial.id] += 1
-            record_death(trial, folder, how, deaths[trial.id], session)
-            return True
-    deaths["between trials"] += 1
-    return deaths["between trials"] <= RETRIES
+    how = _how_it_ended(worker.process.exitcode or 0)
+    if worker.at.value == NO_TRIAL:
+        deaths["between trials"] += 1
+        replaced = deaths["between trials"] <= RETRIES
+        if not replaced:
+            print(f"note: a worker process without a trial ended {how} and is not replaced", file=sys.stderr)
+        return replaced
+    trial = trials[worker.at.value]
+    folder = store.folder(trial.id)
+    if not settled(folder, session):
+        deaths[trial.id] += 1
+        record_death(trial, folder, how, deaths[trial.id], session)
+    return True
+
+
+def _how_it_ended(code: int) -> str:
+    signum = -code if code < 0 else code - BY_SIGNAL
+    return f"by signal {signal.Signals(signum).name}" if signum > 0 else f"with exit code {code}"
 
 
 def stop(running: Sequence[BaseProcess]) -> None:
@@ -185,35 +208,50 @@ def stop(running: Sequence[BaseProcess]) -> None:
             process.kill()
 
 
-def _work(gpus: str | None, trials: list[dict[str, Any]], root: Path, runtime: Runtime, session: str) -> None:
-    """Body of a worker process: stops at SIGTERM, at Ctrl-C of its parent, and when that is gone."""
+def _work(
+    gpus: str | None,
+    at: ctypes.c_int,
+    trials: list[dict[str, Any]],
+    root: Path,
+    runtime: Runtime,
+    session: str,
+) -> None:
+    """Body of a worker process: stops when it is asked to, at Ctrl-C of its parent, and when that is gone."""
     parent = os.getppid()
-    asked = ready = False
+    asked = 0
+    ready = False
 
     def ask(signum: int, frame: FrameType | None) -> None:
         nonlocal asked
-        asked = True
+        asked = signum
         if not ready:
-            sys.exit()
+            sys.exit(BY_SIGNAL + asked)
 
     signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGUSR2, ask)  # of SLURM, to every process of a job that is about to end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which asks us to stop
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before torch looks
-    from experiments import train  # noqa: F401  # seconds, in which there is nothing to save
+    from experiments import train  # seconds, in which there is nothing to save
+
+    own = [Trial.from_dict(trial) for trial in trials]
+    places = {trial.id: place for place, trial in enumerate(own)}
+
+    def run_trial(
+        trial: Trial, folder: TrialFolder, runtime: Runtime, stop_requested: Callable[[], bool]
+    ) -> None:
+        at.value = places[trial.id]
+        train.run_trial(trial, folder, runtime, stop_requested)
+        at.value = NO_TRIAL  # not after an exception: a trial that was interrupted is what the signal met
 
     ready = True
     try:
-        work(
-            [Trial.from_dict(trial) for trial in trials],
-            Store(root),
-            runtime,
-            session,
-            lambda: asked or os.getppid() != parent,
-        )
+        work(own, Store(root), runtime, session, lambda: bool(asked) or os.getppid() != parent, run_trial)
     except DiskFull as error:
         print(f"run_ablation.py: {error}", file=sys.stderr)
         sys.exit(DISK_FULL)
     except InputError as error:
         print(f"run_ablation.py: {error}", file=sys.stderr)
         sys.exit(NO_FOLDER)
+    if asked:
+        sys.exit(BY_SIGNAL + asked)

@@ -100,6 +100,7 @@ def _connect() -> Any:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises many kinds for a cluster that it does not reach
@@ -107,6 +108,9 @@ def _connect() -> Any:
         wants_token = "auth" in str(error).lower()
         fix = "; where it wants a token, set RAY_AUTH_MODE=token" if wants_token else ""
         raise InputError(f"Ray reaches no cluster: {said}{fix}") from None
+    finally:
+        # Ray has put one of its own in place, which aborts the process instead of letting trials save
+        signal.signal(signal.SIGTERM, on_sigterm)
     return ray
 
 

@@ -7,10 +7,12 @@ limit saves its trial and is queued again; one whose node fails is queued again 
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from experiments.executors import local
@@ -50,14 +52,27 @@ class ShareOfTrials:
     def __call__(self) -> None:
         """Do the trials one after the other, in a process that can be asked to save."""
         trials = [Trial.from_dict(trial) for trial in self._trials]
-        local.run(trials, Store(self._root), self._runtime, self._placement, watch=lambda: None)
+        before = signal.signal(signal.SIGTERM, _end)  # submitit only logs it
+        try:
+            local.run(trials, Store(self._root), self._runtime, self._placement, watch=lambda: None)
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def checkpoint(self) -> Any:
-        """Let the current trial save; the job to be queued again."""
+        """Let the current trial save; the job to be queued again. submitit ends this process right after."""
         from submitit.helpers import DelayedSubmission
 
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # it often follows, and would keep the job from the queue
         local.stop(multiprocessing.active_children())
         return DelayedSubmission(self)
+
+
+def _end(signum: int, frame: FrameType | None) -> None:
+    """Handle SIGTERM, as of scancel: end the job, on the way out of which the current trial saves."""
+    signal.signal(signum, signal.SIG_IGN)  # more of them would cut that short
+    sys.exit(local.BY_SIGNAL + signum)
 
 
 def check(runtime: Runtime, placement: Placement) -> None:

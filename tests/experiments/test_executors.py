@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -74,6 +75,31 @@ def test_ray_goes_on_elsewhere_when_a_node_dies(
         assert store.folder(trial.id).result() == alone.folder(trial.id).result()
         steps = [len(each.folder(trial.id).metrics.read_text().splitlines()) for each in (store, alone)]
         assert steps[0] == steps[1]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_sigterm_lets_ray_tasks_save(tiny_trial: MakeTrial, store: Store, cluster: Any) -> None:
+    trial = tiny_trial("identity", epochs=20_000)
+    folder = store.folder(trial.id)
+    cluster.add_node(num_cpus=1)
+
+    def end(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    def signal_once_it_runs() -> None:
+        if folder.metrics.exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            executors.find("ray").run(
+                [trial], store, Runtime(log_every=1), Placement("ray"), signal_once_it_runs
+            )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert folder.checkpoint.exists()
+    assert folder.result() is None
 
 
 def test_an_executor_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,23 +226,41 @@ def test_options_that_sbatch_will_not_get(placement: Placement, message: str) ->
         executors.find("slurm").check(Runtime(), placement)
 
 
-def test_a_job_that_must_go_saves_first_and_comes_back(tiny_trial: MakeTrial, store: Store) -> None:
-    """What submitit does at SLURM's signal: `checkpoint` while the job is in `__call__`."""
+@pytest.mark.parametrize("name", ["SIGUSR2", "SIGTERM"])
+@pytest.mark.parametrize("everybody", [False, True])
+def test_a_job_that_must_go_saves_first_and_comes_back(
+    tiny_trial: MakeTrial, store: Store, name: str, everybody: bool
+) -> None:
+    """At SLURM's signals to the job or to all its processes; submitit calls `checkpoint` at USR2 only."""
     pytest.importorskip("submitit", reason="needs submitit (uv sync --extra slurm)")
     trial = tiny_trial("identity", epochs=20_000)
     folder = store.folder(trial.id)
     share = executors.find("slurm").ShareOfTrials([trial], store.root, Runtime(), None)
     again: list[Any] = []
 
-    def preempt() -> None:
+    def requeue(signum: int, frame: Any) -> None:
+        again.append(share.checkpoint())
+        sys.exit(-1)
+
+    def send() -> None:
         while not folder.metrics.exists():
             time.sleep(0.05)
-        again.append(share.checkpoint())
+        progress = folder.progress()
+        assert progress is not None
+        for pid in [progress["pid"]] * everybody + [os.getpid()]:
+            os.kill(pid, signal.Signals[name])
 
-    thread = threading.Thread(target=preempt)
+    handlers = {signal.SIGUSR2: requeue, signal.SIGTERM: lambda *_: None}  # submitit's
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+    thread = threading.Thread(target=send)
     thread.start()
-    share()
+    try:
+        with pytest.raises(SystemExit):
+            share()
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
     thread.join()
     assert folder.checkpoint.exists()
     assert folder.result() is None
-    assert again[0].function is share
+    assert [each.function for each in again] == ([share] if name == "SIGUSR2" else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import io
 import json
@@ -151,6 +152,31 @@ def test_gpus_that_are_hidden_stay_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert local.visible_gpus("cpu") == []
 
 
+@pytest.mark.parametrize("driver", ["/dev/nvidiactl", "/dev/dxg", "/dev/kfd"])
+def test_gpus_are_found_whoever_drives_them(monkeypatch: pytest.MonkeyPatch, driver: str) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(local.Path, "exists", lambda path: str(path) == driver)
+    assert local.visible_gpus("auto") == ["0", "1"]
+    monkeypatch.setattr(local.Path, "exists", lambda path: False)
+    assert local.visible_gpus("auto") == []
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.9, True), (0.5, False), (1.0, False)])
+def test_a_share_that_fits_once_is_said_to_be_a_whole_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], share: float, said: bool
+) -> None:
+    monkeypatch.setattr(local, "visible_gpus", lambda device: ["0"])
+    local.check(Runtime(), Placement(gpus_per_trial=share))
+    note = "note: --gpus-per-trial 0.9 leaves no room for a second trial on a GPU of this machine: "
+    assert capsys.readouterr().out == (f"{note}one runs on each, as with 1\n" if said else "")
+
+
+def test_torch_is_not_asked_before_there_is_something_to_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "visible_gpus", lambda device: pytest.fail("asked"))
+    local.check(Runtime(), Placement())
+
+
 def test_no_gpus_for_trials_on_the_cpu() -> None:
     with pytest.raises(InputError, match="--gpus-per-trial is given, but trials run on the CPU"):
         local.check(Runtime(device="cpu"), Placement(gpus_per_trial=1))
@@ -178,10 +204,11 @@ def test_a_shard_that_does_not_exist(text: str) -> None:
 # ---------------------------------------------------------------------- workers that die, full disks
 
 
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
 def test_a_killed_worker_is_replaced_and_its_trial_goes_on(
-    tiny_trial: MakeTrial, store: Store, tmp_path: Path
+    tiny_trial: MakeTrial, store: Store, tmp_path: Path, name: str
 ) -> None:
-    """SIGKILL, as of the kernel when memory is short, in the middle of a trial that has a checkpoint."""
+    """By the kernel when memory is short, or by somebody else, in a trial that has a checkpoint."""
     trial = tiny_trial("identity", epochs=60, batch_size=256)
     folder = store.folder(trial.id)
     killed: list[int] = []
@@ -190,7 +217,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(
         progress = folder.progress()
         if not killed and progress is not None and folder.checkpoint.exists():
             killed.append(progress["pid"])
-            os.kill(progress["pid"], signal.SIGKILL)
+            os.kill(progress["pid"], signal.Signals[name])
 
     local.run([trial], store, Runtime(checkpoint_every=0.05), Placement(workers=1), kill_once)
     assert len(killed) == 1
@@ -198,32 +225,58 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(
     assert result is not None
     assert result["status"] == "ok"
     assert folder.log.read_text() == (
-        "worker process ended by signal SIGKILL; goes on from its checkpoint, try 2\n"
+        f"worker process ended by signal {name}; goes on from its checkpoint, try 2\n"
     )
     whole = Store(tmp_path / "whole").folder(trial.id)
     train.run_trial(trial, whole, Runtime())
     assert whole.result() == result
 
 
-def test_a_trial_that_takes_down_every_worker_has_failed(tiny_trial: MakeTrial, store: Store) -> None:
+def test_a_trial_that_takes_down_every_worker_has_failed(
+    tiny_trial: MakeTrial, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever has taken the trial since, as a worker without one does before its death is seen."""
     trials = [tiny_trial("identity", seed=seed) for seed in range(2)]
     deadly = store.folder(trials[1].id)
-    dead = SimpleNamespace(pid=os.getpid(), exitcode=-signal.SIGKILL)
+    process: Any = SimpleNamespace(exitcode=-signal.SIGKILL)
+    dead = local._Worker(process, None, ctypes.c_int(1))
     deaths: Counter[str] = Counter()
+    deadly.begin(trials[1])
+    deadly.report_progress(epoch=1, epochs=2, fraction=0.5, seconds=1.0)  # by this process
     for _ in range(1 + launch.RETRIES):
-        deadly.begin(trials[1])
-        deadly.report_progress(epoch=1, epochs=2, fraction=0.5, seconds=1.0)
         assert deadly.result() is None
         assert local.may_go_on(dead, trials, store, "session", deaths)
     result = deadly.result()
     assert result is not None
     assert result["error"] == "worker process ended by signal SIGKILL, 3 times"
     assert store.folder(trials[0].id).result() is None
-    assert [local.may_go_on(dead, trials, store, "session", deaths) for _ in range(3)] == [
+    assert local.may_go_on(dead, trials, store, "session", deaths), "it was the trial, not the worker"
+    idle = local._Worker(process, None, ctypes.c_int(local.NO_TRIAL))
+    assert [local.may_go_on(idle, trials, store, "session", deaths) for _ in range(3)] == [
         True,
         True,
         False,
     ], "workers that die at once are not replaced for ever"
+    assert capsys.readouterr().err == (
+        "note: a worker process without a trial ended by signal SIGKILL and is not replaced\n"
+    )
+
+
+def test_the_death_of_a_worker_leaves_a_trial_on_another_machine_alone(
+    tiny_trial: MakeTrial, store: Store
+) -> None:
+    """In containers, processes on two machines have the same number."""
+    trial = tiny_trial("identity")
+    folder = store.folder(trial.id)
+    folder.begin(trial)
+    process: Any = SimpleNamespace(pid=7, exitcode=1)
+    progress = {"epoch": 1, "epochs": 2, "fraction": 0.5, "seconds": 1.0, "host": "elsewhere", "pid": 7}
+    (folder.path / "progress.json").write_text(json.dumps(progress))
+    dead = local._Worker(process, None, ctypes.c_int(local.NO_TRIAL))
+    deaths = Counter({trial.id: launch.RETRIES})
+    local.may_go_on(dead, [trial], store, "session", deaths)
+    assert folder.result() is None
+    assert folder.progress() == progress
 
 
 def test_a_full_disk_stops_the_work_and_keeps_the_checkpoint(

@@ -86,10 +86,23 @@ def test_an_unusable_result_is_set_aside(folder: TrialFolder, content: str, reas
     assert reason in (folder.unusable_result() or "")
     assert folder.result() is None
     kept = folder.set_aside()
+    assert kept is not None
     assert kept.read_text() == content
     assert folder.unusable_result() is None
     write_bytes(folder.path / "result.json", b"again")
     assert folder.set_aside() != kept
+
+
+def test_of_two_commands_one_sets_a_result_aside(folder: TrialFolder) -> None:
+    """Both have seen it; and the new result of whoever is at work on the trial stays where it is."""
+    result = folder.path / "result.json"
+    write_bytes(result, b"old")
+    assert folder.set_aside("outdated") is not None
+    assert folder.set_aside("outdated") is None
+    write_bytes(result, b"new")
+    with folder.lock():
+        assert folder.set_aside("outdated") is None
+    assert result.read_bytes() == b"new"
 
 
 def test_one_holder_at_a_time(folder: TrialFolder) -> None:

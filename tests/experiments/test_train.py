@@ -261,6 +261,45 @@ def test_a_checkpoint_that_does_not_fit_starts_anew(
     assert f"checkpoint {said}" in folder.log.read_text()
 
 
+def other_sources(saved: dict) -> None:
+    saved["sources"]["mixers/identity.py"] = "0" * 12
+
+
+def other_data(saved: dict) -> None:
+    saved["fingerprint"] = "0" * 16
+
+
+def from_before(saved: dict) -> None:
+    del saved["sources"], saved["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "what"), [(other_sources, "sources"), (other_data, "fingerprint"), (from_before, None)]
+)
+def test_a_trial_is_made_of_one_code_and_one_data(
+    tiny_trial: MakeTrial,
+    store: Store,
+    edit: Callable[[dict], None],
+    what: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A checkpoint of a file that was edited since is not gone on from, one that says nothing of it is."""
+    trial = tiny_trial("identity", epochs=1, batch_size=128)
+    steps = iter(range(1, 100))
+    with pytest.raises(Interrupted):
+        run(trial, store, stop=lambda: next(steps) == 2)
+    folder = store.folder(trial.id)
+    saved = torch.load(folder.checkpoint, weights_only=True)
+    assert "mixers/identity.py" in saved["sources"]
+    edit(saved)
+    saved["progress"]["seconds"] = 1000.0
+    torch.save(saved, folder.checkpoint)
+    run(trial, store)
+    assert (folder.timing()["train_seconds"] < 1000) == (what is not None)
+    said = capsys.readouterr().err
+    assert said == (f"note: trial {trial.id}: checkpoint of other {what}, starting anew\n" if what else "")
+
+
 def test_it_learns(tiny_trial: MakeTrial, store: Store) -> None:
     result = run(tiny_trial(epochs=8), store).result()
     assert result is not None

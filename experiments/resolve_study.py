@@ -53,7 +53,8 @@ def _resolve_case(
 
     The fingerprint of the data is added to `fingerprints`.
     """
-    from experiments import budget, build, choose_metric
+    from experiments import budget, build
+    from experiments.choose_metric import choose_metric, choose_test_metric, extra_test_of, is_part_of
 
     templates = {arm.name: _template(study, case, arm) for arm in study.all_arms()}
     baseline = templates[study.baseline]
@@ -61,13 +62,11 @@ def _resolve_case(
     data = task.load(0)
     fingerprints[str(baseline.task)] = data.fingerprint
     _check_batches(templates, data.sizes["train"])
-    metric = choose_metric.choose_metric(task, baseline.task.name, study.metric)
+    metric = choose_metric(task, baseline.task.name, study.metric)
     compared, test = metric, None
     if case.metric is not None:
-        compared = choose_metric.choose_test_metric(
-            task, data, f"case {case.name}: metric", case.metric, like=metric
-        )
-        test = choose_metric.extra_test_of(compared, data)
+        compared = choose_test_metric(task, data, f"case {case.name}: metric", case.metric, like=metric)
+        test = extra_test_of(compared, data)
     planned = []
     for arm, trial in templates.items():
         matching = None
@@ -77,7 +76,7 @@ def _resolve_case(
         build.check(trial, None if test is None else data.extra_tests[test])
         trained_on = _budget(trial.train, data.sizes["train"])
         planned.append(PlannedArm(arm, case.name, trial, matching, trained_on, case.metric))
-    if not choose_metric.is_part_of(compared, task.metric):
+    if not is_part_of(compared, task.metric):
         return planned, metric, {}
     return planned, metric, data.baselines("test" if test is None else f"test_{test}")
 
@@ -123,9 +122,8 @@ def _budget(recipe: Recipe, examples: int) -> str:
 
 def difference_unit(study: Study) -> str:
     """Of the study's margin."""
-    from experiments import build, choose_metric
+    from experiments import build
+    from experiments.choose_metric import choose_metric
 
     component = TASKS.parse(study.task)
-    return choose_metric.choose_metric(
-        build.create_task(component), component.name, study.metric
-    ).difference_unit
+    return choose_metric(build.create_task(component), component.name, study.metric).difference_unit

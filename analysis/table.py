@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from analysis.csv_text import write_csv
 
@@ -36,6 +36,17 @@ class Cell:
         return f"{self.text} {self.detail}".rstrip()
 
 
+Row = dict[str, Cell]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some columns, and rows of their cells by the name of the group, which is "" without any."""
+
+    columns: list[Column]
+    groups: dict[str, list[tuple[str, ...]]]
+
+
 @dataclass(frozen=True)
 class Table:
     """Cells by column key, and what has to be said about them.
@@ -46,17 +57,55 @@ class Table:
         caption: sentences.
         warnings: likewise.
         naive_rows: of predictors that learn nothing, below the others.
+        group_keys: what rows have in common, which LaTeX sets once above them; not columns of its own there.
     """
 
     columns: list[Column]
-    rows: list[dict[str, Cell]]
+    rows: list[Row]
     caption: list[str]
     warnings: list[str]
-    naive_rows: list[dict[str, Cell]] = field(default_factory=list)
+    naive_rows: list[Row] = field(default_factory=list)
+    group_keys: tuple[str, ...] = ()
 
     @property
-    def all_rows(self) -> list[dict[str, Cell]]:
+    def all_rows(self) -> list[Row]:
         return [*self.rows, *self.naive_rows]
+
+    def blocks(self) -> list[Block]:
+        """The table for a narrow page: without what groups have in common, and costs apart from results."""
+        columns = [column for column in self.columns if column.key not in self.group_keys]
+        if not any(column.key == "against" for column in columns):
+            return [self._block(columns, self.all_rows)]
+        results = [column for column in columns if column.key not in COST_KEYS]
+        costs = [results[0], *(column for column in columns if column.key in COST_KEYS)]
+        return [self._block(results, self.all_rows), once(self._block(costs, self.rows))]
+
+    def block(self, keys: Sequence[str]) -> Block:
+        """Some columns of the rows that are of a study's arms."""
+        columns = [next(column for column in self.columns if column.key == key) for key in keys]
+        return self._block(columns, self.rows)
+
+    def _block(self, columns: list[Column], rows: list[Row]) -> Block:
+        groups: dict[str, list[tuple[str, ...]]] = {}
+        for row in rows:
+            group = "; ".join(row[key].line for key in self.group_keys if row[key].text)
+            cells = tuple(within_group(row[column.key], group).line for column in columns)
+            groups.setdefault(group, []).append(cells)
+        return Block(columns, groups)
+
+
+def within_group(cell: Cell, group: str) -> Cell:
+    """A name without the case that all of its group are of."""
+    return replace(cell, text=cell.text.removesuffix(f" @ {group}"))
+
+
+def once(block: Block) -> Block:
+    """Equal rows of a group once, as an arm judged twice has one price; groups that are alike once."""
+    groups = {group: list(dict.fromkeys(rows)) for group, rows in block.groups.items()}
+    first, *others = groups.values()
+    if others and all(rows == first for rows in others):
+        groups = {"": first}
+    return replace(block, groups=groups)
 
 
 def markdown(table: Table, title: str) -> str:

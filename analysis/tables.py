@@ -34,6 +34,7 @@ def comparison_table(study: Study, arms: dict[str, ArmSummary], comparisons: lis
         caption=_caption(study, arms, comparisons),
         warnings=warnings(study, arms),
         naive_rows=[_naive_cells(study, naive) for naive in study.baselines],
+        group_keys=("case",),
     )
 
 

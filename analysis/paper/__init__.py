@@ -24,7 +24,7 @@ from analysis import quantities as q
 from analysis.latex_table import latex
 from analysis.page import inline_svg, render, write_atomically
 from analysis.paper.ours import CHECKED_IN, OurStudy, find_studies
-from analysis.paper.tables import PaperTable, all_tables, latex_long
+from analysis.paper.tables import PaperTable, all_tables
 from analysis.records import Json
 from analysis.table import markdown, plain_csv
 from analysis.tables import comparison_csv
@@ -32,8 +32,6 @@ from analysis.tables import comparison_csv
 if TYPE_CHECKING:
     from analysis.drawing import Drawing
 
-PAGE_ROWS = 45
-"""More rows than this do not fit on a page: such a table becomes a longtable."""
 DECODING = ("mixer", "context", "microseconds_per_token", "state_bytes", "machine")
 MEASURED = DECODING[1:4]
 
@@ -85,11 +83,10 @@ def write_paper(folder: Path, runs: Path) -> PaperReport:
 
 def _texts(entry: PaperTable) -> dict[str, str]:
     table, label = entry.table, f"paper-{entry.name.replace('_', '-')}"
-    long = len(table.rows) > PAGE_ROWS
     return {
         "md": markdown(table, entry.title),
         "csv": plain_csv(table),
-        "tex": latex_long(table, label) if long else latex(table, label),
+        "tex": latex(table, label),
     }
 
 

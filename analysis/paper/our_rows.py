@@ -101,7 +101,7 @@ def table_of_our_own(shown: Shown) -> Table:
     columns = [Column(key, heading, key in numeric) for key, heading in headings.items()]
     rows = [_row_of_our_own(ours, arm) for ours, arms in shown for arm in arms]
     caption = [f"Mean and {_interval(shown)}.", *_remarks(shown)] if shown else []
-    return Table(columns, rows, caption, [])
+    return Table(columns, rows, caption, [], group_keys=("study", "task", "skeleton", "metric", "origin"))
 
 
 def our_interval(arm: ArmSummary, estimate: Estimate, decimals: int) -> str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from analysis import published
 from analysis import quantities as q
 from analysis.comparison import Comparison
-from analysis.latex_table import escape_latex, latex_alignment
 from analysis.paper import long_sequences
 from analysis.paper.evidence import no_spread, reservations_of_differences, t_interval_of
 from analysis.paper.our_rows import arms_elsewhere, arms_on, caption_of, rows_beside, table_of_our_own
@@ -83,42 +82,11 @@ def margins() -> list[Margin]:
     return found
 
 
-def latex_long(table: Table, label: str) -> str:
-    """A `longtable`, for tables of more rows than a page has; needs longtable and booktabs."""
-    alignment = latex_alignment(table, table.columns, 0.2)
-    heading = " & ".join(escape_latex(column.heading) for column in table.columns) + r" \\"
-    body = [
-        " & ".join(escape_latex(row[column.key].line) for column in table.columns) + r" \\"
-        for row in table.rows
-    ]
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs} and \usepackage{longtable}",
-            r"{\scriptsize\setlength{\tabcolsep}{3pt}",
-            rf"\begin{{longtable}}{{@{{}}{alignment}@{{}}}}",
-            rf"\caption{{{escape_latex(' '.join(table.caption))}}}\label{{tab:{label}}}\\",
-            r"\toprule",
-            heading,
-            r"\midrule",
-            r"\endfirsthead",
-            r"\toprule",
-            heading,
-            r"\midrule",
-            r"\endhead",
-            r"\bottomrule",
-            r"\endlastfoot",
-            *body,
-            r"\end{longtable}}",
-            "",
-        ]
-    )
-
-
 def _as_published(name: str, title: str, source: str) -> PaperTable:
     table = published.load(source)
-    return PaperTable(
-        name, title, Table(_columns(table), [_cells(row, table) for row in table.rows], _caption(table), [])
-    )
+    rows = [_cells(row, table) for row in table.rows]
+    shared = tuple(key for key in ("paper",) if key in table.columns)
+    return PaperTable(name, title, Table(_columns(table), rows, _caption(table), [], group_keys=shared))
 
 
 def _with_ours(name: str, title: str, source: str, task: str, studies: Sequence[OurStudy]) -> PaperTable:
@@ -136,7 +104,7 @@ def _with_ours(name: str, title: str, source: str, task: str, studies: Sequence[
             "Code and data held out are not those of the published rows, and the recipe need not be: "
             "differences among our rows are controlled, those from published rows are not."
         )
-    return PaperTable(name, title, Table(columns, rows, caption, []))
+    return PaperTable(name, title, Table(columns, rows, caption, [], group_keys=("group",)))
 
 
 HEADINGS = {
@@ -304,7 +272,7 @@ def _effect_table(studies: Sequence[OurStudy]) -> Table:
             "verdict by the study's own rules: what is undecided or without a verdict is no result, whatever "
             f"its sign.{reservations_of_differences(pairs)}"
         ]
-    return Table(columns, rows, caption, [])
+    return Table(columns, rows, caption, [], group_keys=("paper",))
 
 
 def _our_effect(ours: OurStudy, comparison: Comparison) -> dict[str, Cell]:

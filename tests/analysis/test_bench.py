@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from analysis import bench
+from analysis.bench import BOTH
 
 MACHINE = {
     "device": "cpu",
@@ -22,7 +23,7 @@ MACHINE = {
 
 def point(mixer: str, length: int, milliseconds: float | None) -> dict[str, Any]:
     skipped = None if milliseconds else "a pass would take about 9.0 s"
-    fixed = {"what": bench.BOTH, "dim": 8, "batch": 1, "backend": "torch", "macs": 100, "limit_ms": 0.1}
+    fixed = {"what": BOTH, "dim": 8, "batch": 1, "backend": "torch", "macs": 100, "limit_ms": 0.1}
     times = dict.fromkeys(("median_ms", "p20_ms", "p80_ms"), milliseconds)
     held = 64 * length if milliseconds else None
     return {"mixer": mixer, "length": length, "peak_bytes": held, "skipped": skipped, **fixed, **times}
@@ -62,6 +63,14 @@ def test_an_interval_keeps_its_zeros() -> None:
     far = point("scan", 64, 1234.5) | {"p20_ms": 0.01234, "p80_ms": 2000.0}
     rows = bench.bench_table([close, far], MACHINE).rows
     assert [row["median"].line for row in rows] == ["1.12 (1.10, 1.16)", "1,234 (0.0123, 2,000)"]
+
+
+def test_latex_has_every_row_with_its_length_and_pass(tmp_path: Path) -> None:
+    same = [point("scan", length, 5.0) | {"what": what} for length in (64, 128) for what in ("forward", BOTH)]
+    bench.write(tmp_path, same, MACHINE)
+    text = (tmp_path / "bench.tex").read_text()
+    rows = [line.split(" & ")[2:4] for line in text.splitlines() if line.startswith("scan &")]
+    assert rows == [["64", "forward"], ["64", BOTH], ["128", "forward"], ["128", BOTH]]
 
 
 def test_everything_is_written(tmp_path: Path) -> None:

@@ -6,10 +6,7 @@ import csv
 import io
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,46 +74,6 @@ def test_markdown_rows_have_one_cell_per_column(table: Table) -> None:
 def test_markdown_escapes_pipes(write_records: Write) -> None:
     text = markdown(build(write_records({"conv": [95.0] * 3, "a|b": [95.0] * 3}))[0], "demo")
     assert r"| a\|b |" in text
-
-
-def test_latex_is_balanced_and_escaped(table: Table) -> None:
-    text = latex(table, "demo_study")
-    opened, closed = re.findall(r"\\begin{(.+?)}", text), re.findall(r"\\end{(.+?)}", text)
-    assert opened == ["table*", "tabular", "tabular"]
-    assert closed == ["tabular", "tabular", "table*"]
-    columns = 0
-    for body in text.split(r"\toprule")[1:]:
-        rows = [line for line in body.partition(r"\bottomrule")[0].splitlines() if line.endswith(r"\\")]
-        (cells,) = {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows}
-        alignment = re.findall(r"@{}([lr]+)@{}", text)
-        assert cells in map(len, alignment)
-        columns += cells
-    assert columns == len(table.columns) + 1  # the arms stand in both
-    assert r"ssm\_100\%" in text
-    assert text.isascii()
-    assert not re.search(r"(?<!\\)[_#]", text.replace("tab:demo-study", ""))
-
-
-def test_latex_escapes_every_special_character() -> None:
-    assert escape_latex("a_b & 5% $x #1 {y} ~^\\") == (
-        r"a\_b \& 5\% \$x \#1 \{y\} \textasciitilde{}\textasciicircum{}\textbackslash{}"
-    )
-    assert escape_latex("−1 ± 2 × 3 – é 試") == r"$-$1 $\pm$ 2 $\times$ 3 -- e ?"
-    assert escape_latex("24 D² L") == "24 D$^2$ L"
-
-
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_latex_compiles(write_records: Write, tmp_path: Path) -> None:
-    strange = r"x_y^2 & 50% $a$ #1 {z} ~ \m <é試…"
-    table, _ = build(write_records(ACCURACIES | {strange: [95.0, 95.5, 95.75, 96.0]}))
-    (tmp_path / "paper.tex").write_text(
-        "\\documentclass{article}\\usepackage{booktabs}\\usepackage{graphicx}\\begin{document}\n"
-        + latex(table, "demo_study")
-        + "\\end{document}\n"
-    )
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
 
 
 def test_csv_has_all_digits_and_one_row_per_comparison(write_records: Write) -> None:

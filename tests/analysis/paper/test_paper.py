@@ -23,8 +23,8 @@ import run_ablation
 from analysis import published
 from analysis.drawing import paper_style
 from analysis.paper import PaperReport, bubbles, diagrams, figures, ours, write_paper
-from analysis.paper.tables import all_tables, latex_long, margins
-from analysis.table import Cell, Column, Table
+from analysis.paper.tables import all_tables, margins
+from analysis.table import Cell, Table
 
 Write = Callable[..., Any]
 ROOT = Path(__file__).parents[3]
@@ -483,12 +483,6 @@ def test_margins(task: str, size: str, points: float, best: str) -> None:
     (margin,) = [each for each in margins() if (each.task, each.size) == (task, size)]
     assert margin.points == pytest.approx(points)
     assert margin.best.text(margin.model_column) == best
-
-
-def test_a_long_text_is_broken_where_a_table_is_long() -> None:
-    rows = [{"what": Cell(text), "n": Cell("1")} for text in ("short", 61 * "x")]
-    table = Table([Column("what", "what", False), Column("n", "n", True)], rows, [], [])
-    assert r"\begin{longtable}{@{}p{0.2\textwidth}r@{}}" in latex_long(table, "label")
 
 
 def test_what_is_known_of_noise_is_a_row_of_a_file() -> None:

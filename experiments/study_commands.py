@@ -102,7 +102,7 @@ def _run_at(asked: Request, name: str, wanted: study.Study, path: Path, command:
     store = Store(asked.runs)
     study_folder.store_plan(planned, path, store, asked, command)
     print(plan_text.matching_lines(planned) + plan_text.notes(planned, wanted, asked), end="")
-    _meet_outdated(planned, store, retrain=asked.retrain)
+    _meet_outdated(planned, store, asked.share, retrain=asked.retrain)
     chosen = _choose_rates(planned, store, asked)
     if chosen.open:
         return _say_what_waits(chosen, store, asked), False
@@ -140,7 +140,7 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     found = search.settle(planned, store)
     print(plan_text.rates_ahead(found) if found.open else plan_text.rate_lines(found.plan), end="")
     print(_work_left(found, store, asked))
-    _meet_outdated(found.plan, store, retrain=False)
+    _meet_outdated(found.plan, store, asked.share, retrain=False)
     if wanted.cost:
         print(f"What the study file says of its cost: {wanted.cost}")
     return 0
@@ -156,15 +156,15 @@ def _work_left(found: Search, store: Store, asked: Request) -> str:
     return f"{searched}{plural(len(trials), 'trial')}{where}, {done} finished, {len(trials) - done} to run"
 
 
-def _meet_outdated(planned: Plan, store: Store, *, retrain: bool) -> None:
-    """Say which finished trials the code or the data of today would not give, or set their results aside."""
+def _meet_outdated(planned: Plan, store: Store, share: Shard | None, *, retrain: bool) -> None:
+    """Say which finished trials the code or data of today would not give, or set those of the shard aside."""
     old = outdated.find(search.settle(planned, store).plan, store)
     if not retrain:
         print("".join(f"note: {sentence}\n" for sentence in old.sentences()), end="")
         return
-    for trial_id in old.trials:
-        store.folder(trial_id).set_aside("outdated")
-    print(f"{plural(len(old.trials), 'trial')} set aside to be trained again, as result.outdated-*.json")
+    own = [trial_id for trial_id in old.trials if share is None or share.of(trial_id) == share]
+    aside = [name for trial_id in own if (name := store.folder(trial_id).set_aside("outdated"))]
+    print(f"{plural(len(aside), 'trial')} set aside to be trained again, as result.outdated-*.json")
 
 
 def _status(asked: Request, name: str, wanted: study.Study) -> int:

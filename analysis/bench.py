@@ -26,9 +26,9 @@ from analysis.drawing import (
     write_drawing,
 )
 from analysis.latex_table import latex
-from analysis.page import write_atomically
 from analysis.records import Json
 from analysis.table import Cell, Column, Table, markdown
+from experiments.store import write_bytes
 
 BOTH = "forward + backward"
 
@@ -48,7 +48,7 @@ def write(folder: Path, points: Sequence[Json], machine: Json) -> list[Path]:
         "bench.tex": latex(table, "bench").encode(),
     }
     for name, content in files.items():
-        write_atomically(folder / name, content)
+        write_bytes(folder / name, content, durable=False)
     written = [folder / "bench.md"]
     with paper_style():
         for dim in dict.fromkeys(point["dim"] for point in points):

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from analysis.sampling import SamplingErrors
 from analysis.statistics import Estimate
+from experiments.trial import LEAST_SEEDS
 
 HELPS, HURTS, EQUIVALENT, UNDECIDED, NO_VERDICT = "helps", "hurts", "equivalent", "undecided", "no verdict"
 LESS, MORE = "by less than the margin", "by more than the margin"
 
-MINIMUM_SEEDS = 3
 POWER = 0.8
 SEED_LIMIT = 200  # beyond this the answer to "how many seeds?" is "too many"
 
@@ -72,4 +72,4 @@ class Comparison:
     @property
     def identical(self) -> bool:
         """Whether the arms have the same result on every seed, of enough seeds for a verdict."""
-        return self.n >= MINIMUM_SEEDS and not any(self.differences)
+        return self.n >= LEAST_SEEDS and not any(self.differences)

@@ -27,9 +27,9 @@ from matplotlib.figure import Figure
 
 from analysis import quantities as q
 from analysis.csv_text import write_csv
-from analysis.page import write_atomically
 from analysis.records import Json
 from analysis.statistics import Estimate
+from experiments.store import write_bytes
 
 STYLE = Path(__file__).parent / "paper.mplstyle"
 COLUMN, PAGE = 3.25, 6.75  # inches
@@ -105,7 +105,7 @@ def write_drawing(folder: Path, drawing: Drawing) -> list[Path]:
     """Write the files of a figure and NAME.md, its title and caption; returns the picture and the caption."""
     caption = f"**{drawing.title}.** {drawing.caption}\n"
     for suffix, content in {**drawing.files, "md": caption.encode()}.items():
-        write_atomically(folder / f"{drawing.name}.{suffix}", content)
+        write_bytes(folder / f"{drawing.name}.{suffix}", content, durable=False)
     return [folder / f"{drawing.name}.{suffix}" for suffix in ("png", "md")]
 
 

@@ -1,14 +1,10 @@
-"""HTML pages that work offline in one file, and how any file is written: whole or not at all."""
+"""HTML pages that work offline in one file."""
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from experiments.store import naming_full_disks
 
 if TYPE_CHECKING:
     from analysis.drawing import Drawing
@@ -46,23 +42,3 @@ def inline_svg(drawing: Drawing) -> str:
     opening, rest = svg.split(">", 1)
     opening = re.sub(r' (width|height)="[^"]*"', "", opening)
     return f'{opening} role="img" aria-label="{drawing.title}">{rest}'
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target and rename over it: a reader sees the old file or the new one, never half.
-
-    Raises:
-        DiskFull: there is no space for it; the old file is untouched.
-    """
-    with naming_full_disks(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            temporary.chmod(0o644)  # mkstemp makes it private; a report is there to be shared
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink()
-            raise

@@ -18,7 +18,7 @@ from analysis.beside import beside
 from analysis.comparison import UNDECIDED, Comparison
 from analysis.latex_table import latex
 from analysis.notes import differing
-from analysis.page import inline_svg, render, write_atomically
+from analysis.page import inline_svg, render
 from analysis.read_records import load_study
 from analysis.record_rows import backend_name
 from analysis.records import DIVERGED, OK, RecordError, Study
@@ -27,6 +27,7 @@ from analysis.table import Table, markdown, plain_csv
 from analysis.tables import comparison_csv, comparison_table, metrics_csv, timings_csv
 from analysis.terminal_table import terminal
 from analysis.verdict import compare, pronounce
+from experiments.store import write_bytes
 from experiments.trial import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def write_study(study_folder: Path, trials_folder: Path, remarks: Sequence[str] 
         files |= _published_files(published, study.name)
     files["report.html"] = _html(study, arms, comparisons, table, published, drawings).encode()
     for name, content in files.items():
-        write_atomically(study_folder / name, content)
+        write_bytes(study_folder / name, content, durable=False)
     _remove_stale_figures(study_folder / "figures", set(files))
     return StudyReport(
         terminal(table),

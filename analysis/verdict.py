@@ -55,7 +55,6 @@ from analysis.comparison import (
     HELPS,
     HURTS,
     LESS,
-    MINIMUM_SEEDS,
     MORE,
     NO_VERDICT,
     POWER,
@@ -78,6 +77,7 @@ from analysis.statistics import (
 )
 from analysis.summary import ArmSummary
 from analysis.verdict_sentence import sentence
+from experiments.trial import LEAST_SEEDS
 
 
 def judge(study: Study, arms: dict[str, ArmSummary]) -> list[Comparison]:
@@ -135,7 +135,7 @@ def decide(comparison: Comparison, study: Study) -> tuple[str, str]:
 
 def _word_on_finished_pairs(comparison: Comparison, study: Study) -> tuple[str, str]:
     estimate = comparison.interval
-    if comparison.n < MINIMUM_SEEDS or comparison.mismatched or estimate.sd == 0:
+    if comparison.n < LEAST_SEEDS or comparison.mismatched or estimate.sd == 0:
         return NO_VERDICT, ""
     within = comparison.p_equivalence_holm <= study.alpha
     if comparison.p_holm <= study.alpha:

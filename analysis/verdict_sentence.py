@@ -10,7 +10,6 @@ from analysis.comparison import (
     HELPS,
     HURTS,
     LESS,
-    MINIMUM_SEEDS,
     NO_VERDICT,
     POWER,
     SEED_LIMIT,
@@ -20,6 +19,7 @@ from analysis.comparison import (
 from analysis.records import Arm, Study
 from analysis.statistics import share_that_may_differ
 from analysis.summary import ArmSummary
+from experiments.trial import LEAST_SEEDS
 
 
 def sentence(comparison: Comparison, study: Study, arms: dict[str, ArmSummary]) -> str:
@@ -73,8 +73,8 @@ def _why_none(c: Comparison) -> str:
         seeds = q.listing([str(seed) for seed in c.mismatched])
         noun = "seed" if len(c.mismatched) == 1 else "seeds"
         return f"because the two arms saw different data on {noun} {seeds}"
-    if c.n < MINIMUM_SEEDS:
-        return f"because {q.plural(c.n, 'paired seed')} finished and a verdict takes at least {MINIMUM_SEEDS}"
+    if c.n < LEAST_SEEDS:
+        return f"because {q.plural(c.n, 'paired seed')} finished and a verdict takes at least {LEAST_SEEDS}"
     if c.identical:
         return "because the results are identical on all seeds: without any spread there is no test"
     return "because the difference is the same on all seeds: without any spread there is no test"

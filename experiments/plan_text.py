@@ -9,6 +9,7 @@ from experiments import plan, study
 from experiments.plan import Plan, PlannedArm
 from experiments.request import Request
 from experiments.search import Search
+from experiments.trial import LEAST_SEEDS
 
 
 def overview(planned: Plan) -> str:
@@ -27,9 +28,9 @@ def overview(planned: Plan) -> str:
         lines.append(
             f"  judged at {looks} seeds, as long as anything is undecided; each time at {level:.4g} %"
         )
-    if wanted.seeds < study.LEAST_SEEDS:
-        count, least = plural(wanted.seeds, "seed"), study.LEAST_SEEDS
-        lines.append(f"  note: no verdict with {count}; it takes at least {least}")
+    if wanted.seeds < LEAST_SEEDS:
+        count = plural(wanted.seeds, "seed")
+        lines.append(f"  note: no verdict with {count}; it takes at least {LEAST_SEEDS}")
     case = wanted.all_cases()[0].name
     lines += [f"  {arm.name}: {arm.template.mixer_text}" for arm in planned.arms if arm.case == case]
     return "".join(f"{line}\n" for line in lines)

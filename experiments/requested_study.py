@@ -8,8 +8,8 @@ from typing import Any
 
 from experiments import study as studies
 from experiments.request import Request
-from experiments.study import LEAST_SEEDS, MOST_SEEDS, Arm, Study
-from experiments.trial import digest
+from experiments.study import MOST_SEEDS, Arm, Study
+from experiments.trial import LEAST_SEEDS, digest
 from mixers.registry import InputError
 
 

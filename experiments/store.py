@@ -63,22 +63,27 @@ def naming_full_disks(path: Path) -> Iterator[None]:
         raise
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write `path` so that it holds all of `content` or is untouched.
+
+    Args:
+        path: of the file; its folder is made.
+        content: all of it.
+        durable: whether it must outlast a power cut; what can be made again need not wait for the disk.
 
     Raises:
         DiskFull: there is no space for it; the path is untouched.
     """
     with naming_full_disks(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = (
-            path.parent / f".{path.name}.{secrets.token_hex(4)}"
-        )  # for whom the umask allows, unlike mkstemp's
+        # for whom the umask allows, unlike mkstemp's
+        temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
         try:
             with open(temporary, "xb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from experiments.trial import Recipe
+from experiments.trial import LEAST_SEEDS, Recipe
 from mixers.registry import InputError, suggest
 
 FOLDER = Path(__file__).parent / "studies"
@@ -20,8 +20,6 @@ DEFAULT = "digits-ladder"
 
 ALPHA = 0.05
 """The chance of a wrong claim that a study allows itself."""
-LEAST_SEEDS = 3
-"""Of a verdict; a test holds it equal to analysis.comparison's, whose import takes as long as a plan."""
 MOST_SEEDS = 1_000
 """More have never been asked for; those that learning rates are chosen on are numbered from here."""
 MOST_PROBLEMS = 8

@@ -18,6 +18,8 @@ from pydantic.dataclasses import dataclass
 
 from mixers.registry import Component
 
+LEAST_SEEDS = 3
+"""Of a verdict."""
 SCHEMA_VERSION = 1
 """Raised whenever a stored trial or result would be read differently; older ones are set aside."""
 

@@ -24,6 +24,11 @@ from torch.autograd import forward_ad
 Kernel = Callable[..., Any]
 """Takes and returns what the operation's reference does."""
 
+MAMBA_SSM_STATES = 256
+"""The most that mamba-ssm's scan has per channel."""
+MORE_STATES = f"d_state above {MAMBA_SSM_STATES}"
+"""What a call with more needs of a backend."""
+
 calls: Counter[str] = Counter()
 """How often each backend ran in this process, except inside torch.compile; those of "ssd" and "conv" with
 the operation's name in front: "ssd: mamba_ssm"."""
@@ -144,7 +149,7 @@ BACKENDS: dict[str, Backend] = {
             devices=("cuda",),
             package="mamba-ssm",
             fix=_MAMBA_SSM,
-            lacks=_TRANSFORMS | {"float64", "initial_state", "state_gradient", "d_state above 256"},
+            lacks=_TRANSFORMS | {"float64", "initial_state", "state_gradient", MORE_STATES},
         ),
         Backend(
             "triton",

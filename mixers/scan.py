@@ -99,8 +99,8 @@ def selective_scan(
     needs = set()
     if any(t is not None and t.dtype == torch.float64 for t in inputs):
         needs.add("float64")
-    if A.shape[1] > 256:
-        needs.add("d_state above 256")
+    if A.shape[1] > backends.MAMBA_SSM_STATES:
+        needs.add(backends.MORE_STATES)
     if initial_state is not None:
         needs.add("initial_state")
     if return_state and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):

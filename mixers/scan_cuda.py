@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
+from mixers.backends import MAMBA_SSM_STATES
 from mixers.scan_operator import ScanOperator
 
-_MAX_D_STATE = 256
 _CHUNK = 2048  # tokens per state that forward keeps for backward
 
 
@@ -44,8 +44,8 @@ def selective_scan_mamba_ssm(
         raise ValueError("mamba-ssm's scan has no initial_state; use backend='reference'")
     if u.dtype == torch.float64:
         raise ValueError("mamba-ssm's scan has no float64; use backend='reference'")
-    if A.shape[1] > _MAX_D_STATE:
-        raise ValueError(f"mamba-ssm's scan has d_state up to {_MAX_D_STATE}, got {A.shape[1]}")
+    if A.shape[1] > MAMBA_SSM_STATES:
+        raise ValueError(f"mamba-ssm's scan has d_state up to {MAMBA_SSM_STATES}, got {A.shape[1]}")
     # the kernel wants u, delta, B and C in one dtype and A, D, delta_bias in float32
     tensors = (
         *(_to_kernel(u, reverse), _to_kernel(delta.to(u.dtype), reverse), A.float()),

@@ -19,13 +19,12 @@ from typing import Any
 import pytest
 
 import run_ablation
-from analysis.comparison import MINIMUM_SEEDS
 from experiments import executors, study_commands
 from experiments import study as studies
 from experiments.command_line import COMMANDS
 from experiments.store import RESULT_FIELDS, Store
 from experiments.tasks.digits import Digits
-from experiments.trial import SCHEMA_VERSION, Trial
+from experiments.trial import LEAST_SEEDS, SCHEMA_VERSION, Trial
 
 Ablate = Callable[..., int]
 
@@ -218,7 +217,7 @@ def test_what_a_plan_says_of_few_seeds_and_of_the_cost(
     assert run_ablation.main(["plan", "--seeds", "2", "--shard", "1/4", "--runs", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "margin 1 point\n" in said
-    assert f"no verdict with 2 seeds; it takes at least {MINIMUM_SEEDS}" in said
+    assert f"no verdict with 2 seeds; it takes at least {LEAST_SEEDS}" in said
     assert re.search(r"\n(\d) trials? of shard 1/4, 0 finished, \1 to run\n", said)
     assert "What the study file says of its cost: 30 trials" in said
 

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING
 from analysis import published
 from analysis import quantities as q
 from analysis.latex_table import latex
-from analysis.page import inline_svg, render, write_atomically
+from analysis.page import inline_svg, render
 from analysis.paper.ours import CHECKED_IN, OurStudy, find_studies
 from analysis.paper.tables import PaperTable, all_tables
 from analysis.records import Json
 from analysis.table import markdown, plain_csv
 from analysis.tables import comparison_csv
+from experiments.store import write_bytes
 
 if TYPE_CHECKING:
     from analysis.drawing import Drawing
@@ -76,7 +77,7 @@ def write_paper(folder: Path, runs: Path) -> PaperReport:
         files[f"studies/{ours.study.name}.csv"] = text.encode()
     files["index.html"] = _html(studies, drawings, found, notes).encode()
     for name, content in files.items():
-        write_atomically(folder / name, content)
+        write_bytes(folder / name, content, durable=False)
     names = tuple(ours.study.name for ours in studies)
     return PaperReport(folder / "index.html", len(drawings), len(found), names, tuple(notes))
 

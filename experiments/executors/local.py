@@ -194,7 +194,8 @@ def may_go_on(
 
 def _how_it_ended(code: int) -> str:
     signum = -code if code < 0 else code - BY_SIGNAL
-    return f"by signal {signal.Signals(signum).name}" if signum > 0 else f"with exit code {code}"
+    known = signum in signal.valid_signals()
+    return f"by signal {signal.Signals(signum).name}" if known else f"with exit code {code}"
 
 
 def stop(running: Sequence[BaseProcess]) -> None:

@@ -62,9 +62,8 @@ class ShareOfTrials:
         """Let the current trial save; the job to be queued again. submitit ends this process right after."""
         from submitit.helpers import DelayedSubmission
 
-        signal.signal(
-            signal.SIGTERM, signal.SIG_IGN
-        )  # it often follows, and would keep the job from the queue
+        # SIGTERM often follows, and would keep the job from the queue
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         local.stop(multiprocessing.active_children())
         return DelayedSubmission(self)
 

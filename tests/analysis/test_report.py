@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import os
 import re
@@ -19,12 +18,11 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image, ImageChops
 
-from analysis.page import keep_together, write_atomically
+from analysis.page import keep_together
 from analysis.panel_figures import curves, pareto_front
 from analysis.read_records import load_study
 from analysis.report import StudyReport, write_study
 from analysis.summary import summarise
-from experiments.store import DiskFull
 
 Write = Callable[..., Any]
 ACCURACIES = {
@@ -42,20 +40,6 @@ FILES = {
     "verdict.json",
     "report.html",
 } | {f"figures/{name}.{suffix}" for name in FIGURES for suffix in ("png", "svg", "pdf", "csv")}
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "report.html"
-    write_atomically(path, b"old")
-
-    def full(*_: object) -> None:
-        raise OSError(errno.EFBIG, "File too large")
-
-    monkeypatch.setattr(os, "fdopen", full)
-    with pytest.raises(DiskFull, match=f"no space left to write {path}: File too large"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def report_on(records: Any) -> StudyReport:

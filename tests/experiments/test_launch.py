@@ -479,3 +479,16 @@ def test_the_monitor_tells_the_numbers_that_both_splits_have(tiny_trial: MakeTri
     )
     monitor()
     assert "identity seed 0              test box_AP 3 (0:00)" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        (-9, "by signal SIGKILL"),
+        (143, "by signal SIGTERM"),
+        (1, "with exit code 1"),
+        (255, "with exit code 255"),
+    ],
+)
+def test_how_a_worker_ended(code: int, how: str) -> None:
+    assert local._how_it_ended(code) == how

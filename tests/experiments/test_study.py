@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.comparison import MINIMUM_SEEDS
 from experiments import command_line, stored_plan
 from experiments import study as studies
 from experiments.requested_study import requested_study
+from experiments.trial import LEAST_SEEDS
 from mixers.registry import InputError
 
 GOOD = """
@@ -40,7 +40,7 @@ def test_checked_in_studies_load(name: str) -> None:
     study = studies.load(studies.find(name))
     header = (study.question, study.varied, study.fixed, study.cost, study.answer)
     assert all(len(words) > 10 for words in header), "a study's header says what it asks and what came out"
-    assert study.seeds >= MINIMUM_SEEDS == studies.LEAST_SEEDS
+    assert study.seeds >= LEAST_SEEDS
     assert study.all_comparisons()
 
 

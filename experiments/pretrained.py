@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mixers.registry import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from experiments.skeletons.base import Skeleton
 
@@ -63,7 +63,10 @@ def read(weights: str, skeleton: str) -> dict[str, Tensor]:
         safetensors.SafetensorError,
     ) as error:
         reason = "it is neither safetensors nor a file that torch.save wrote of tensors alone"
-        if not isinstance(error, pickle.UnpicklingError) and str(error).strip():
+        refused = isinstance(error, pickle.UnpicklingError) or isinstance(
+            error.__cause__, pickle.UnpicklingError
+        )  # timm's own sentence speaks of an option of its function
+        if not refused and str(error).strip():
             reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path} cannot be read as weights: {reason}") from None
     if _is_own(path, stored):
@@ -115,11 +118,11 @@ def load(model: Skeleton, weights: str, skeleton: str, *, new_head: bool) -> Non
     model.load_state_dict(found)
 
 
-def require_all_of(model: Skeleton, found: Mapping[str, Tensor], weights: str, skeleton: str) -> None:
+def require_all_of(model: nn.Module, found: Mapping[str, Tensor], weights: str, skeleton: str) -> None:
     """Compare names and shapes, ours, with those of a model.
 
     Args:
-        model: of the skeleton of that name.
+        model: of the skeleton of that name, with our names.
         found: the weights.
         weights: where they are from, for the message.
         skeleton: its name.

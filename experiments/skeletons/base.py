@@ -252,9 +252,13 @@ class Head(nn.Module):
         features = 4 * dim if head == "mlp" else dim
         self.fc = nn.Linear(features, classes) if classes else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """What the classifier reads: (B, *grid, C) -> (B, features)."""
         token = read_out(x.flatten(1, -2), self.readout)  # (B, C)
-        return self.fc(self.pre_logits(self.norm(token)))
+        return self.pre_logits(self.norm(token))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x))
 
 
 def read_out(tokens: Tensor, readout: Readout) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.data import resolve_data_config
 from timm.optim import create_optimizer_v2
 
 from experiments import timm_models
@@ -130,6 +131,80 @@ def test_a_backbone_starts_from_timms_classifier(tmp_path: Path) -> None:
     assert torch.equal(
         backbone.model.stages[3].blocks[2].mixer.weight, theirs.stages[3].blocks[2].conv.weight
     )
+
+
+@pytest.mark.parametrize("mixer", ["conv", "ssm(scan=forward)"])
+def test_a_classifier_starts_from_a_classifier(tmp_path: Path, mixer: str) -> None:
+    path, x = tmp_path / "classifier.safetensors", torch.randn(1, 3, 64, 64)
+    wanted = timm.create_model("ablation_mambaout_pico", mixer=mixer, num_classes=7, seed=1).eval()
+    save_file(wanted.state_dict(), path)
+    found = timm.create_model(
+        "ablation_mambaout_pico", mixer=mixer, num_classes=7, checkpoint_path=str(path)
+    ).eval()
+    torch.testing.assert_close(found(x), wanted(x))
+    with pytest.raises(InputError, match=r"not of this mambaout-pico: head\.fc\.\w+ is of another shape"):
+        timm.create_model("ablation_mambaout_pico", mixer=mixer, checkpoint_path=str(path))
+
+
+def test_a_classifier_starts_from_timms(tmp_path: Path) -> None:
+    path, x = tmp_path / "timm.safetensors", torch.randn(1, 3, 64, 64)
+    theirs = timm.create_model("mambaout_femto", num_classes=7).eval()
+    save_file(theirs.state_dict(), path)
+    ours = timm.create_model("ablation_mambaout_femto", num_classes=7, checkpoint_path=str(path)).eval()
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    maps, timms = (model.forward_intermediates(x, intermediates_only=True) for model in (ours, theirs))
+    torch.testing.assert_close(maps, timms, rtol=1e-4, atol=1e-4)
+    assert resolve_data_config({}, model=ours) == resolve_data_config({}, model=theirs)
+
+
+def test_what_timms_training_script_asks_of_a_classifier() -> None:
+    model = timm.create_model(
+        "ablation_mambaout_nano", mixer="ssm", num_classes=7, global_pool="avg", drop_rate=0.1
+    )
+    theirs = timm.create_model("mambaout_femto", num_classes=7)
+    for name in ("num_classes", "num_features", "head_hidden_size"):
+        assert isinstance(getattr(model, name), type(getattr(theirs, name)))
+    groups = create_optimizer_v2(model, opt="adamw", lr=1e-3, layer_decay=0.5).param_groups
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert scale[id(model.head.fc.weight)] == 1 > scale[id(model.stages[0].blocks[0].norm.weight)]
+    model.reset_classifier(3)
+    assert model(torch.randn(2, 3, 16, 16)).shape == (2, 3)
+    assert model.num_classes == 3
+    model.reset_classifier(0)
+    assert model(torch.randn(2, 3, 16, 16)).shape == (2, model.head_hidden_size)
+    assert isinstance(model.get_classifier(), torch.nn.Identity)
+    with pytest.raises(InputError, match="global_pool 'max' is not there"):
+        model.reset_classifier(3, "max")
+
+
+@pytest.mark.parametrize("features_only", [False, True])
+def test_gradients_are_the_same_with_checkpoints(features_only: bool) -> None:
+    model = timm.create_model(
+        "ablation_mambaout_nano", features_only=features_only, drop_path_rate=0.3, num_classes=7
+    )
+    names = list(model.state_dict())
+    x = torch.randn(4, 3, 16, 16)
+
+    def gradients() -> tuple[list[torch.Tensor], int]:
+        """Of every parameter, and how often the first norm ran."""
+        model.zero_grad()
+        runs: list[int] = []
+        first = next(module for name, module in model.named_modules() if name.endswith("blocks.0.norm"))
+        hook = first.register_forward_hook(lambda *_: runs.append(1))
+        torch.manual_seed(0)
+        found = model(x)
+        sum(each.square().sum() for each in (found if features_only else [found])).backward()
+        hook.remove()
+        return [p.grad.clone() for p in model.parameters()], len(runs)
+
+    kept, once = gradients()
+    model.set_grad_checkpointing()
+    again, twice = gradients()
+    torch.testing.assert_close(again, kept)
+    assert (once, twice) == (1, 2)
+    assert list(model.state_dict()) == names
+    model.set_grad_checkpointing(False)
+    assert gradients()[1] == 1
 
 
 def test_what_cannot_be_had_is_refused() -> None:

@@ -217,6 +217,8 @@ def mixer_channels(trial: Trial) -> list[int]:
 def check(trial: Trial, tested_on: tuple[int, ...] | None = None) -> None:
     """Build the trial's model and run it on nothing, so that what does not fit fails before anything trains.
 
+    The weights that it starts from are compared with it, too.
+
     A small model really runs, on zeros: what torch imports to run a model of the meta device takes longer.
 
     Args:
@@ -234,3 +236,8 @@ def check(trial: Trial, tested_on: tuple[int, ...] | None = None) -> None:
         model = assemble(trial.mixer, trial.skeleton, f"task {trial.task.name}", spec, trial.seed)
         for grid in grids:
             cost.run_on_nothing(model, dataclasses.replace(spec, grid=grid))
+    if trial.train.weights is not None:
+        try:
+            pretrained.fitted(model, trial.train.weights, trial.skeleton.name, new_head=True)
+        except InputError as error:
+            raise InputError(f"mixer {','.join(each.name for each in trial.mixer)}: {error}") from None

@@ -91,10 +91,19 @@ def _is_own(path: Path, stored: Mapping[str, Tensor]) -> bool:
 
 
 def load(model: Skeleton, weights: str, skeleton: str, *, new_head: bool) -> None:
-    """Put the weights into a model.
+    """Put the weights into a model: those that `fitted` gives.
+
+    Raises:
+        InputError: they are of another model.
+    """
+    model.load_state_dict(fitted(model, weights, skeleton, new_head=new_head))
+
+
+def fitted(model: Skeleton, weights: str, skeleton: str, *, new_head: bool) -> dict[str, Tensor]:
+    """All that a model starts from: the weights, and its own where they have none for it.
 
     Args:
-        model: of the skeleton of that name.
+        model: of the skeleton of that name; it may be on the meta device, where only names and shapes count.
         weights: "timm" or a file.
         skeleton: its name.
         new_head: whether a classifier for another number of classes stays as it was initialised, and so does
@@ -115,7 +124,7 @@ def load(model: Skeleton, weights: str, skeleton: str, *, new_head: bool) -> Non
         found = {name: value for name, value in found.items() if name not in CLASSIFIER}
         found |= {name: expected[name] for name in CLASSIFIER}
     require_all_of(model, found, weights, skeleton)
-    model.load_state_dict(found)
+    return found
 
 
 def require_all_of(model: nn.Module, found: Mapping[str, Tensor], weights: str, skeleton: str) -> None:

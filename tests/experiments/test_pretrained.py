@@ -165,6 +165,15 @@ def test_another_number_of_classes_gets_a_new_classifier(femto_file: Path) -> No
 def test_weights_of_another_model_are_refused(femto_file: Path, change: dict[str, str], words: str) -> None:
     with pytest.raises(InputError, match=words):
         build_model(trial(femto_file, **change))
+    with pytest.raises(InputError, match=f"mixer .*: weights .*{words}"):
+        build.check(trial(femto_file, **change))  # before anything trains
+
+
+def test_weights_that_fit_are_found_to_before_anything_trains(femto_file: Path) -> None:
+    build.check(trial(femto_file, classes=7))
+    (femto_file.parent / "text.pth").write_text("no weights")
+    with pytest.raises(InputError, match=r"mixer conv: .*text\.pth cannot be read as weights"):
+        build.check(trial(femto_file.parent / "text.pth"))
 
 
 def test_what_is_not_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ class Order(NamedTuple):
         rows = [part.flatten(0, 1) for part in parts]
         visits = torch.cat(rows) if len(rows) > 1 else rows[0]  # (B L, C)
         x: Tensor = _Permute.apply(visits, self._rows(targets, batch), True)
-        return x.view(batch, -1, channels)
+        return x.view(batch, self.tokens.shape[0], channels)  # not -1: a batch may be empty
 
     def _rows(self, tokens: Tensor, batch: int) -> Tensor:
         """(B L,): the rows of (B L, C) segment by segment, so that each of them is contiguous in memory."""
@@ -246,6 +246,7 @@ class _Permute(torch.autograd.Function):
     """(rows, C) -> (rows, C): x[order], or its inverse.
 
     The gradient of each is the other, as every row is taken once; that of indexing is added up row by row.
+    Tangents go where the rows go.
     """
 
     generate_vmap_rule = True
@@ -258,7 +259,12 @@ class _Permute(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
         _, order, ctx.invert = inputs
         ctx.save_for_backward(order)
+        ctx.save_for_forward(order)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _Permute.apply(grad, *ctx.saved_tensors, not ctx.invert), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return _Permute.apply(tangent, *ctx.saved_tensors, ctx.invert)

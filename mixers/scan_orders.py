@@ -9,7 +9,8 @@ set of orders, each walked forward or both ways; every walk over a segment is a 
     local                    window by window, both ways: LocalMamba (arXiv 2403.09338)
     vertical                 column by column, both ways: LocalMamba's other direction
     vertical-slip            the same, put back as its code does: by the permutation, not by its inverse. On
-                             an image that is not square, results then end up at the wrong tokens
+                             an image that is not square, results then end up at the wrong tokens (in its
+                             code their gates with them; here the gate is the block's and stays)
     continuous               rows and columns as a snake, both ways: PlainMamba (arXiv 2403.17695)
     atrous                   every other row and column, forward: EfficientVMamba (arXiv 2403.09977)
 

@@ -29,6 +29,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mixers.backends import in_forward_mode
+
 Device = torch.device | str | None
 
 
@@ -45,7 +47,7 @@ class Order(NamedTuple):
     def scan(self, x: Tensor) -> list[Tensor]:
         """(B, L, C) in raster order -> each segment (B, l, C) in the order of its visits."""
         batch, _, channels = x.shape
-        visits = _Permute.apply(x.flatten(0, 1), self._rows(self.tokens, batch), False)  # (B L, C)
+        visits = _permuted(x.flatten(0, 1), self._rows(self.tokens, batch), invert=False)  # (B L, C)
         parts = visits.split([batch * length for length in self.segments])
         sizes = zip(parts, self.segments, strict=True)
         return [part.view(batch, length, channels) for part, length in sizes]
@@ -56,7 +58,7 @@ class Order(NamedTuple):
         targets = self.tokens if self.targets is None else self.targets
         rows = [part.flatten(0, 1) for part in parts]
         visits = torch.cat(rows) if len(rows) > 1 else rows[0]  # (B L, C)
-        x: Tensor = _Permute.apply(visits, self._rows(targets, batch), True)
+        x = _permuted(visits, self._rows(targets, batch), invert=True)
         return x.view(batch, self.tokens.shape[0], channels)  # not -1: a batch may be empty
 
     def _rows(self, tokens: Tensor, batch: int) -> Tensor:
@@ -243,29 +245,35 @@ def _inverse(permutation: Tensor) -> Tensor:
     return inverse
 
 
+def _permuted(x: Tensor, order: Tensor, *, invert: bool) -> Tensor:
+    """(rows, C) -> (rows, C): x[order], or its inverse."""
+    # torch.compile does not follow a function that has gradients and tangents of its own
+    permute = _select if in_forward_mode() else _Permute.apply
+    permuted: Tensor = permute(x, order, invert)
+    return permuted
+
+
+def _select(x: Tensor, order: Tensor, invert: bool) -> Tensor:
+    return x.index_select(0, _inverse(order) if invert else order)
+
+
 class _Permute(torch.autograd.Function):
-    """(rows, C) -> (rows, C): x[order], or its inverse.
+    """`_select`, with a gradient that is as fast.
 
     The gradient of each is the other, as every row is taken once; that of indexing is added up row by row.
-    Tangents go where the rows go.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, order: Tensor, invert: bool) -> Tensor:
-        return x.index_select(0, _inverse(order) if invert else order)
+        return _select(x, order, invert)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
         _, order, ctx.invert = inputs
         ctx.save_for_backward(order)
-        ctx.save_for_forward(order)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _Permute.apply(grad, *ctx.saved_tensors, not ctx.invert), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return _Permute.apply(tangent, *ctx.saved_tensors, ctx.invert)

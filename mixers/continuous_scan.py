@@ -23,6 +23,9 @@ Selected = tuple[Tensor, Tensor, Tensor]  # Delta, B, C
 class ContinuousScan(SelectiveScan):
     """All four passes; their mean.
 
+    The released code adds the bias of Delta twice, in `dt_proj` and in the scan, so that its steps start in
+    [0.000001, 0.011]. Here it is added once, with `raster_params` too, and they start in [0.001, 0.1].
+
     Args:
         dim: channels.
         d_state: N.

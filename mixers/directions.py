@@ -12,7 +12,9 @@ in the core alone.
     conv=none        no convolution
 
 Where several passes visit a token, their outputs are averaged, in every pattern: so the scale of the
-output does not depend on their number. (Vision Mamba averages; VMamba and PlainMamba sum.)
+output does not depend on their number. (Vision Mamba averages. PlainMamba sums; VMamba sums and then
+normalises; LocalMamba sums after an attention over the channels of each output. The norm and the attention
+are not here.)
 """
 
 from __future__ import annotations

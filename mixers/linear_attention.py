@@ -20,6 +20,8 @@ from mixers.heads import MultiHeadMixer
 from mixers.linear_recurrence import linear_recurrence, linear_recurrence_step
 from mixers.rope import rotary_angles, rotate
 
+LEAST_DENOMINATOR = 1e-30  # far below any that matters, far above where its inverse overflows
+
 
 class LinearAttention(MultiHeadMixer):
     """Attention with phi(q)^T phi(k) in place of exp(q^T k / sqrt(head_dim)): linear in the length.
@@ -76,7 +78,7 @@ class CausalLinearAttention(LinearAttention):
             S = self._one_token_on(S)
         numerator, S = linear_recurrence_step(q, k, v, S)
         z = z + k
-        mixed = numerator / (q * z).sum(-1, keepdim=True)
+        mixed = _divide(numerator, (q * z).sum(-1, keepdim=True))
         return self.proj(mixed.flatten(1).to(x.dtype)), (S, z)
 
     def _one_token_on(self, S: Tensor) -> Tensor:
@@ -102,9 +104,14 @@ def linear_attention(
     q, k = features
     with full_precision(v.device):
         if causal:
-            return linear_recurrence(*turned, v) / (q * k.cumsum(2)).sum(3, keepdim=True)
+            return _divide(linear_recurrence(*turned, v), (q * k.cumsum(2)).sum(3, keepdim=True))
         numerator = turned[0] @ (turned[1].mT @ v)  # (B, heads, L, head_dim)
-        return numerator / (q @ k.sum(2)[..., None])
+        return _divide(numerator, q @ k.sum(2)[..., None])
+
+
+def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The fraction; 0, not 0 / 0, where all features of a query or of its keys have been rounded to zero."""
+    return numerator / denominator.clamp(min=LEAST_DENOMINATOR)
 
 
 def elu_plus_one(x: Tensor) -> Tensor:

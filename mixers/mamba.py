@@ -35,8 +35,9 @@ class Mamba(TokenMixer):
     """Linear C -> 2 E C, then conv -> SiLU -> SSM of one half times SiLU of the other, linear E C -> C.
 
     An image is read in raster order, the convolution included: it is along the sequence. R is the width C
-    over 16, rounded up, not that of the E C channels that are scanned. Everything starts as in Mamba's code:
-    the linear maps and the convolution as torch draws them, the SSM as `mixers.s6` says.
+    over 16, rounded up, not that of the E C channels that are scanned. Everything starts as in Mamba's code
+    of the mixer: the linear maps and the convolution as torch draws them, the SSM as `mixers.s6` says. (Its
+    language models, and Vision Mamba, then divide the last map by the square root of the number of layers.)
 
     With `scan="bidirectional"` it is Vision Mamba's mixer (arXiv 2401.09417, algorithm 1): each way has its
     own convolution and SSM, and their mean is gated.

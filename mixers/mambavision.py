@@ -29,6 +29,10 @@ class MambaVision(TokenMixer):
 
     An image is read in raster order, the convolutions included: they are along the sequence, as in the paper.
 
+    The released code adds the bias of Delta twice, in `dt_proj` and in the scan, and draws the weights of all
+    linear maps with a standard deviation of 0.02. Neither is done here: a bias trained there is half of one
+    here, and a skeleton's init=fixed-all draws such weights.
+
     Args:
         dim: C, even.
         grid_rank: 1 or 2.

@@ -26,7 +26,8 @@ class MILAAttention(TokenMixer):
     """Linear attention of all tokens to all, V = X, plus a depthwise convolution of the values (LePE).
 
     Rotary positions turn the C channels of queries and keys before they are cut into heads, so that heads
-    have frequencies of their own; they turn the numerator only.
+    have frequencies of their own; they turn the numerator only. (The released code adds 1e-6 to the
+    denominator; `mixers.linear_attention` bounds it below.)
 
     Args:
         dim: channels C.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from mixers.base import TokenMixer, as_sequence, full_mask
 
@@ -48,7 +49,7 @@ class RandomMixing(TokenMixer):
         self.seed = int(state)
 
     def matrix(self, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """(L, L), rows sum to one; the last matrix is kept."""
+        """(L, L), rows sum to one; the last matrix is kept, unless it was drawn inside a transform."""
         if self._drawn is not None:
             seed, kept = self._drawn
             if (seed, len(kept), kept.dtype, kept.device) == (self.seed, length, dtype, device):
@@ -56,7 +57,8 @@ class RandomMixing(TokenMixer):
         # what inference mode makes cannot be used in training, and this is kept for both
         with torch.inference_mode(False):
             matrix = random_matrix(self.seed, length, dtype, device)
-        self._drawn = self.seed, matrix
+        if _outlives_the_call(matrix):
+            self._drawn = self.seed, matrix
         return matrix
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,6 +83,13 @@ def random_matrix(
         drawn = torch.rand(rows.shape, generator=generator, device="cpu", dtype=torch.float64)
         rows.copy_(drawn.softmax(-1))
     return matrix
+
+
+def _outlives_the_call(matrix: Tensor) -> bool:
+    """Whether it is a tensor like any other, not a fake one nor one that ends with a call of torch.func."""
+    if torch.compiler.is_compiling():  # which cannot ask, and draws outside of what it compiles
+        return True
+    return type(matrix) is Tensor and not _functorch.is_functorch_wrapped_tensor(matrix)
 
 
 def _store_as_seed(module: RandomMixing, state: dict[str, Any], prefix: str, *others: Any) -> None:

@@ -40,7 +40,8 @@ class S4DCore(ScanCore):
 
     Initialised as in the paper and its code: A_n = -1/2 + i pi n ("lin") or
     -1/2 + i N / pi (N / (2 n + 1) - 1) ("inv"), n = 0 .. N / 2 - 1; Delta log-uniform in
-    [0.001, 0.1]; B = 1, so that it has no parameter; C complex normal; D normal.
+    [0.001, 0.1]; B = 1, so that it has no parameter; C complex normal; D normal. That code trains Delta and A
+    at a learning rate of at most 0.001; here they are trained at that of all other parameters.
 
     Args:
         dim: channels.

@@ -9,7 +9,8 @@ set of orders, each walked forward or both ways; every walk over a segment is a 
     local                    window by window, both ways: LocalMamba (arXiv 2403.09338)
     vertical                 column by column, both ways: LocalMamba's other direction
     vertical-slip            the same, put back as its code does: by the permutation, not by its inverse. On
-                             an image that is not square, results then end up at the wrong tokens
+                             an image that is not square, results then end up at the wrong tokens (in its
+                             code their gates with them; here the gate is the block's and stays)
     continuous               rows and columns as a snake, both ways: PlainMamba (arXiv 2403.17695)
     atrous                   every other row and column, forward: EfficientVMamba (arXiv 2403.09977)
 
@@ -28,6 +29,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mixers.backends import in_forward_mode
+
 Device = torch.device | str | None
 
 
@@ -44,7 +47,7 @@ class Order(NamedTuple):
     def scan(self, x: Tensor) -> list[Tensor]:
         """(B, L, C) in raster order -> each segment (B, l, C) in the order of its visits."""
         batch, _, channels = x.shape
-        visits = _Permute.apply(x.flatten(0, 1), self._rows(self.tokens, batch), False)  # (B L, C)
+        visits = _permuted(x.flatten(0, 1), self._rows(self.tokens, batch), invert=False)  # (B L, C)
         parts = visits.split([batch * length for length in self.segments])
         sizes = zip(parts, self.segments, strict=True)
         return [part.view(batch, length, channels) for part, length in sizes]
@@ -55,8 +58,8 @@ class Order(NamedTuple):
         targets = self.tokens if self.targets is None else self.targets
         rows = [part.flatten(0, 1) for part in parts]
         visits = torch.cat(rows) if len(rows) > 1 else rows[0]  # (B L, C)
-        x: Tensor = _Permute.apply(visits, self._rows(targets, batch), True)
-        return x.view(batch, -1, channels)
+        x = _permuted(visits, self._rows(targets, batch), invert=True)
+        return x.view(batch, self.tokens.shape[0], channels)  # not -1: a batch may be empty
 
     def _rows(self, tokens: Tensor, batch: int) -> Tensor:
         """(B L,): the rows of (B L, C) segment by segment, so that each of them is contiguous in memory."""
@@ -242,8 +245,20 @@ def _inverse(permutation: Tensor) -> Tensor:
     return inverse
 
 
+def _permuted(x: Tensor, order: Tensor, *, invert: bool) -> Tensor:
+    """(rows, C) -> (rows, C): x[order], or its inverse."""
+    # torch.compile does not follow a function that has gradients and tangents of its own
+    permute = _select if in_forward_mode() else _Permute.apply
+    permuted: Tensor = permute(x, order, invert)
+    return permuted
+
+
+def _select(x: Tensor, order: Tensor, invert: bool) -> Tensor:
+    return x.index_select(0, _inverse(order) if invert else order)
+
+
 class _Permute(torch.autograd.Function):
-    """(rows, C) -> (rows, C): x[order], or its inverse.
+    """`_select`, with a gradient that is as fast.
 
     The gradient of each is the other, as every row is taken once; that of indexing is added up row by row.
     """
@@ -252,7 +267,7 @@ class _Permute(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, order: Tensor, invert: bool) -> Tensor:
-        return x.index_select(0, _inverse(order) if invert else order)
+        return _select(x, order, invert)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:

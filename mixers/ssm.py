@@ -50,7 +50,8 @@ class SelectiveSSM(ScanMixer):
         selective: which of Delta, B and C depend on the input; the rest is constant (`mixers.s6`).
         window: side of the windows; scan="local" needs it.
         atrous_step: distance of the rows and columns of a phase; scan="atrous" needs it.
-        raster_params: reproduce a slip in the code of PlainMamba, for scan="continuous".
+        raster_params: reproduce a slip in the code of PlainMamba, for scan="continuous"; there is another
+            that is not reproduced (`mixers.continuous_scan`).
 
     Raises:
         ValueError: `scan` does not fit the grid, or has too many options or too few.

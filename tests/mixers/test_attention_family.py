@@ -18,7 +18,7 @@ from mixers.attention import Attention, CausalAttention
 from mixers.base import TokenMixer, as_sequence
 from mixers.gated_linear_attention import GatedLinearAttention
 from mixers.heads import MultiHeadMixer
-from mixers.linear_attention import CausalLinearAttention, LinearAttention, elu_plus_one
+from mixers.linear_attention import CausalLinearAttention, LinearAttention, elu_plus_one, linear_attention
 from mixers.linear_recurrence import linear_recurrence, linear_recurrence_step
 from mixers.mila import MILAAttention
 from mixers.rope import check_rope, rotary_angles, rotate
@@ -306,6 +306,33 @@ def test_linear_attention_is_its_definition(
     denominator = (q @ k.mT * seen).sum(-1, keepdim=True)
     expected = mixer.merge_heads(numerator / denominator).view_as(x)
     torch.testing.assert_close(mixer(x), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_query_without_features_gets_nothing(causal: bool) -> None:
+    """exp(-200) is zero in float32, and so would be the denominator: finite outputs and gradients."""
+    q, k, v = normal(3, 1, 1, 5, 4).float()
+    q[..., 2, :] = -200
+    q, k, v = (each.requires_grad_() for each in (q, k, v))
+    features = elu_plus_one(q), elu_plus_one(k)
+    y = linear_attention(features, features, v, causal=causal)
+    assert not y[..., 2, :].any()
+    assert y[..., [0, 1, 3, 4], :].all()
+    assert all(each.isfinite().all() for each in torch.autograd.grad(y.square().sum(), [q, k, v]))
+
+
+@pytest.mark.parametrize("name", ["linear-attention", "causal-linear-attention", "mila-attention"])
+def test_linear_attention_of_enormous_inputs_is_finite(name: str) -> None:
+    mixer = seeded(lambda: MIXERS.create(MIXERS.parse(f"{name}(head_dim=4)"), 8, 1)).float()
+    x = 1e4 * normal(2, 9, 8).float()
+    y = mixer(x)
+    assert y.isfinite().all()
+    if mixer.causal:
+        state, steps = mixer.init_state(2), []
+        for token in x.unbind(1):
+            step, state = mixer.step(token, state)
+            steps.append(step)
+        torch.testing.assert_close(torch.stack(steps, dim=1), y, rtol=1e-3, atol=1.0)
 
 
 def test_the_feature_map_is_positive_where_elu_plus_one_is_rounded_to_zero() -> None:

@@ -100,6 +100,8 @@ COUNTED_BY_DEFINITION = {
 }
 # torch.compile does not take torch's GRU, nor the generator that random mixing draws a new length from
 UNTRACED = ("gru", "random")
+# torch has no tangents of its GRU, nor of its fused attention on a CPU
+WITHOUT_TANGENTS = ("gru", "attention", "causal-attention", "window-attention")
 TEXTS = [text for name in MIXERS for text in (name, *VARIANTS.get(name, []))]
 
 
@@ -198,6 +200,33 @@ def test_examples_of_a_batch_do_not_meet(text: str, rank: int) -> None:
     x = inputs(GRIDS[rank][-1], batch=3)
     alone = torch.cat([mixer(example[None]) for example in x])
     torch.testing.assert_close(mixer(x), alone, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("text", "rank"), ranks())
+def test_a_batch_may_be_empty(text: str, rank: int) -> None:
+    """As the last share of a split batch may be: no output, and gradients of zero."""
+    mixer = build(text, rank).float()
+    x = inputs(GRIDS[rank][-1], batch=0).float().requires_grad_()
+    y = mixer(x)
+    assert y.shape == x.shape
+    gradients = torch.autograd.grad(y.sum(), [x, *mixer.parameters()], allow_unused=True)
+    assert gradients[0].shape == x.shape
+    assert not any(gradient.any() for gradient in gradients[1:] if gradient is not None)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # which torch has for tangents
+@pytest.mark.parametrize(
+    ("text", "rank"), [case for case in ranks() if not case[0].startswith(WITHOUT_TANGENTS)]
+)
+def test_tangents_are_differences(text: str, rank: int) -> None:
+    """Forward mode."""
+    mixer = build(text, rank)
+    x = inputs(GRIDS[rank][-1])
+    v = torch.randn_like(x)
+    _, tangent = torch.func.jvp(mixer, (x,), (v,))
+    step = 1e-6
+    difference = (mixer(x + step * v) - mixer(x - step * v)) / (2 * step)
+    torch.testing.assert_close(tangent, difference, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("text", "rank"), ranks())

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from mixers import MIXERS
 from mixers.mambavision import MambaVision
+from mixers.scan_reference import selective_scan_reference
 
 
 def test_it_is_its_definition() -> None:
@@ -43,6 +44,20 @@ def test_the_slip_of_its_initialisation_is_an_option() -> None:
     assert not slip.scan.dt_proj.bias.any()
     delta = F.softplus(paper.scan.dt_proj.bias)
     assert 1e-3 <= delta.min() < delta.max() <= 1e-1
+
+
+def test_a_bias_of_the_released_models_is_half_of_one_here() -> None:
+    """There `dt_proj` adds it, and the scan once more."""
+    torch.manual_seed(0)
+    scan = MambaVision(8, 1, d_state=3).scan.double()
+    u = torch.randn(2, 9, 4, dtype=torch.float64)
+    low_rank, B, C = scan.x_proj(u).split((1, 3, 3), dim=-1)
+    bias, A = scan.dt_proj.bias, -scan.A_log.exp()
+    released = selective_scan_reference(u, scan.dt_proj(low_rank), A, B, C, scan.D, bias)[0]
+    assert not torch.allclose(scan(u), released)
+    with torch.no_grad():
+        bias.mul_(2)
+    torch.testing.assert_close(scan(u), released, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(

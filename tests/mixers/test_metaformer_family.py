@@ -10,6 +10,7 @@ import torch
 from timm.models.metaformer import Pooling as TimmPooling
 from timm.models.metaformer import SepConv as TimmSepConv
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mixers.base import as_sequence
@@ -123,6 +124,20 @@ def test_random_mixing_trains_after_inference() -> None:
         mixer(x.detach())
     mixer(x).square().sum().backward()
     assert x.grad is not None
+
+
+def test_random_mixing_keeps_no_matrix_of_a_transform() -> None:
+    """Such a tensor cannot be copied, and a fake one would make every later output fake."""
+    x = normal(2, 9, 3)
+    expected = random_mixing(0)(x)
+    mixer = random_mixing(0)
+    torch.func.grad(lambda x: mixer(x).square().sum())(x)
+    copied = copy.deepcopy(mixer)
+    with FakeTensorMode() as fake:
+        copied(fake.from_tensor(x))
+    assert torch.equal(mixer(x), expected)
+    assert torch.equal(copied(x), expected)
+    assert mixer.matrix(9, x.dtype, x.device) is mixer.matrix(9, x.dtype, x.device)
 
 
 def test_random_mixing_has_nothing_to_train_and_draws_one_number() -> None:

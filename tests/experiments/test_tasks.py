@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from experiments.tasks import TASKS
 from experiments.tasks.base import IGNORE, Task, TaskData
@@ -102,6 +103,8 @@ def test_shapes_are_those_of_the_spec(name: str) -> None:
     assert 0 <= scored.min() <= scored.max() < spec.classes
     if spec.input == "tokens":
         assert 0 <= batch.inputs.min() <= batch.inputs.max() < spec.channels
+    options = TASKS.parse(SMALL[name]).options
+    assert all(size == int(options.get(split, size)) for split, size in data.sizes.items())
     for split in ("validation", "test"):
         assert sum(len(each.inputs) for each in data.batches(split, 7)) == data.sizes[split]
 
@@ -213,9 +216,10 @@ def test_an_own_task_need_not_say_what_may_be_asked_for() -> None:
     assert GeneratedData("majority", most, sizes, 0).baselines() == {"a random answer": 50.0}
 
 
-@pytest.mark.parametrize("name", ["digits", "sequential-digits", "textures"])
-def test_a_random_class(name: str) -> None:
-    assert load(name).baselines() == {"a random class": 100 / create(SMALL[name]).spec.classes}
+@pytest.mark.parametrize(("name", "classes"), [("digits", 10), ("sequential-digits", 10), ("textures", 3)])
+def test_a_random_class(name: str, classes: int) -> None:
+    assert load(name).baselines() == {"a random class": 100 / classes}
+    assert create(SMALL[name]).spec.classes == classes
 
 
 def test_the_best_guess_comes_first() -> None:
@@ -553,6 +557,27 @@ def test_digits_are_those_of_scikit_learn() -> None:
     found = load_digits()
     assert np.array_equal(images.numpy(), (found.images / 16).astype(np.float32))
     assert np.array_equal(labels.numpy(), found.target)
+
+
+def test_digits_bend_both_ways_by_at_most_the_distortion(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps: list[Tensor] = []
+    affine_grid = functional.affine_grid
+
+    def note(theta: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        maps.append(theta)
+        return affine_grid(theta, *arguments, **options)
+
+    monkeypatch.setattr(functional, "affine_grid", note)
+    data = Digits(distort=0.3).load(0)
+    for batch in data.train_batches(0, 64):
+        assert batch.inputs.isfinite().all()
+    bent = torch.cat(maps)
+    assert not bent[:, :, 2].any(), "to be moved is what the canvas is for"
+    bend = bent[:, :, :2] - torch.eye(2)
+    for end in (bend.amax(0), -bend.amin(0)):
+        assert (end > 0.29).all()
+        assert (end <= 0.3 + 1e-6).all()
+    assert bend.mean(0).abs().max() < 0.03
 
 
 def test_sequential_digits_are_the_digits_read_in_raster_order() -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from experiments.tasks import TASKS
 from experiments.tasks.base import IGNORE, Task, TaskData
-from experiments.tasks.bytes import bigram_bits_per_byte, read_documents
+from experiments.tasks.bytes import Bytes, BytesData, bigram_bits_per_byte, read_documents
 from experiments.tasks.digits import Digits, read_digits
 from experiments.tasks.generated import GeneratedData, right_with_most_frequent
 from experiments.tasks.induction import Induction, read_lengths
@@ -489,6 +489,8 @@ def test_mqar_is_zoologys() -> None:
 
 
 def test_distinct_is_uniform_without_repetition() -> None:
+    in_parts = distinct(3, 2**23, 2, torch.Generator().manual_seed(0))
+    assert in_parts.shape == (3, 2)
     drawn = distinct(20_000, 6, 3, torch.Generator().manual_seed(0))
     assert (drawn.sort(1).values.diff(dim=1) > 0).all()
     shares = torch.bincount(drawn.flatten(), minlength=6) / drawn.numel()
@@ -528,6 +530,14 @@ def test_bytes_documents_are_in_one_split_each() -> None:
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
     baselines = data.baselines()
     assert 1.5 < baselines["zlib -9"] < 2.5 < baselines["bigram"] < 4.5
+
+
+def test_windows_reach_the_end_of_a_text_and_no_further() -> None:
+    documents = [(str(number), bytes(range(10 * number, 10 * number + 10))) for number in range(20)]
+    data = BytesData(Bytes(length=8, train=4096, validation=1, test=1), documents, 0)
+    begins = torch.cat([batch.examples for batch in data.train_batches(0, 64)])
+    size = 10 * len(data.documents["train"])
+    assert (begins.min(), begins.max()) == (0, size - 9), "8 bytes and the next"
 
 
 def test_bits_per_byte() -> None:

@@ -29,6 +29,7 @@ def test_records_are_of_what_the_study_asks_for(name: str) -> None:
     stored = json.loads((RECORDS / "studies" / name / "plan.json").read_bytes())
     plan = resolve(name, studies.load(studies.find(name)))
     assert plan.details["metric"] == stored["metric"]
+    assert (plan.study.margin, plan.study.alpha) == (stored["margin"], stored["alpha"])
     comparisons, families = plan.comparisons()
     assert (comparisons, families) == (stored["comparisons"], stored["families"])
     assert [arm.name for arm in plan.arms] == [arm["name"] for arm in stored["arms"]]

@@ -329,7 +329,7 @@ def test_the_bytes_leave_out_tables_that_are_nearly_the_same() -> None:
     assert not folders & {"encodings", "pydoc_data", "test"}
 
 
-@pytest.mark.parametrize("name", ["mqar", "selective-copy", "bytes"])
+@pytest.mark.parametrize("name", ["digits", "mqar", "selective-copy", "bytes"])
 def test_the_loss_ignores_what_is_not_asked(name: str) -> None:
     task = create(SMALL[name])
     _, targets = all_of(load(name), "test")
@@ -337,8 +337,10 @@ def test_the_loss_ignores_what_is_not_asked(name: str) -> None:
     noisy = outputs.clone()
     noisy[targets == IGNORE] += 7 * torch.randn_like(noisy[targets == IGNORE])
     assert task.loss(outputs, targets) == task.loss(noisy, targets)
-    by_hand = -outputs.log_softmax(-1)[targets != IGNORE].gather(1, targets[targets != IGNORE][:, None])
-    torch.testing.assert_close(task.loss(outputs, targets), by_hand.mean())
+    scored = -outputs.log_softmax(-1)[targets != IGNORE]
+    by_hand = scored.gather(1, targets[targets != IGNORE][:, None]).mean()
+    torch.testing.assert_close(task.loss(outputs, targets), by_hand)
+    torch.testing.assert_close(task.loss(outputs, targets, 0.3), 0.7 * by_hand + 0.3 * scored.mean())
 
 
 # ---- solved by hand

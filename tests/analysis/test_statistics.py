@@ -110,7 +110,8 @@ def test_minimum_detectable_difference_has_its_power(n: int, alpha: float, power
 
 
 @pytest.mark.parametrize(
-    ("mean", "sd", "margin"), [(0.5, 1.0, None), (0.1, 1.0, 0.5), (-0.3, 0.7, 1.0), (0.9, 2, 1.0)]
+    ("mean", "sd", "margin"),
+    [(0.5, 1.0, None), (0.1, 1.0, 0.5), (-0.3, 0.7, 1.0), (0.9, 2, 1.0), (50.0, 1.0, None)],  # 2 would decide
 )
 def test_seeds_to_decide_is_the_first_n_that_decides(mean: float, sd: float, margin: float | None) -> None:
     def decides(n: int) -> bool:
@@ -118,7 +119,7 @@ def test_seeds_to_decide_is_the_first_n_that_decides(mean: float, sd: float, mar
         differs = 2 * stats.t.sf(abs(mean) / error, n - 1) < 0.05
         return differs or (margin is not None and stats.t.sf((margin - abs(mean)) / error, n - 1) < 0.05)
 
-    n = st.seeds_to_decide(mean, sd, margin, 0.05, 2, 200)
+    n = st.seeds_to_decide(mean, sd, margin, 0.05, 1, 200)
     assert n is not None
     assert decides(n)
     assert not any(decides(fewer) for fewer in range(3, n))
@@ -149,6 +150,8 @@ def test_interval_of_none_one_and_equal_values() -> None:
     assert math.isnan(one.low)
     assert math.isnan(one.sd)
     assert (equal.low, equal.high, equal.sd) == (2.0, 2.0, 0.0)
+    assert equal.without_spread
+    assert not any(each.without_spread for each in (none, one, st.t_interval([1.5, 1.75])))
 
 
 def test_paired_differences_drop_pairs_not_values() -> None:
@@ -174,6 +177,9 @@ def test_unpairable_and_nonsense_arguments_are_refused() -> None:
         st.equivalence_test([1.0, 2.0], 0.0)
     with pytest.raises(ValueError, match="must be positive"):
         st.minimum_effect_test([1.0, 2.0], 0.0)
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=f"{count} predictions do not answer 2 targets"):
+            st.Scored.of([0, 1], [1, 1]).right([1] * count)
 
 
 def compared(example: ArrayLike, target: ArrayLike, arm: ArrayLike, baseline: ArrayLike) -> st.ExampleScores:
@@ -233,6 +239,7 @@ def test_late_rise_compares_the_last_window_with_the_one_before() -> None:
     curve = np.array([[0.0] * 14 + [5.0] * 3 + [8.0] * 3])
     assert st.late_rise(curve, 0.15) == pytest.approx([3.0])
     assert np.isnan(st.late_rise([[1.0, 2.0, 3.0]], 0.15)).all()
+    assert [st.late_window(epochs, 0.15) for epochs in (4, 20, 21)] == [2, 3, 4]
 
 
 @pytest.mark.parametrize(

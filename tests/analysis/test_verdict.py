@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
@@ -141,7 +142,7 @@ def test_survivors_only_count_against_the_arm_that_diverged(
     for arm in diverged:
         records.edit(arm, 4, status="diverged", error="loss is NaN", metrics={})
     (c,) = judged(records)
-    assert (c.word, c.qualifier) == (word, "")
+    assert (c.word, c.qualifier, c.unfinished) == (word, "", 0)
     for arm in diverged:
         assert f"1 of 5 {arm} trials diverged" in c.sentence
 
@@ -181,6 +182,14 @@ def test_identical_results_are_called_identical(write_records: Write) -> None:
     assert "identical on all seeds: without any spread there is no test" in c.sentence
     assert "Up to 45 % of further seeds may differ (95 % confidence)." in c.sentence
     assert "check that the switch" not in c.sentence  # the same score from different predictions
+    (three,) = judged(write_records({"conv": BASE[:3], "ssm": BASE[:3]}))
+    (two,) = judged(write_records({"conv": BASE[:2], "ssm": BASE[:2]}))
+    (once,) = judged(write_records({"conv": BASE, "ssm": plus(0.0, 0.25, -0.25, 0.5, -0.5)}))
+    assert [each.identical for each in (three, two, once)] == [True, False, False]
+    assert [dataclasses.replace(each, guessing=True).label for each in (three, two)] == [
+        "no verdict (identical)",
+        "no verdict",
+    ], "both guess is said of a verdict"
 
 
 def test_identical_predictions_raise_suspicion(write_records: Write) -> None:
@@ -224,6 +233,9 @@ def test_seeds_are_paired_by_number_not_by_position(write_records: Write) -> Non
     study.arms["ssm"].trials.reverse()
     (c,) = judge(study, summarise(study))
     assert sorted(c.differences) == pytest.approx([2.0, 2.25, 2.25, 2.5, 2.75])
+    study.arms["conv"].trials.pop(0)
+    (c,) = judge(study, summarise(study))
+    assert (c.planned, sorted(c.seeds)) == (4, [1, 2, 3, 4]), "a seed of one arm alone makes no pair"
 
 
 def test_under_training_is_part_of_the_verdict(write_records: Write) -> None:

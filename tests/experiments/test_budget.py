@@ -158,3 +158,9 @@ def test_parameters_are_split_between_mixer_and_rest(tiny_trial: MakeTrial) -> N
     assert costs.params - costs.params_mixer == without.params
     assert costs.macs - costs.macs_mixer == without.macs
     assert without.params_mixer == without.macs_mixer == 0
+    stored = costs.to_dict()
+    assert stored["params"] == costs.params
+    assert stored["params_mixer"] == costs.params_mixer
+    assert stored["params_rest"] == without.params
+    assert (stored["macs"], stored["macs_mixer"]) == (costs.macs, costs.macs_mixer)
+    assert (stored["state_bytes"], stored["state_note"]) == (None, "no recurrent form")

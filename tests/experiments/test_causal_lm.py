@@ -140,6 +140,23 @@ def test_the_head_is_tied_where_it_can_be() -> None:
     assert model.fc.weight is model.embed.weight
     assert build("ssm", tied=False).fc.weight.shape == model.embed.weight.shape
     assert build("ssm", task=ONE).fc.weight.shape == (3, 8)
+    assert model.fc.bias is None, "the embedding has none"
+
+
+@pytest.mark.parametrize("position", ["none", "learned", "sinusoidal"])
+@torch.inference_mode()
+def test_without_positions_equal_tokens_are_equal(position: str) -> None:
+    """Where the mixer knows no order, a place can be told by its position only."""
+    logits = build("identity", position=position, init="fan-in")(torch.full((1, LENGTH), 3))
+    assert torch.equal(logits[:, :1].expand_as(logits), logits) == (position == "none")
+
+
+@pytest.mark.parametrize(("init", "std"), [(None, 0.02), ("fixed", 0.02), ("fan-in", 256**-0.5)])
+def test_tokens_and_positions_start_at_one_scale(init: str | None, std: float) -> None:
+    model = build("identity", position="learned", init=init, dim=256)
+    assert model.pos_embed is not None
+    for weight in (model.embed.weight, model.pos_embed):
+        assert weight.std().item() == pytest.approx(std, rel=0.05)
 
 
 def test_learned_positions_end_and_others_do_not() -> None:

@@ -109,6 +109,7 @@ def test_arms_at_chance_or_at_the_top_everywhere_do_not_let_it_grow(
         ((50.0, 100.0, 99.9, 50.0), 1e-3),  # of two in the middle the better one
         ((50.0, 99.9, 100.0, 50.0), 1e-2),
         ((99.9, 99.8, 100.0, 100.0, 100.0), 1e-2),
+        ((50.0, 99.8, 99.8, 100.0, 50.0), 1e-2),  # of three the middle one, though not the best
     ],
 )
 def test_which_of_equal_rates(
@@ -150,6 +151,21 @@ def test_a_rate_that_diverges_or_fails_is_the_worst(make_plan: Callable[..., Pla
         f"{arm} lr 0.0001 seed {FIRST_SEED}" for arm in ("conv", "ssm")
     }
     assert chosen(settled.plan) == {"conv": 1e-3, "ssm": 1e-3}
+
+
+def test_an_arm_that_fails_at_every_rate_lets_no_grid_grow(
+    make_plan: Callable[..., Plan], store: Store
+) -> None:
+    plan = make_plan(lr_grid=[1e-4, 1e-3, 1e-2])
+    for trial in search.settle(plan, store).open.values():
+        diverges = trial.mixer[0].name == "ssm"
+        finish(trial, store, peak_at(1e-3)(trial), "diverged" if diverges else "ok")
+    settled = search.settle(plan, store)
+    assert not settled.open
+    assert settled.plan.search is not None
+    assert settled.plan.search["seeds"] == [FIRST_SEED]
+    assert [arm["at_edge"] for arm in settled.plan.search["arms"]] == [None, None]
+    assert chosen(settled.plan) == {"conv": 1e-3, "ssm": 1e-4}
 
 
 def test_neither_reported_seeds_nor_the_test_split_take_part(

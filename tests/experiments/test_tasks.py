@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from experiments.tasks import TASKS
 from experiments.tasks.base import IGNORE, Task, TaskData
-from experiments.tasks.bytes import bigram_bits_per_byte, read_documents
+from experiments.tasks.bytes import Bytes, BytesData, bigram_bits_per_byte, read_documents
 from experiments.tasks.digits import Digits, read_digits
 from experiments.tasks.generated import GeneratedData, right_with_most_frequent
 from experiments.tasks.induction import Induction, read_lengths
@@ -102,6 +103,8 @@ def test_shapes_are_those_of_the_spec(name: str) -> None:
     assert 0 <= scored.min() <= scored.max() < spec.classes
     if spec.input == "tokens":
         assert 0 <= batch.inputs.min() <= batch.inputs.max() < spec.channels
+    options = TASKS.parse(SMALL[name]).options
+    assert all(size == int(options.get(split, size)) for split, size in data.sizes.items())
     for split in ("validation", "test"):
         assert sum(len(each.inputs) for each in data.batches(split, 7)) == data.sizes[split]
 
@@ -170,15 +173,14 @@ def test_a_right_answer_scores_100_and_what_is_not_asked_does_not_count(name: st
     assert task.measure((targets + 1) % task.spec.classes, targets, 0.0)["accuracy"] == 0.0
 
 
-@names
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("bytes", "mad-fuzzy-recall")])
 def test_a_constant_answer_scores_chance(name: str) -> None:
+    """Where tokens are uniform, as those of text are not, nor those of words of several lengths."""
     task = create(SMALL[name])
     _, targets = all_of(load(name), "test")
     scored = targets[targets != IGNORE]
     shares = torch.bincount(scored, minlength=task.spec.classes) / len(scored)
     possible = int((shares > 0).sum())
-    if name in ("bytes", "mad-fuzzy-recall"):
-        pytest.skip("its tokens are not uniform")
     constant = int(scored[0])
     accuracy = task.measure(torch.full_like(targets, constant), targets, 0.0)["accuracy"] / 100
     error = (1 / possible * (1 - 1 / possible) / len(targets)) ** 0.5  # tokens of a row are not independent
@@ -213,9 +215,10 @@ def test_an_own_task_need_not_say_what_may_be_asked_for() -> None:
     assert GeneratedData("majority", most, sizes, 0).baselines() == {"a random answer": 50.0}
 
 
-@pytest.mark.parametrize("name", ["digits", "sequential-digits", "textures"])
-def test_a_random_class(name: str) -> None:
-    assert load(name).baselines() == {"a random class": 100 / create(SMALL[name]).spec.classes}
+@pytest.mark.parametrize(("name", "classes"), [("digits", 10), ("sequential-digits", 10), ("textures", 3)])
+def test_a_random_class(name: str, classes: int) -> None:
+    assert load(name).baselines() == {"a random class": 100 / classes}
+    assert create(SMALL[name]).spec.classes == classes
 
 
 def test_the_best_guess_comes_first() -> None:
@@ -326,7 +329,7 @@ def test_the_bytes_leave_out_tables_that_are_nearly_the_same() -> None:
     assert not folders & {"encodings", "pydoc_data", "test"}
 
 
-@pytest.mark.parametrize("name", ["mqar", "selective-copy", "bytes"])
+@pytest.mark.parametrize("name", ["digits", "mqar", "selective-copy", "bytes"])
 def test_the_loss_ignores_what_is_not_asked(name: str) -> None:
     task = create(SMALL[name])
     _, targets = all_of(load(name), "test")
@@ -334,8 +337,10 @@ def test_the_loss_ignores_what_is_not_asked(name: str) -> None:
     noisy = outputs.clone()
     noisy[targets == IGNORE] += 7 * torch.randn_like(noisy[targets == IGNORE])
     assert task.loss(outputs, targets) == task.loss(noisy, targets)
-    by_hand = -outputs.log_softmax(-1)[targets != IGNORE].gather(1, targets[targets != IGNORE][:, None])
-    torch.testing.assert_close(task.loss(outputs, targets), by_hand.mean())
+    scored = -outputs.log_softmax(-1)[targets != IGNORE]
+    by_hand = scored.gather(1, targets[targets != IGNORE][:, None]).mean()
+    torch.testing.assert_close(task.loss(outputs, targets), by_hand)
+    torch.testing.assert_close(task.loss(outputs, targets, 0.3), 0.7 * by_hand + 0.3 * scored.mean())
 
 
 # ---- solved by hand
@@ -486,6 +491,8 @@ def test_mqar_is_zoologys() -> None:
 
 
 def test_distinct_is_uniform_without_repetition() -> None:
+    in_parts = distinct(3, 2**23, 2, torch.Generator().manual_seed(0))
+    assert in_parts.shape == (3, 2)
     drawn = distinct(20_000, 6, 3, torch.Generator().manual_seed(0))
     assert (drawn.sort(1).values.diff(dim=1) > 0).all()
     shares = torch.bincount(drawn.flatten(), minlength=6) / drawn.numel()
@@ -527,6 +534,14 @@ def test_bytes_documents_are_in_one_split_each() -> None:
     assert 1.5 < baselines["zlib -9"] < 2.5 < baselines["bigram"] < 4.5
 
 
+def test_windows_reach_the_end_of_a_text_and_no_further() -> None:
+    documents = [(str(number), bytes(range(10 * number, 10 * number + 10))) for number in range(20)]
+    data = BytesData(Bytes(length=8, train=4096, validation=1, test=1), documents, 0)
+    begins = torch.cat([batch.examples for batch in data.train_batches(0, 64)])
+    size = 10 * len(data.documents["train"])
+    assert (begins.min(), begins.max()) == (0, size - 9), "8 bytes and the next"
+
+
 def test_bits_per_byte() -> None:
     task = create(SMALL["bytes"])
     _, targets = all_of(load("bytes"), "test")
@@ -553,6 +568,27 @@ def test_digits_are_those_of_scikit_learn() -> None:
     found = load_digits()
     assert np.array_equal(images.numpy(), (found.images / 16).astype(np.float32))
     assert np.array_equal(labels.numpy(), found.target)
+
+
+def test_digits_bend_both_ways_by_at_most_the_distortion(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps: list[Tensor] = []
+    affine_grid = functional.affine_grid
+
+    def note(theta: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        maps.append(theta)
+        return affine_grid(theta, *arguments, **options)
+
+    monkeypatch.setattr(functional, "affine_grid", note)
+    data = Digits(distort=0.3).load(0)
+    for batch in data.train_batches(0, 64):
+        assert batch.inputs.isfinite().all()
+    bent = torch.cat(maps)
+    assert not bent[:, :, 2].any(), "to be moved is what the canvas is for"
+    bend = bent[:, :, :2] - torch.eye(2)
+    for end in (bend.amax(0), -bend.amin(0)):
+        assert (end > 0.29).all()
+        assert (end <= 0.3 + 1e-6).all()
+    assert bend.mean(0).abs().max() < 0.03
 
 
 def test_sequential_digits_are_the_digits_read_in_raster_order() -> None:

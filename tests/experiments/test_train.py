@@ -214,6 +214,10 @@ def no_trial(saved: dict) -> None:
     del saved["trial_id"]
 
 
+def another_trial(saved: dict) -> None:
+    saved["trial_id"] = "0" * 16
+
+
 def another_shape(saved: dict) -> None:
     saved["model"][list(saved["model"])[-1]] = torch.zeros(1)
 
@@ -237,6 +241,7 @@ def no_average(saved: dict) -> None:
         (another_field, "of another version of this code"),
         (no_step, "of another version of this code"),
         (no_trial, "of another version of this code"),
+        (another_trial, "of trial 0000000000000000, starting anew"),
         (another_best, "of another version of this code"),
         (another_shape, "does not fit"),
         (another_optimizer, "does not fit"),

@@ -160,23 +160,29 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
 
 def planned_looks(study: Study) -> list[str]:
     """That a study is judged more than once, which its level allows for if that was planned in time."""
+    level = q.percent(study.alpha)
+    late = f"when {q.plural(study.looks_after, 'trial')} had already finished"
+    unheeded = "neither p nor interval allows for what was seen before"
     if not study.planned_looks:
-        return []
+        once = (
+            f"To judge once, at {level}, and not at several numbers of seeds as planned before, was decided"
+        )
+        return [f"{once} {late}: {unheeded}."] if study.looks_after else []
     numbers = [str(look) for look in study.planned_looks]
     seeds = f"{', '.join(numbers[:-1])} and {numbers[-1]} seeds"
-    level = q.percent(study.alpha)
     if study.looks_after:
-        finished = q.plural(study.looks_after, "trial")
-        return [
-            f"To judge at {seeds}, each time at {level}, was planned when {finished} had already finished: "
-            "neither p nor interval allows for what was seen before."
-        ]
+        return [f"To judge at {seeds}, each time at {level}, was planned {late}: {unheeded}."]
     return [f"To be judged at {seeds}, until decided, as planned before the run: each time at {level}."]
 
 
 def settled_late(comparisons: list[Comparison], study: Study) -> list[str]:
     """What was decided of some comparisons when there were results, and no test here allows for."""
     found = []
+    if study.metric_after:
+        found.append(
+            f"What is compared was chosen when {q.plural(study.metric_after, 'trial')} had already finished: "
+            "neither p nor interval allows for a choice among metrics."
+        )
     families = sorted({c.family_size for c in comparisons if c.family_size < study.comparisons_before})
     if families:
         allowed = q.listing([str(size) for size in families], "or")
@@ -189,6 +195,11 @@ def settled_late(comparisons: list[Comparison], study: Study) -> list[str]:
     if looks:
         found.append(
             f"Seeds were added after a look at {q.listing(looks)}: neither p nor interval allows for that."
+        )
+    if study.seeds_before > seeds > 0:
+        found.append(
+            f"There were results of {study.seeds_before} seeds when these {seeds} were asked for: neither p "
+            "nor interval allows for leaving any out."
         )
     return found
 

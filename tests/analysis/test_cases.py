@@ -478,13 +478,15 @@ def test_last_epochs_may_differ_between_cases(records: Any) -> None:
 
 def test_what_was_settled_late_is_said(records: Any) -> None:
     """With each verdict and below the table, in the same words."""
-    late = replace(study_of(records), comparisons_before=5, looks=[2, 3])
+    late = replace(study_of(records), comparisons_before=5, looks=[2, 3], seeds_before=8, metric_after=6)
     arms = summarise(late)
     comparisons = judge(late, arms)
     table = comparison_table(late, arms, comparisons)
     for text in (comparisons[0].sentence, " ".join(table.caption)):
         assert "Asked with results at hand, from among 5 comparisons: p allows for 1." in text
         assert "Seeds were added after a look at 2: neither" in text, "and not at the seeds there are"
+        assert "There were results of 8 seeds when these 3 were asked for: neither" in text
+        assert "What is compared was chosen when 6 trials had already finished: neither" in text
 
 
 def test_planned_looks_are_said_with_their_level(records: Any) -> None:
@@ -497,6 +499,8 @@ def test_planned_looks_are_said_with_their_level(records: Any) -> None:
         assert "97.5 %" in text
     late = replace(study, looks_after=4)
     assert "was planned when 4 trials had already finished: neither" in judge(late, arms)[0].sentence
+    once = judge(replace(late, planned_looks=[], alpha=0.05), arms)[0].sentence
+    assert "To judge once, at 5 %, and not at several numbers of seeds as planned before, was decided" in once
 
 
 def test_what_the_tests_allow_for_is_not_said(records: Any) -> None:

@@ -213,13 +213,17 @@ def margin_set(study: Study) -> str:
 
 def _luckily_close(c: Comparison, study: Study) -> str:
     """What the verdict would be if the seeds had differed as their test sets make expect."""
+    if not c.is_luckily_close:  # but what Holm's adjustment takes for granted here is
+        return (
+            "By Holm's adjustment this rests on other comparisons as well, and seeds of theirs are closer to "
+            "one another than test sets of their size make expect; with the latter it would be "
+            f"{c.word_at_sampling_error}."
+        )
     decimals = q.decimals_for(study.margin, study.metric.unit)
-    spread = q.number(c.interval.sd / math.sqrt(c.n), decimals)
-    sampling = q.number(c.sampling.mean, decimals)
     return (
-        f"The seeds are closer to one another ({spread} {study.metric.difference_unit}, standard error) than "
-        f"test sets of this size make expect ({sampling}); with the latter it would be "
-        f"{c.word_at_sampling_error}."
+        f"The seeds are closer to one another ({q.number(c.standard_error, decimals)} "
+        f"{study.metric.difference_unit}, standard error) than test sets of this size make expect "
+        f"({q.number(c.sampling.mean, decimals)}); with the latter it would be {c.word_at_sampling_error}."
     )
 
 

@@ -86,6 +86,20 @@ def test_a_luckily_small_spread_is_told_only_where_it_decides(write_records: Wri
     assert "closer to one another" not in c.sentence
 
 
+def test_a_verdict_that_rests_on_the_luck_of_another_comparison_says_whose_seeds_are_close(
+    write_records: Write,
+) -> None:
+    """`wide` is judged at 5 %, and not at 2.5 %, because `close` is told from `conv`."""
+    wide, close = plus(0.75, 3.5, 2.0, 0.5, 3.0), plus(1.5, 1.75, 1.25, 1.5, 1.5)
+    c, other = judged(write_records({"conv": BASE, "wide": wide, "close": close}))
+    assert c.p > 0.025
+    assert other.is_luckily_close
+    assert not c.is_luckily_close
+    assert (c.word, c.word_at_sampling_error) == ("helps", "undecided")
+    assert "The seeds are closer" not in c.sentence
+    assert "other comparisons as well, and seeds of theirs are closer to one another" in c.sentence
+
+
 def test_undecided_says_what_could_be_seen_and_how_many_seeds_would_decide(write_records: Write) -> None:
     (c,) = judged(write_records({"conv": BASE, "ssm": plus(2.0, -1.0, 1.0, -0.5, 1.5)}))
     assert c.word == "undecided"

@@ -18,7 +18,7 @@ from analysis.comparison import EQUIVALENT, HURTS, MORE, Comparison
 from analysis.notes import selection_rule
 from analysis.read_records import load_study
 from analysis.record_rows import trial_row
-from analysis.records import FAILED, OK, NaiveBaseline, Study
+from analysis.records import FAILED, OK, NaiveBaseline, PublishedRow, Study
 from analysis.report import verdict_lines, verdicts_by_case, write_study
 from analysis.summary import summarise
 from analysis.tables import comparison_table
@@ -113,6 +113,23 @@ def test_published_numbers_match_differ_or_cannot_be_compared(records: Any) -> N
     assert table is not None
     assert table.rows[3]["standing"].line == "not comparable (another length)"
     assert table.rows[0]["ours"].text == "95.57"
+
+
+def test_survivors_too_few_seeds_and_seeds_without_spread_match_nothing(write_records: Any) -> None:
+    """A t interval of them lies within the tolerance, and says nothing."""
+    values = {"good": [95.0, 95.25, 95.5, 95.25], "diverged": [95.0, 95.25, 95.5, 0], "tied": [95.25] * 4}
+    records = write_records({**values, "two": [95.25, 95.26]})
+    records.edit("diverged", 3, status="diverged", metrics={})
+    arms = summarise(study_of(records))
+    row = PublishedRow("", 95.25, "A, Table 1", "as here", 2.0, None)
+    found = {name: stand(row, arm) for name, arm in arms.items()}
+    assert {name: each.word for name, each in found.items()} == {
+        "good": MATCH,
+        **dict.fromkeys(("diverged", "tied", "two"), OPEN),
+    }
+    assert "1 of 4 trials diverged, and the others are no fair sample" in found["diverged"].reason
+    assert "the seeds do not vary" in found["tied"].reason
+    assert "2 seeds finished, and this takes at least 3" in found["two"].reason
 
 
 def test_naive_baselines_have_a_row(records: Any) -> None:

@@ -99,9 +99,9 @@ def _evidence(c: Comparison, study: Study) -> str:
     family = f" after Holm over {c.family_size} comparisons" if c.family_size > 1 else ""
     tests = [f"{q.percent(1 - study.alpha)} t interval", q.plural(c.n, "paired seed")]
     if c.word == EQUIVALENT:
-        tests.append(f"equivalence {q.p_equation(c.p_equivalence_holm)}{family}")
+        tests.append(f"equivalence {q.p_equation(c.p_equivalence_holm, study.alpha)}{family}")
     elif math.isfinite(c.p_holm) and c.word != NO_VERDICT:
-        tests.append(f"{q.p_equation(c.p_holm)}{family}")
+        tests.append(f"{q.p_equation(c.p_holm, study.alpha)}{family}")
     if c.word in (HELPS, HURTS, UNDECIDED) and not c.qualifier and study.margin is not None:
         tests.append(f"margin ±{q.amount(study.margin)}")
     return f"{difference} {bounds} ({', '.join(tests)})"

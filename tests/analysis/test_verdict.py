@@ -292,6 +292,13 @@ def test_damaged_predictions_are_said(write_records: Write) -> None:
     assert np.isnan(c.sampling.one_seed)
     assert f"{path} cannot be read" in c.sentence
     assert c.word == "helps"
+    path.unlink()
+    (c,) = judged(records)
+    assert f"{path} cannot be read" in c.sentence, "the others have theirs"
+    for other in records.trials.glob("*/predictions.npz"):
+        other.unlink()
+    (c,) = judged(records)
+    assert "cannot be read" not in c.sentence, "of a task that stores none"
 
 
 def test_one_test_set_for_all_seeds_is_said_to_be_outside_the_interval(write_records: Write) -> None:

@@ -84,5 +84,9 @@ class Comparison:
 
     @property
     def identical(self) -> bool:
-        """Whether the arms have the same result on every seed, of enough seeds for a verdict."""
-        return self.n >= LEAST_SEEDS and not any(self.differences)
+        """Whether the arms have the same result on every seed, of enough seeds for a verdict.
+
+        A seed on which one of them diverged is one on which they differ.
+        """
+        diverged = self.diverged_arm or self.diverged_baseline
+        return self.n >= LEAST_SEEDS and not diverged and not any(self.differences)

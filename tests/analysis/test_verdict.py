@@ -197,6 +197,16 @@ def test_identical_results_are_called_identical(write_records: Write) -> None:
     assert "check that the switch" not in c.sentence  # the same score from different predictions
 
 
+def test_survivors_that_tie_are_not_called_identical(write_records: Write) -> None:
+    """One seed did differ, so nothing is known of the share of further ones that may."""
+    records = write_records({"conv": BASE, "ssm": BASE})
+    records.edit("ssm", 4, status="diverged", error="loss is NaN", metrics={})
+    (c,) = judged(records)
+    assert c.label == "no verdict"
+    assert "further seeds may differ" not in c.sentence
+    assert "1 of 5 ssm trials diverged" in c.sentence
+
+
 def test_identical_predictions_raise_suspicion(write_records: Write) -> None:
     records = write_records({"conv": BASE, "ssm": BASE})
     for seed in range(5):

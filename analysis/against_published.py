@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from analysis import quantities as q
-from analysis.records import PublishedRow, Study
+from analysis.records import DIVERGED, PublishedRow, Study
 from analysis.summary import ArmSummary
 from analysis.table import Cell, Column, Table
+from experiments.trial import LEAST_SEEDS
 
 MATCH, DIFFERS, OPEN, NOT_COMPARABLE = "match", "differs", "open", "not comparable"
 
@@ -38,7 +38,7 @@ def published_table(study: Study, arms: dict[str, ArmSummary]) -> Table | None:
     caption = [
         f"Ours: mean with {level} t interval over seeds (n in brackets).",
         "Match: all of the interval lies within the published value ± its tolerance; differs: none of it; "
-        "open: a part of it.",
+        "open: a part of it, or, as the reason says, there is none to go by.",
     ]
     return Table(columns, [_row(study, row, arms[row.arm]) for row in study.published], caption, [])
 
@@ -51,12 +51,26 @@ def stand(row: PublishedRow, arm: ArmSummary) -> Standing:
     if not ours.n:
         return Standing(NOT_COMPARABLE, "no trial of ours has finished")
     tolerance = f"tolerance {q.amount(row.tolerance)}"
-    if not math.isfinite(ours.low):
-        return Standing(OPEN, f"{tolerance}; a single seed has no interval")
+    why_open = _no_interval(arm)
+    if why_open:
+        return Standing(OPEN, f"{tolerance}; {why_open}")
     least, most = row.value - row.tolerance, row.value + row.tolerance
     if least <= ours.low and ours.high <= most:
         return Standing(MATCH, tolerance)
     return Standing(DIFFERS if ours.high < least or ours.low > most else OPEN, tolerance)
+
+
+def _no_interval(arm: ArmSummary) -> str:
+    """Why the interval of an arm decides nothing, by the rules that hold for verdicts; empty if it may."""
+    ours, diverged = arm.test, len(arm.arm.with_status(DIVERGED))
+    if diverged:
+        trials = q.plural(len(arm.arm.trials), "trial")
+        return f"{diverged} of {trials} diverged, and the others are no fair sample"
+    if ours.n < LEAST_SEEDS:
+        return f"{q.plural(ours.n, 'seed')} finished, and this takes at least {LEAST_SEEDS}"
+    if ours.without_spread:
+        return "the seeds do not vary, so the interval says nothing about further ones"
+    return ""
 
 
 def _row(study: Study, row: PublishedRow, arm: ArmSummary) -> dict[str, Cell]:

@@ -59,6 +59,19 @@ class Comparison:
         return len(self.seeds)
 
     @property
+    def standard_error(self) -> float:
+        """Of the mean difference, by the spread of the seeds; NaN of fewer than two."""
+        return self.interval.sd / math.sqrt(self.n) if self.n else math.nan
+
+    @property
+    def is_luckily_close(self) -> bool:
+        """Whether the seeds are closer to one another than their test sets alone make expect.
+
+        Test sets that are not the same make seeds differ, so a spread below the sets' sampling error is luck.
+        """
+        return self.sampling.test_sets != "the same" and 0 < self.standard_error < self.sampling.mean
+
+    @property
     def label(self) -> str:
         """The verdict in a table cell."""
         if self.guessing and self.word != NO_VERDICT:
@@ -71,5 +84,9 @@ class Comparison:
 
     @property
     def identical(self) -> bool:
-        """Whether the arms have the same result on every seed, of enough seeds for a verdict."""
-        return self.n >= LEAST_SEEDS and not any(self.differences)
+        """Whether the arms have the same result on every seed, of enough seeds for a verdict.
+
+        A seed on which one of them diverged is one on which they differ.
+        """
+        diverged = self.diverged_arm or self.diverged_baseline
+        return self.n >= LEAST_SEEDS and not diverged and not any(self.differences)

@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from analysis.records import Trial
 
+STORED = "predictions.npz"
+
 
 def load_predictions(trial: Trial, names: tuple[str, ...]) -> dict[str, NDArray[Any]] | None:
     """The named arrays of a trial's test predictions; None if they are not stored or not readable."""
     if trial.own_metric:
         return None
     try:
-        stored = (trial.folder / "predictions.npz").read_bytes()
+        stored = (trial.folder / STORED).read_bytes()
         with ZipFile(io.BytesIO(stored)) as archive:
             return {name: _array(_member(archive, stored, f"{name}.npy")) for name in names}
     except (OSError, KeyError, ValueError, EOFError, BadZipFile, struct.error, zlib.error):

@@ -49,16 +49,24 @@ def interval(low: float, high: float, decimals: int) -> str:
     return f"[{signed(low, decimals)}, {signed(high, decimals)}]"
 
 
-def p_value(p: float | None) -> str:
-    """``0.012``, ``< 0.001``, or a dash where the test is undefined."""
+def p_value(p: float | None, level: float | None = None) -> str:
+    """``0.012``, ``< 0.001``, or a dash where the test is undefined.
+
+    With as many decimals as it takes to lie on its side of the level that it is held against: ``0.0166``.
+    """
     if p is None or not math.isfinite(p):
         return MISSING
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
+    if p < 0.001:
+        return "< 0.001"
+    decimals = 3 if p < 0.0995 else 2
+    while level is not None and (float(f"{p:.{decimals}f}") <= level) != (p <= level) and decimals < 6:
+        decimals += 1
+    return f"{p:.{decimals}f}"
 
 
-def p_equation(p: float) -> str:
+def p_equation(p: float, level: float | None = None) -> str:
     """``p = 0.012`` or ``p < 0.001``."""
-    text = p_value(p)
+    text = p_value(p, level)
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 

@@ -176,6 +176,7 @@ class Study:
     families: list[list[int]]  # indices into comparisons; Holm's adjustment runs within each
     arms: dict[str, Arm]
     margin_after: int = 0  # trials that were finished when the margin was first stored
+    metric_after: int = 0  # the same for what is compared
     comparisons_before: int = 0  # asked of a case, these among them, if there were results of more
     looks: list[int] = field(
         default_factory=list
@@ -183,7 +184,8 @@ class Study:
     planned_looks: list[int] = field(
         default_factory=list
     )  # numbers of seeds to judge at, which alpha allows for
-    looks_after: int = 0  # trials that were finished when these were first stored
+    looks_after: int = 0  # trials that were finished when these, or to judge once instead, were first stored
+    seeds_before: int = 0  # of which there were results when fewer were asked for
     axis: str = ""  # what the cases vary
     log_axis: bool = False
     cases: list[Case] = field(default_factory=list)

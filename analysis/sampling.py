@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.predictions import load_predictions
+from analysis.predictions import STORED, load_predictions
 from analysis.records import Study, Trial
 from analysis.statistics import ExampleScores, Floats, Scored, pooled_sampling_error, sampling_error
 
@@ -24,7 +24,7 @@ class SamplingErrors:
     mean: float = math.nan  # of the difference averaged over seeds
     test_sets: TestSets | None = None  # of several seeds, and so how much of this error their interval holds
     identical_predictions: bool = False  # the two arms predict the same on every example of every seed
-    unreadable: str = ""  # stored predictions that are damaged
+    unreadable: str = ""  # stored predictions that are damaged, or missing where other trials have theirs
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def sampling_errors(
             baselines[b.trial_id] = _answers(b)
         of_a, of_b = load_predictions(a, ("example", "prediction")), baselines[b.trial_id]
         if of_a is None or of_b is None:
-            return SamplingErrors(unreadable=_unreadable(a if of_a is None else b))
+            return SamplingErrors(unreadable=_unreadable(a if of_a is None else b, finished))
         if not np.array_equal(of_a["example"], of_b.scored.example):
             return SamplingErrors()
         try:
@@ -75,9 +75,10 @@ def sampling_errors(
     )
 
 
-def _unreadable(trial: Trial) -> str:
-    path = trial.folder / "predictions.npz"
-    return str(path) if path.exists() and not trial.own_metric else ""
+def _unreadable(trial: Trial, finished: list[tuple[Trial, Trial]]) -> str:
+    """What cannot be read of a trial; nothing where none of its like has predictions."""
+    stored = any((each.folder / STORED).exists() for pair in finished for each in pair)
+    return str(trial.folder / STORED) if stored and not trial.own_metric else ""
 
 
 def _answers(baseline: Trial) -> Answers | None:

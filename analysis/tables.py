@@ -94,7 +94,7 @@ def _cells(study: Study, arm: ArmSummary, comparison: Comparison | None) -> dict
         "arm": Cell(arm.name),
         "metric": _mean_and_sd(arm.test, decimals, f" ({arm.spread})"),
         "validation": _mean_and_sd(arm.validation, decimals, ""),
-        **_difference_cells(comparison, decimals),
+        **_difference_cells(comparison, decimals, study.alpha),
         "params": Cell(q.count(costs.params), split, costs.params),
         "macs": Cell(q.count(costs.macs), value=costs.macs),
         "state": Cell(q.byte_size(costs.state_bytes), value=costs.state_bytes),
@@ -115,7 +115,7 @@ def _naive_cells(study: Study, naive: NaiveBaseline) -> dict[str, Cell]:
     return cells
 
 
-def _difference_cells(comparison: Comparison | None, decimals: int) -> dict[str, Cell]:
+def _difference_cells(comparison: Comparison | None, decimals: int, alpha: float) -> dict[str, Cell]:
     if comparison is None:
         return {key: Cell(q.MISSING) for key in ("against", "difference", "p", "verdict")}
     mean, low, high = comparison.interval.mean, comparison.interval.low, comparison.interval.high
@@ -123,7 +123,7 @@ def _difference_cells(comparison: Comparison | None, decimals: int) -> dict[str,
     return {
         "against": Cell(comparison.baseline),
         "difference": Cell(q.signed(mean, decimals), bounds, mean),
-        "p": Cell(q.p_value(comparison.p_holm), value=comparison.p_holm),
+        "p": Cell(q.p_value(comparison.p_holm, alpha), value=comparison.p_holm),
         "verdict": Cell(comparison.label),
     }
 

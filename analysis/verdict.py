@@ -25,7 +25,8 @@ compares what was not learned.
 
 *Seeds that are close by luck.* Seeds with test sets of their own differ at least as the sampling error of
 these sets predicts. Where they differ by less, the rules are applied a second time to differences that are
-spread as much as that. The word stays; where the second one is another, the sentence names it.
+spread as much as that. The word stays; where the second one is another, the sentence names it: also where
+that is because Holm's adjustment rests on other comparisons of the family, whose seeds are the close ones.
 
 *What was settled late.* Seeds that are added because of what the first ones gave make wrong claims likelier
 than alpha, and so do a margin or a choice of comparisons that was made with results at hand. The plan
@@ -190,14 +191,10 @@ def _p_values(differences: Floats, margin: float | None) -> PValues:
 
 
 def _at_sampling_error(c: Comparison, study: Study) -> Comparison:
-    """The tests, if the seeds differed at least as their test sets alone make expect.
-
-    Test sets that are not the same make seeds differ, so a spread below the sets' sampling error is luck.
-    """
-    spread = c.interval.sd / math.sqrt(c.n) if c.n else math.nan
-    if c.sampling.test_sets == "the same" or not 0 < spread < c.sampling.mean:
+    """The tests, if the seeds differed at least as their test sets alone make expect."""
+    if not c.is_luckily_close:
         return c
-    stretch = c.sampling.mean / spread
+    stretch = c.sampling.mean / c.standard_error
     differences = c.interval.mean + stretch * (np.array(c.differences) - c.interval.mean)
     p = _p_values(differences, study.margin)
     return replace(c, p=p.difference, p_equivalence=p.equivalence, p_beyond=p.beyond)

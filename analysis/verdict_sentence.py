@@ -99,9 +99,9 @@ def _evidence(c: Comparison, study: Study) -> str:
     family = f" after Holm over {c.family_size} comparisons" if c.family_size > 1 else ""
     tests = [f"{q.percent(1 - study.alpha)} t interval", q.plural(c.n, "paired seed")]
     if c.word == EQUIVALENT:
-        tests.append(f"equivalence {q.p_equation(c.p_equivalence_holm)}{family}")
+        tests.append(f"equivalence {q.p_equation(c.p_equivalence_holm, study.alpha)}{family}")
     elif math.isfinite(c.p_holm) and c.word != NO_VERDICT:
-        tests.append(f"{q.p_equation(c.p_holm)}{family}")
+        tests.append(f"{q.p_equation(c.p_holm, study.alpha)}{family}")
     if c.word in (HELPS, HURTS, UNDECIDED) and not c.qualifier and study.margin is not None:
         tests.append(f"margin ±{q.amount(study.margin)}")
     return f"{difference} {bounds} ({', '.join(tests)})"
@@ -160,23 +160,29 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
 
 def planned_looks(study: Study) -> list[str]:
     """That a study is judged more than once, which its level allows for if that was planned in time."""
+    level = q.percent(study.alpha)
+    late = f"when {q.plural(study.looks_after, 'trial')} had already finished"
+    unheeded = "neither p nor interval allows for what was seen before"
     if not study.planned_looks:
-        return []
+        once = (
+            f"To judge once, at {level}, and not at several numbers of seeds as planned before, was decided"
+        )
+        return [f"{once} {late}: {unheeded}."] if study.looks_after else []
     numbers = [str(look) for look in study.planned_looks]
     seeds = f"{', '.join(numbers[:-1])} and {numbers[-1]} seeds"
-    level = q.percent(study.alpha)
     if study.looks_after:
-        finished = q.plural(study.looks_after, "trial")
-        return [
-            f"To judge at {seeds}, each time at {level}, was planned when {finished} had already finished: "
-            "neither p nor interval allows for what was seen before."
-        ]
+        return [f"To judge at {seeds}, each time at {level}, was planned {late}: {unheeded}."]
     return [f"To be judged at {seeds}, until decided, as planned before the run: each time at {level}."]
 
 
 def settled_late(comparisons: list[Comparison], study: Study) -> list[str]:
     """What was decided of some comparisons when there were results, and no test here allows for."""
     found = []
+    if study.metric_after:
+        found.append(
+            f"What is compared was chosen when {q.plural(study.metric_after, 'trial')} had already finished: "
+            "neither p nor interval allows for a choice among metrics."
+        )
     families = sorted({c.family_size for c in comparisons if c.family_size < study.comparisons_before})
     if families:
         allowed = q.listing([str(size) for size in families], "or")
@@ -190,6 +196,11 @@ def settled_late(comparisons: list[Comparison], study: Study) -> list[str]:
         found.append(
             f"Seeds were added after a look at {q.listing(looks)}: neither p nor interval allows for that."
         )
+    if study.seeds_before > seeds > 0:
+        found.append(
+            f"There were results of {study.seeds_before} seeds when these {seeds} were asked for: neither p "
+            "nor interval allows for leaving any out."
+        )
     return found
 
 
@@ -202,13 +213,17 @@ def margin_set(study: Study) -> str:
 
 def _luckily_close(c: Comparison, study: Study) -> str:
     """What the verdict would be if the seeds had differed as their test sets make expect."""
+    if not c.is_luckily_close:  # but what Holm's adjustment takes for granted here is
+        return (
+            "By Holm's adjustment this rests on other comparisons as well, and seeds of theirs are closer to "
+            "one another than test sets of their size make expect; with the latter it would be "
+            f"{c.word_at_sampling_error}."
+        )
     decimals = q.decimals_for(study.margin, study.metric.unit)
-    spread = q.number(c.interval.sd / math.sqrt(c.n), decimals)
-    sampling = q.number(c.sampling.mean, decimals)
     return (
-        f"The seeds are closer to one another ({spread} {study.metric.difference_unit}, standard error) than "
-        f"test sets of this size make expect ({sampling}); with the latter it would be "
-        f"{c.word_at_sampling_error}."
+        f"The seeds are closer to one another ({q.number(c.standard_error, decimals)} "
+        f"{study.metric.difference_unit}, standard error) than test sets of this size make expect "
+        f"({q.number(c.sampling.mean, decimals)}); with the latter it would be {c.word_at_sampling_error}."
     )
 
 

@@ -14,7 +14,6 @@ from experiments.store import Store
 from mixers.registry import InputError
 
 MOST_STUDIES = 8  # that are named where one is not there
-# that are named where one is not there
 
 
 def path_of_plan(asked: Request, name: str, *, planned_before: bool = False) -> Path:
@@ -63,22 +62,22 @@ def store_plan(planned: Plan, path: Path, store: Store, asked: Request, command:
 
 
 def history_of(planned: Plan, path: Path, store: Store, asked: Request) -> History:
-    """What of the plan was settled late; the margin of a checked-in study was not."""
+    """What of the plan was settled late; what a checked-in study says was not."""
     file = study.find(asked.study)
     whole = store.studies / file.stem / "plan.json"
     is_part = path != whole
     in_file = study.load(file)
-    set_there = {
-        "margin": in_file.margin == planned.study.margin,
-        "planned_looks": in_file.looks == planned.study.looks,
-    }
+    fixed = [] if is_part else ["comparisons"]
+    if asked.study in study.names():
+        same = [key for key in ("margin", "looks") if getattr(in_file, key) == getattr(planned.study, key)]
+        fixed += ["metric", *(key for key in same if getattr(in_file, key))]  # no command changes the metric
     return history.trace(
         search.settle(planned, store).plan,
         stored_plan.load_stored(path),
         stored_plan.load_stored(whole) if is_part else None,
-        _other_parts(path, file.stem) if is_part else [],
+        _other_parts(path, file.stem),
         lambda trials: sum(launch.finished(store.folder(trial)) for trial in trials),
-        fixed=[key for key, same in set_there.items() if same and asked.study in study.names()],
+        fixed=fixed,
     )
 
 

@@ -18,7 +18,7 @@ from analysis.comparison import EQUIVALENT, HURTS, MORE, Comparison
 from analysis.notes import selection_rule
 from analysis.read_records import load_study
 from analysis.record_rows import trial_row
-from analysis.records import FAILED, OK, NaiveBaseline, Study
+from analysis.records import FAILED, OK, NaiveBaseline, PublishedRow, Study
 from analysis.report import verdict_lines, verdicts_by_case, write_study
 from analysis.summary import summarise
 from analysis.tables import comparison_table
@@ -113,6 +113,23 @@ def test_published_numbers_match_differ_or_cannot_be_compared(records: Any) -> N
     assert table is not None
     assert table.rows[3]["standing"].line == "not comparable (another length)"
     assert table.rows[0]["ours"].text == "95.57"
+
+
+def test_survivors_too_few_seeds_and_seeds_without_spread_match_nothing(write_records: Any) -> None:
+    """A t interval of them lies within the tolerance, and says nothing."""
+    values = {"good": [95.0, 95.25, 95.5, 95.25], "diverged": [95.0, 95.25, 95.5, 0], "tied": [95.25] * 4}
+    records = write_records({**values, "two": [95.25, 95.26]})
+    records.edit("diverged", 3, status="diverged", metrics={})
+    arms = summarise(study_of(records))
+    row = PublishedRow("", 95.25, "A, Table 1", "as here", 2.0, None)
+    found = {name: stand(row, arm) for name, arm in arms.items()}
+    assert {name: each.word for name, each in found.items()} == {
+        "good": MATCH,
+        **dict.fromkeys(("diverged", "tied", "two"), OPEN),
+    }
+    assert "1 of 4 trials diverged, and the others are no fair sample" in found["diverged"].reason
+    assert "the seeds do not vary" in found["tied"].reason
+    assert "2 seeds finished, and this takes at least 3" in found["two"].reason
 
 
 def test_naive_baselines_have_a_row(records: Any) -> None:
@@ -478,13 +495,15 @@ def test_last_epochs_may_differ_between_cases(records: Any) -> None:
 
 def test_what_was_settled_late_is_said(records: Any) -> None:
     """With each verdict and below the table, in the same words."""
-    late = replace(study_of(records), comparisons_before=5, looks=[2, 3])
+    late = replace(study_of(records), comparisons_before=5, looks=[2, 3], seeds_before=8, metric_after=6)
     arms = summarise(late)
     comparisons = judge(late, arms)
     table = comparison_table(late, arms, comparisons)
     for text in (comparisons[0].sentence, " ".join(table.caption)):
         assert "Asked with results at hand, from among 5 comparisons: p allows for 1." in text
         assert "Seeds were added after a look at 2: neither" in text, "and not at the seeds there are"
+        assert "There were results of 8 seeds when these 3 were asked for: neither" in text
+        assert "What is compared was chosen when 6 trials had already finished: neither" in text
 
 
 def test_planned_looks_are_said_with_their_level(records: Any) -> None:
@@ -497,6 +516,8 @@ def test_planned_looks_are_said_with_their_level(records: Any) -> None:
         assert "97.5 %" in text
     late = replace(study, looks_after=4)
     assert "was planned when 4 trials had already finished: neither" in judge(late, arms)[0].sentence
+    once = judge(replace(late, planned_looks=[], alpha=0.05), arms)[0].sentence
+    assert "To judge once, at 5 %, and not at several numbers of seeds as planned before, was decided" in once
 
 
 def test_what_the_tests_allow_for_is_not_said(records: Any) -> None:

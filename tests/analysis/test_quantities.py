@@ -61,3 +61,17 @@ def test_seeds_are_listed_with_their_noun() -> None:
 )
 def test_what_is_said(said: object, expected: object) -> None:
     assert said == expected
+
+
+@pytest.mark.parametrize(
+    ("p", "level", "said"),
+    [
+        (0.01664, 0.05 / 3, "0.0166"),  # three decimals would be above the level, and the verdict is "helps"
+        (0.0167, 0.05 / 3, "0.017"),
+        (0.0502, 0.05, "0.0502"),
+        (0.0498, 0.05, "0.050"),
+        (0.0004, 0.05, "< 0.001"),
+    ],
+)
+def test_a_p_value_lies_on_its_side_of_the_level(p: float, level: float, said: str) -> None:
+    assert q.p_value(p, level) == said

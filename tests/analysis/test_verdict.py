@@ -87,6 +87,20 @@ def test_a_luckily_small_spread_is_told_only_where_it_decides(write_records: Wri
     assert "closer to one another" not in c.sentence
 
 
+def test_a_verdict_that_rests_on_the_luck_of_another_comparison_says_whose_seeds_are_close(
+    write_records: Write,
+) -> None:
+    """`wide` is judged at 5 %, and not at 2.5 %, because `close` is told from `conv`."""
+    wide, close = plus(0.75, 3.5, 2.0, 0.5, 3.0), plus(1.5, 1.75, 1.25, 1.5, 1.5)
+    c, other = judged(write_records({"conv": BASE, "wide": wide, "close": close}))
+    assert c.p > 0.025
+    assert other.is_luckily_close
+    assert not c.is_luckily_close
+    assert (c.word, c.word_at_sampling_error) == ("helps", "undecided")
+    assert "The seeds are closer" not in c.sentence
+    assert "other comparisons as well, and seeds of theirs are closer to one another" in c.sentence
+
+
 def test_undecided_says_what_could_be_seen_and_how_many_seeds_would_decide(write_records: Write) -> None:
     (c,) = judged(write_records({"conv": BASE, "ssm": plus(2.0, -1.0, 1.0, -0.5, 1.5)}))
     assert c.word == "undecided"
@@ -192,6 +206,16 @@ def test_identical_results_are_called_identical(write_records: Write) -> None:
     ], "both guess is said of a verdict"
 
 
+def test_survivors_that_tie_are_not_called_identical(write_records: Write) -> None:
+    """One seed did differ, so nothing is known of the share of further ones that may."""
+    records = write_records({"conv": BASE, "ssm": BASE})
+    records.edit("ssm", 4, status="diverged", error="loss is NaN", metrics={})
+    (c,) = judged(records)
+    assert c.label == "no verdict"
+    assert "further seeds may differ" not in c.sentence
+    assert "1 of 5 ssm trials diverged" in c.sentence
+
+
 def test_identical_predictions_raise_suspicion(write_records: Write) -> None:
     records = write_records({"conv": BASE, "ssm": BASE})
     for seed in range(5):
@@ -290,6 +314,13 @@ def test_damaged_predictions_are_said(write_records: Write) -> None:
     assert np.isnan(c.sampling.one_seed)
     assert f"{path} cannot be read" in c.sentence
     assert c.word == "helps"
+    path.unlink()
+    (c,) = judged(records)
+    assert f"{path} cannot be read" in c.sentence, "the others have theirs"
+    for other in records.trials.glob("*/predictions.npz"):
+        other.unlink()
+    (c,) = judged(records)
+    assert "cannot be read" not in c.sentence, "of a task that stores none"
 
 
 def test_one_test_set_for_all_seeds_is_said_to_be_outside_the_interval(write_records: Write) -> None:

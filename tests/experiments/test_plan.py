@@ -298,3 +298,56 @@ def test_a_report_of_fewer_seeds_is_no_look(whole: dict[str, Any]) -> None:
     done = trial_ids(five)
     assert traced(STUDY, five, done=done).looks == ()
     assert traced(replace(STUDY, seeds=5), whole, done=done).looks == ()
+
+
+def test_seeds_that_are_left_out_are_remembered(whole: dict[str, Any]) -> None:
+    five = content_of(replace(STUDY, seeds=5))
+    assert traced(STUDY, five).seeds_before == 5
+    assert traced(STUDY, five, done=trial_ids(whole)).seeds_before == 0, "the later ones had not run"
+    fewer = content_of(STUDY, seeds_before=5)
+    assert traced(STUDY, fewer).seeds_before == 5, "for ever"
+    assert traced(of("pooling"), None, None, [fewer]).seeds_before == 5, "also under another name"
+    assert traced(replace(STUDY, seeds=5), fewer, done=trial_ids(five)).seeds_before == 0
+    assert traced(replace(STUDY, seeds=8), fewer, done=trial_ids(five)).looks == (3, 5)
+    at_3, at_5 = (replace(STUDY, looks=(3, 5), seeds=seeds) for seeds in (3, 5))
+    assert traced(at_3, content_of(at_5)) == History(), "its level allows for both"
+
+
+def test_a_look_under_another_name_is_one(whole: dict[str, Any]) -> None:
+    more, part = replace(STUDY, seeds=5), content_of(of("pooling"))
+    assert traced(more, None, None, [part]).looks == (3,)
+    assert traced(of("pooling", "identity", seeds=5), None, None, [part]).looks == (3,)
+    assert traced(of("identity", seeds=5), None, None, [part]).looks == (), "at nothing that is asked now"
+
+
+@pytest.mark.parametrize("fixed", [(), ("margin", "metric", "comparisons")])
+def test_the_share_of_planned_looks_cannot_be_had_back(fixed: tuple[str, ...]) -> None:
+    """Undecided at 2.5 %, one might take the looks out of the file, or not ask for them, and judge at 5 %."""
+    before = content_of(replace(STUDY, looks=(3, 5)))
+    ids = trial_ids(before)
+
+    def after(own: dict | None, parts: Sequence[dict] = (), done: Collection[str] = ids) -> int:
+        made = stored_plan.make("words", STUDY, Path("none"))
+        return trace(made, own, None, parts, lambda some: len(set(some) & set(done)), fixed=fixed).looks_after
+
+    assert after(before) == after(None, [before]) == len(ids)
+    assert after(before, done=()) == 0, "nothing was seen"
+    assert after(content_of(STUDY, looks_after=6)) == 6, "for ever"
+    assert after(content_of(STUDY), [before]) == 0, "judged once before there were looks"
+    assert after(None) == 0
+
+
+def test_a_margin_that_another_part_had_before_the_run_is_not_late() -> None:
+    part, other = content_of(of("pooling")), content_of(of("pooling", margin=3.0))
+    assert traced(of("pooling", "identity", seeds=5), None, None, [part]).margin_after == 0
+    assert traced(of("pooling"), None, None, [other]).margin_after == len(trial_ids(other))
+    empty = content_of(of("identity", "attention"))  # planned at this margin, and never run
+    assert traced(of("pooling"), None, None, [other, empty], trial_ids(other)).margin_after > 0
+
+
+def test_another_metric_with_results_at_hand_is_remembered(whole: dict[str, Any]) -> None:
+    before = whole | {"metric": whole["metric"] | {"name": "loss"}}
+    assert traced(STUDY, before).metric_after == len(trial_ids(whole))
+    assert traced(STUDY, before, done=()).metric_after == traced(STUDY, whole).metric_after == 0
+    own = whole | {"arms": [arm | {"metric": "accuracy_1024"} for arm in whole["arms"]]}
+    assert traced(STUDY, own).metric_after == len(trial_ids(whole)), "also of a case"

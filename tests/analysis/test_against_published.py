@@ -18,6 +18,13 @@ from analysis.summary import summarise
 Write = Callable[..., Any]
 
 
+def summary(test: Estimate, diverged: int = 0) -> Any:
+    arm = SimpleNamespace(
+        with_status=lambda status: ["trial"] * diverged, trials=["trial"] * (test.n + diverged)
+    )
+    return SimpleNamespace(test=test, arm=arm)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "word"),
     [
@@ -36,17 +43,23 @@ def test_of_an_interval_all_a_part_or_none_is_within_the_tolerance(
     low: float, high: float, word: str
 ) -> None:
     row = PublishedRow("ssm", 10.0, "A, Table 1", "best of 3", 1.0, None)
-    arm: Any = SimpleNamespace(test=Estimate(3, (low + high) / 2, 1.0, low, high))
+    arm = summary(Estimate(3, (low + high) / 2, 1.0, low, high))
     assert (stand(row, arm).word, stand(row, arm).reason) == (word, "tolerance 1")
 
 
 @pytest.mark.parametrize(
-    ("n", "word", "why"), [(0, NOT_COMPARABLE, "has finished"), (1, OPEN, "single seed")]
+    ("found", "word", "why"),
+    [
+        (summary(Estimate(0, math.nan, math.nan, math.nan, math.nan)), NOT_COMPARABLE, "has finished"),
+        (summary(Estimate(1, 10.0, math.nan, math.nan, math.nan)), OPEN, "1 seed finished"),
+        (summary(Estimate(2, 10.0, 0.1, 9.1, 10.9)), OPEN, "2 seeds finished"),
+        (summary(Estimate(3, 10.0, 0.0, 10.0, 10.0)), OPEN, "do not vary"),
+        (summary(Estimate(4, 10.0, 0.1, 9.8, 10.2), diverged=1), OPEN, "1 of 5 trials diverged"),
+    ],
 )
-def test_without_an_interval_it_cannot_be_told(n: int, word: str, why: str) -> None:
+def test_without_an_interval_to_go_by_it_cannot_be_told(found: Any, word: str, why: str) -> None:
     row = PublishedRow("ssm", 10.0, "A, Table 1", "best of 3", 1.0, None)
-    arm: Any = SimpleNamespace(test=Estimate(n, 10.0, math.nan, math.nan, math.nan))
-    standing = stand(row, arm)
+    standing = stand(row, found)
     assert standing.word == word
     assert why in standing.reason
 
@@ -60,7 +73,9 @@ def test_a_row_of_the_table(write_records: Write) -> None:
         "tolerance": 0.5,
         "not_comparable": None,
     }
-    records = write_records({"conv": [95.0, 96.0], "ssm": [96.0, 97.0]}, published=[row], alpha=0.025)
+    records = write_records(
+        {"conv": [95.0, 96.0, 97.0], "ssm": [96.0, 97.0, 98.0]}, published=[row], alpha=0.025
+    )
     study = load_study(records.study, records.trials)
     table = published_table(study, summarise(study))
     assert table is not None
@@ -73,17 +88,18 @@ def test_a_row_of_the_table(write_records: Write) -> None:
         ("source", False),
     ]
     (cells,) = [[found[column.key] for column in table.columns] for found in table.rows]
-    reach = 0.5 * math.tan(math.pi * (0.5 - 0.0125))  # t of one degree of freedom is Cauchy's
-    ours = f"[{96.5 - reach:.2f}, {96.5 + reach:.2f}] (2)"
+    tail = 0.0125
+    reach = (1 - 2 * tail) / math.sqrt(2 * tail * (1 - tail)) / math.sqrt(3)  # t of 2 degrees of freedom
+    ours = f"[{97 - reach:.2f}, {97 + reach:.2f}] (3)"
     assert [cell.line for cell in cells] == [
         "ssm",
-        f"96.50 {ours}",
+        f"97.00 {ours}",
         "95.00",
-        "+1.50",
+        "+2.00",
         "open (tolerance 0.5)",
         "A, Table 1 (best of 3)",
     ]
-    assert [cell.value for cell in cells[1:4]] == [96.5, 95.0, 1.5]
+    assert [cell.value for cell in cells[1:4]] == [97.0, 95.0, 2.0]
     assert "97.5 % t interval" in table.caption[0]
 
 

@@ -14,7 +14,6 @@ from experiments.store import Store
 from mixers.registry import InputError
 
 MOST_STUDIES = 8  # that are named where one is not there
-# that are named where one is not there
 
 
 def path_of_plan(asked: Request, name: str, *, planned_before: bool = False) -> Path:

@@ -188,6 +188,10 @@ def test_bad_input_is_a_sentence(
         ("--mixer conv", "note: nothing will be compared: the baseline, conv, is the only arm"),
         ("--mixer ssm --baseline ssm", "note: nothing will be compared: the baseline, ssm, is the only arm"),
         ("--mixer ssm ssm", "note: --mixer names ssm more than once: it is one arm"),
+        (
+            "--mixer ssm ssm(d_state=16)",
+            "note: ssm(d_state=16) is ssm under another name: these are the same",
+        ),
     ],
 )
 def test_what_may_not_be_meant_is_said_before_training(

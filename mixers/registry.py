@@ -265,8 +265,7 @@ class Registry(Generic[Entry]):
                 )
             default = ... if option.default is inspect.Parameter.empty else option.default
             fields[option.name] = hints[option.name], default
-        # the project's own defaults are held to their types by a test, and a trial's hash to how they stand
-        config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=is_own(name))
+        config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
         try:
             with warnings.catch_warnings():  # an option may be called what a method of the model is: copy
                 warnings.simplefilter("ignore", UserWarning)

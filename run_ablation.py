@@ -6,10 +6,15 @@ pre-emption), both after saving: the same command continues.
 
 from __future__ import annotations
 
+import codecs
+import io
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+
+PLAIN = {"−": "-", "–": "-", "±": "+/-", "×": "x", "’": "'", "·": "*", "²": "^2"}
+"""What stands for a sign where the output's encoding has none; a "?" before a number could be either sign."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -27,9 +32,24 @@ def interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def in_plain_signs(error: UnicodeError) -> tuple[str, int]:
+    """Handle what cannot be encoded, as `codecs.register_error` has it."""
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(PLAIN.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
+def write_whatever_it_takes() -> None:
+    """Let no sign end a command that has trained for hours: outputs that are not UTF-8 get plain ones."""
+    codecs.register_error("plain-signs", in_plain_signs)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain-signs")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    write_whatever_it_takes()
     signal.signal(signal.SIGTERM, terminate)
     if (
         signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -15,6 +15,7 @@ from experiments.interface import TaskSpec
 from experiments.skeletons import SKELETONS, option_defaults
 from experiments.skeletons.base import Skeleton
 from experiments.tasks import TASKS
+from experiments.tasks import contract as task_contract
 from experiments.tasks.base import Task, generator
 from experiments.trial import Recipe, Trial, stream
 from mixers import MIXERS, Component, InputError, backends, contract
@@ -42,6 +43,8 @@ def resolve(
     if train.mixup or train.cutmix:
         if spec.input != "image":
             raise InputError(f"mixup and cutmix mix images, but task {task.name} has {spec.input}")
+        if train.batch_size % 2:
+            raise InputError(f"mixup and cutmix mix pairs: a batch of {train.batch_size} is no even number")
         if spec.output != "one":
             raise InputError(
                 f"mixup and cutmix mix labels of whole images, but task {task.name} asks for {spec.output}"
@@ -75,7 +78,13 @@ def with_options(component: Component, options: Mapping[str, Any]) -> Component:
 
 
 def create_task(component: Component) -> Task:
-    """The task of a trial, without its data."""
+    """The task of a trial, without its data.
+
+    Raises:
+        InputError: it is a class of the user's that does not say what a task must.
+    """
+    if is_own(component.name):
+        return task_contract.create(component.name, lambda: TASKS.create(component))
     return TASKS.create(component)
 
 
@@ -121,8 +130,10 @@ def assemble(
             built = MIXERS.load(chosen.name)(dim, grid_rank, **chosen.options)
         except ValueError as error:
             raise InputError(f"mixer {chosen.name}: {error}") from None
-        except (RuntimeError, NotImplementedError) as error:
-            if torch.get_default_device().type != "meta":
+        except Exception as error:
+            if is_own(chosen.name):  # which could be built small, and on the meta device
+                raise contract.too_special(chosen.name, dim, error) from error
+            if torch.get_default_device().type != "meta" or not isinstance(error, RuntimeError):
                 raise
             raise contract.needs_values(chosen.name, error) from error
         if spec.causal and not built.causal:
@@ -152,7 +163,7 @@ def _check_pattern(mixers: tuple[Component, ...], skeleton: str, over: str, plac
     wanted = (
         f"one mixer or {places}, one per stage" if over == "stage" else f"at most {places}, one per layer"
     )
-    raise InputError(f"{skeleton} takes {wanted}; {','.join(map(str, mixers))} are {count}")
+    raise InputError(f"{skeleton} takes {wanted}; {count} mixers were given")
 
 
 def choose_backend(model: nn.Module, requested: str, device: torch.device) -> dict[str, str]:

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -106,10 +107,13 @@ def read(default: Form, arguments: Sequence[str], program: str, about: str | Non
         about: what the help says first; what the dataclass says by default.
 
     Raises:
-        InputError: an unknown flag, a list of nothing, or a value that does not fit.
+        InputError: an unknown flag, one given twice, a list of nothing, or a value that does not fit.
         SystemExit: after printing help.
     """
+    _check_once(arguments)
     _check_lists(default, arguments)
+    if _value_of("--runs", arguments) == "":
+        raise InputError("--runs is empty: it takes a folder")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -121,6 +125,18 @@ def read(default: Form, arguments: Sequence[str], program: str, about: str | Non
             raise
         message = _unboxed(said.getvalue())
         raise InputError(f"{message}{_nearest_flag(message, default)} (see --help)") from None
+
+
+def _check_once(arguments: Sequence[str]) -> None:
+    """Refuse a flag that is given twice: the first of them would be passed over in silence.
+
+    Raises:
+        InputError: there is one.
+    """
+    flags = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
+    for flag, times in Counter(flags).items():
+        if times > 1 and flag != "--":
+            raise InputError(f"{flag} is given {times} times: it is given once, with all its values")
 
 
 def _check_lists(form: object, arguments: Sequence[str]) -> None:
@@ -150,10 +166,15 @@ def _nearest_flag(message: str, form: object) -> str:
 
 
 def _unboxed(message: str) -> str:
-    """What tyro says in the first part of its box, as one line."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in message.splitlines()]
-    said = itertools.takewhile(bool, lines[1:])  # after the title; up to the first rule or empty line
-    return " ".join(said)
+    """What tyro says in the first part of its box, as one line; the box is of "-" if output is not UTF-8."""
+    _title, *lines = (line.strip("│╭╮╰╯ ") for line in message.splitlines())
+    inside = itertools.dropwhile(_is_rule, lines)
+    return " ".join(itertools.takewhile(lambda line: not _is_rule(line), inside))
+
+
+def _is_rule(line: str) -> bool:
+    """Whether a line of a box only divides it."""
+    return not line.strip("-─")
 
 
 def _take_dotted(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
@@ -179,6 +200,8 @@ def _take_dotted(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[st
             ):  # --train.betas 0.9 0.98
                 several.append(remaining.pop(0))
             value = ",".join(several)
+        if option.replace("-", "_") in options[kind]:
+            raise InputError(f"--{kind}.{option} is given 2 times: it is given once")
         options[kind][option.replace("-", "_")] = value
     return rest, options
 

@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
     verb, rest = command_line.split_verb(arguments)
     if verb == "run" and set(command_line.HELP) & set(rest):
         print(command_line.overview())
-    if verb in ("list", "doctor") and rest and rest[0] in command_line.HELP:
+    if verb in ("list", "doctor") and set(command_line.HELP) & set(rest):
         print(f"usage: run_ablation.py {verb}{' [NAME ...]' if verb == 'list' else ''}\n")
         print(command_line.COMMANDS[verb])
         return 0

@@ -56,12 +56,24 @@ def describe(name: str, width: int) -> str:
         return _all_of(name, width)
     bare = name.partition("(")[0].strip()
     for registry in REGISTRIES:
-        if bare in registry or (registry is MIXERS and is_own(bare)):
+        if bare in registry:
             return _component(registry, registry.parse(name), width)
+    if is_own(bare):
+        owner = TASKS if _is_task(bare) else MIXERS
+        return _component(owner, owner.parse(name), width)
     if name in study.names() or name.endswith(".toml"):
         return _study(name, width)
     known = [*(each for registry in REGISTRIES for each in registry), *study.names()]
     raise InputError(f"nothing is called {name!r}{suggest(name, known)} (list alone names everything)")
+
+
+def _is_task(own: str) -> bool:
+    """Whether a class of the user's is a task; whatever else it is, it should be a mixer."""
+    try:
+        TASKS.load(own)
+    except InputError:
+        return False
+    return True
 
 
 def _with_defaults(registry: Registry, component: Component) -> Component:

@@ -117,7 +117,13 @@ def rate_lines(planned: Plan) -> str:
 def notes(planned: Plan, wanted: study.Study, asked: Request) -> str:
     """What may not be meant as it was asked for, a line each."""
     twice = "".join(f"note: {sentence}\n" for sentence in plan.gated_twice(planned))
-    return _arm_lines(wanted, asked) + twice + _warm_up_lines(planned) + _no_search_line(wanted, asked)
+    return (
+        _arm_lines(wanted, asked)
+        + _same_trials(planned)
+        + twice
+        + _warm_up_lines(planned)
+        + _no_search_line(wanted, asked)
+    )
 
 
 def _arm_lines(wanted: study.Study, asked: Request) -> str:
@@ -129,6 +135,17 @@ def _arm_lines(wanted: study.Study, asked: Request) -> str:
             "names others, --baseline another)\n"
         )
     return "".join(notes)
+
+
+def _same_trials(planned: Plan) -> str:
+    """Arms of a case that ask for one thing in two ways, as `ssm` and `ssm(d_state=16)` do."""
+    first: dict[tuple[str, str], str] = {}
+    lines = []
+    for arm in planned.arms:
+        before = first.setdefault((arm.case, arm.template.id), arm.name)
+        if before != arm.name:
+            lines.append(f"note: {arm.name} is {before} under another name: these are the same trials\n")
+    return "".join(lines)
 
 
 def _no_search_line(wanted: study.Study, asked: Request) -> str:

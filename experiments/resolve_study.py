@@ -16,7 +16,7 @@ from experiments.study import Arm, Case, Study, changed_recipe
 from experiments.tasks import TASKS
 from experiments.trial import Recipe, Trial
 from mixers import MIXERS
-from mixers.registry import InputError
+from mixers.registry import InputError, is_own
 
 if TYPE_CHECKING:  # it imports torch
     from experiments.tasks.base import Metric
@@ -55,10 +55,13 @@ def _resolve_case(
     """
     from experiments import budget, build
     from experiments.choose_metric import choose_metric, choose_test_metric, extra_test_of, is_part_of
+    from experiments.tasks import contract as task_contract
 
     templates = {arm.name: _template(study, case, arm) for arm in study.all_arms()}
     baseline = templates[study.baseline]
     task = build.create_task(baseline.task)
+    if is_own(baseline.task.name):
+        task_contract.check(baseline.task.name, task)
     data = task.load(0)
     fingerprints[str(baseline.task)] = data.fingerprint
     _check_batches(templates, data.sizes["train"])

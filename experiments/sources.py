@@ -1,8 +1,8 @@
 """Which files of this project a trial's mixers and task are made of: stored with its result. Free of torch.
 
 A trial's id says what was asked for, names and options, and not the code behind the names that come with
-this project: so records outlive a refactoring. A class of the user's own needs none of this: the hash of its
-file is part of its name.
+this project: so records outlive a refactoring. A class of the user's own needs none of this: the hash over
+its files is part of its name.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class Study:
     cases: tuple[Case, ...] = ()
     lr_grid: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Learning rates to choose from, for every arm of a case the same; empty for that of the recipe."""
-    lr_seeds: Annotated[int, Field(ge=1)] = 1
+    lr_seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] = 1
     """Seeds that the choice rests on; none of them is among those reported."""
     lr_extensions: Annotated[int, Field(ge=0)] = 3
     """Points that the grid may grow by at either end while the best value of an arm lies there."""
@@ -152,8 +152,8 @@ class Study:
         """Check what the types cannot.
 
         Raises:
-            InputError: arms or cases missing, named twice or unknown; a grid of one learning rate; looks that
-                do not go on.
+            InputError: arms or cases missing, without a name, named twice, unknown or off the axis; a grid of
+                one learning rate; looks that do not go on.
         """
         arms = [arm.name for arm in self.all_arms()]
         cases = [case.name for case in self.cases]
@@ -161,6 +161,8 @@ class Study:
             raise InputError(f"{source}: no arms: give mixers or arms")
         for kind, names in (("arm", arms), ("case", cases)):
             for name in names:
+                if not name.strip():
+                    raise InputError(f"{source}: the name of one {kind} is empty")
                 if names.count(name) > 1:
                     raise InputError(f"{source}: {kind} {name!r} is named twice")
         paired = [name for pair in self.comparisons for name in pair]
@@ -178,6 +180,11 @@ class Study:
                 known = ", ".join(cases) or "there are none"
                 which = "case is missing: one" if row.case is None else f"{row.case!r} is not one"
                 raise InputError(f"{source}: published: {which} of the cases ({known})")
+        for case in self.cases:
+            if self.log_axis and case.at is not None and case.at <= 0:
+                raise InputError(
+                    f"{source}: case {case.name!r} is at {case.at:g}, where a logarithmic axis has no place"
+                )
         if len(set(self.lr_grid)) == 1 or len(set(self.lr_grid)) < len(self.lr_grid):
             raise InputError(f"{source}: lr_grid needs at least two learning rates, each once")
         looks = ", ".join(map(str, self.looks))
@@ -221,7 +228,7 @@ def load(path: Path) -> Study:
             the key are named.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as some editors write it
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(f"cannot read study file {path}: {reason}") from None

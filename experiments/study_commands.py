@@ -34,7 +34,6 @@ from experiments.store import Store
 from experiments.trial import Trial
 from mixers.registry import InputError
 
-MOST_STUDIES = 8  # that are named where one is not there
 SHOWN = {"report": "report.html", "table": "table.md", "figure": "figures/differences.png"}
 """What is pointed at when a study is done; the rest lies beside it."""
 

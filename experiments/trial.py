@@ -40,7 +40,7 @@ class Recipe:
     """Peak learning rate."""
     opt: Literal["adamw", "sgd", "lamb"] = "adamw"
     """timm's optimizer; sgd is with Nesterov momentum 0.9 and ignores betas and eps."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Adam's decay rates."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Adam's epsilon."""

@@ -11,8 +11,10 @@ block's belong to the skeleton, which receives the mixer as a factory and never 
 What a mixer must do
     * subclass `TokenMixer`; take `(dim, grid_rank)` first and its options as typed keyword-only
       parameters with defaults (they become the command line's `mixer(option=value)`);
-    * map `(B, *grid, C)` to the same shape for the ranks in `grid_ranks`; a mixer that needs another
-      layout permutes inside itself; every grid size works, 1 included;
+    * map `(B, *grid, C)` to the same shape and type for the ranks in `grid_ranks`, each example by itself
+      (in training it may normalise over the batch), without writing into its input; a mixer that needs
+      another layout permutes inside itself; every grid size works, 1 included;
+    * keep all that is drawn in `__init__` in its `state_dict`: loaded into another one it gives the same;
     * initialise its own parameters in `__init__` from the global RNG (the builder seeds it per
       layer). Nobody initialises them again. The same `__init__` must run on torch's meta device,
       where models are counted and tensors have shapes but no values: it reads none (no `.item()`,

@@ -39,9 +39,14 @@ def check(name: str, mixer_class: type[TokenMixer], options: Mapping[str, Any], 
 
     Raises:
         InputError: it cannot be built (on the meta device, too) or run (in training, too), changes the shape,
-            sees other tokens than it declares, calls itself causal and sees the future, has a parameter
-            without a gradient, counts no work, or gives something else token by token.
+            the type or its input, sees other tokens than it declares or other examples, calls itself causal
+            and sees the future, has a parameter without a gradient or one that torch does not know of, gives
+            something else with the same weights, counts no work, or gives something else token by token.
     """
+    if not isinstance(mixer_class.grid_ranks, tuple):
+        raise InputError(
+            f"mixer {name}: grid_ranks is {mixer_class.grid_ranks!r}: write a tuple, such as (1,)"
+        )
     for grid in GRIDS[grid_rank]:
         _check_on(grid, name, mixer_class, options)
     _check_without_values(name, mixer_class, options, grid_rank)
@@ -53,11 +58,16 @@ def _check_on(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            mixer = mixer_class(DIM, len(grid), **options).double().eval()
-            with torch.no_grad():
-                for parameter in mixer.parameters():  # off zero and one, which would hide dependencies
-                    parameter.add_(0.3 * torch.randn_like(parameter))
-            broken = _broken(mixer, grid)
+            mixer = mixer_class(DIM, len(grid), **options)
+            broken = _hidden(mixer)
+            if broken is None:
+                mixer = mixer.double().eval()
+                with torch.no_grad():
+                    for parameter in mixer.parameters():  # off zero and one, which would hide dependencies
+                        parameter.add_(0.3 * torch.randn_like(parameter))
+                torch.manual_seed(1)
+                twin = mixer_class(DIM, len(grid), **options).double().eval()
+                broken = _broken(mixer, grid) or _depends_on_more(mixer, twin, grid)
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # whatever somebody's code does
@@ -87,6 +97,11 @@ def needs_values(name: str, error: Exception) -> InputError:
     )
 
 
+def too_special(name: str, dim: int, error: Exception) -> InputError:
+    """What to say of a mixer that can be built small, but not for the channels of a model."""
+    return InputError(f"mixer {name} cannot be built for {dim} channels: {_said(error)}")
+
+
 def _said(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -94,14 +109,20 @@ def _said(error: BaseException) -> str:
 def _broken(mixer: TokenMixer, grid: tuple[int, ...]) -> str | None:
     """What the mixer does that it must not, as the rest of a sentence; None if nothing."""
     x = torch.randn(2, *grid, DIM, dtype=torch.float64)
+    given = x.clone()
     y = mixer(x)
+    if not torch.equal(x, given):
+        return "writes into its input"
     wrong = _wrong_output(x, y)
     if wrong is not None:
         return wrong
     if not torch.equal(y, mixer(x)):
         return "gives another output when it is asked again"
+    if not torch.allclose(y[:1], mixer(x[:1]), rtol=1e-6, atol=1e-8):
+        return "gives an example another output when no other stands beside it in the batch"
     return (
         _sees_other_tokens(mixer, grid)
+        or _unknown_undecayed(mixer)
         or (_idle(mixer, y) if math.prod(grid) > 1 else None)  # a single token need not reach all of it
         or _miscounts(mixer.macs(grid))
         or _steps_elsewhere(mixer, x, y)
@@ -114,7 +135,45 @@ def _wrong_output(x: torch.Tensor, y: object) -> str | None:
         return f"returns {type(y).__name__}, not a tensor"
     if y.shape != x.shape:
         return f"turns ({_shape(x.shape)}) into ({_shape(y.shape)})"
+    if y.dtype != x.dtype:
+        return f"turns {x.dtype} into {y.dtype}: what it computes in another type it must turn back"
     return None if y.isfinite().all() else "gives numbers that are not finite"
+
+
+def _hidden(mixer: TokenMixer) -> str | None:
+    """Whether a new mixer keeps layers or tensors where torch does not look for them."""
+    for path, module in mixer.named_modules():
+        for label, value in vars(module).items():
+            if label.startswith("_"):  # torch's own: an LSTM keeps its weights in a list, too
+                continue
+            inside = list(value.values()) if isinstance(value, dict) else value
+            for part in inside if isinstance(inside, list | tuple) else (inside,):
+                if isinstance(part, torch.Tensor | torch.nn.Module):
+                    where = f"{path}.{label}" if path else label
+                    return (
+                        f"keeps {where} where torch does not look for it, so that it is neither trained nor "
+                        "saved nor moved: use nn.Parameter, register_buffer or nn.ModuleList"
+                    )
+    return None
+
+
+@torch.no_grad()
+def _depends_on_more(mixer: TokenMixer, twin: TokenMixer, grid: tuple[int, ...]) -> str | None:
+    """Whether another one with the same weights gives something else."""
+    twin.load_state_dict(mixer.state_dict())
+    x = torch.randn(2, *grid, DIM, dtype=torch.float64)
+    if torch.allclose(mixer.eval()(x), twin(x), rtol=1e-6, atol=1e-8):
+        return None
+    return (
+        "gives something else when it is built again and loads the same weights: whatever is drawn in its "
+        "__init__ must be a parameter or a buffer that is saved"
+    )
+
+
+def _unknown_undecayed(mixer: TokenMixer) -> str | None:
+    known = {label for label, _ in mixer.named_parameters()}
+    unknown = sorted(mixer.no_weight_decay() - known)
+    return f"has no parameter {unknown[0]!r}, which its no_weight_decay names" if unknown else None
 
 
 def _fails_in_training(mixer: TokenMixer, x: torch.Tensor) -> str | None:
@@ -163,7 +222,8 @@ def _idle(mixer: TokenMixer, y: torch.Tensor) -> str | None:
 
 
 def _miscounts(macs: object) -> str | None:
-    return None if isinstance(macs, int) and macs >= 0 else f"counts {macs!r} MACs"
+    counted = isinstance(macs, int) and macs >= 0
+    return None if counted else f"counts {macs!r} MACs: macs must return an int that is not negative"
 
 
 def _shape(sizes: tuple[int, ...] | torch.Size) -> str:

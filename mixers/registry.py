@@ -6,26 +6,28 @@ annotations are checked by pydantic, their defaults are the defaults, and a name
 error. Nothing is passed through `**kwargs`.
 
 A mixer or task of the user's own needs no entry: `my_module:MyMixer(option=value)` names a class in a file on
-the Python path or in the working directory. Resolved, its name carries the hash of that file,
-`my_module:MyMixer@1f0c6e2a93b7`, because a trial must say all that determines its number.
+the Python path or in the working directory. Resolved, its name carries the hash of that file and of those
+beside it that it imports, `my_module:MyMixer@1f0c6e2a93b7`, because a trial must say all that determines its
+number.
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import re
-import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic.errors import PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
+
+from mixers import own_files
 
 
 class InputError(ValueError):
@@ -147,7 +149,7 @@ class Registry(Generic[Entry]):
         Raises:
             InputError: its file cannot be found.
         """
-        return f"{name.partition('@')[0]}@{_source_hash(name)}" if is_own(name) else name
+        return f"{name.partition('@')[0]}@{own_files.source_hash(*_own_file(name))}" if is_own(name) else name
 
     def resolve(self, component: Component, defaults: Mapping[str, Any] | None = None) -> Component:
         """Check and type every option and fill in those that were not given.
@@ -166,6 +168,11 @@ class Registry(Generic[Entry]):
         except ValidationError as error:
             first = error.errors()[0]
             option = ".".join(str(part) for part in first["loc"][:1])
+            if first["type"] == "missing":
+                raise InputError(
+                    f"{self.kind} {component.name}: option {option!r} has no default and was not given: "
+                    f"{component.name}({option}=...)"
+                ) from None
             raise InputError(
                 f"{self.kind} {component.name}: {option}: {first['msg']} (got {first['input']!r})"
             ) from None
@@ -192,19 +199,19 @@ class Registry(Generic[Entry]):
 
     def _load_own(self, name: str) -> type[Entry]:
         path, _, planned = name.partition("@")
-        source = _source_hash(name)
-        if planned and planned != source:
+        module, file = _own_file(name)
+        if planned and planned != own_files.source_hash(module, file):
             raise InputError(f"{self.kind} {path} has changed since this trial was planned; plan it again")
         try:
-            _import_as_it_is(path.partition(":")[0], source)
-            entry = _imported(path)
-        except AttributeError:
-            module, _, wanted = path.partition(":")
-            raise InputError(
-                f"{module} has no {wanted or 'class without a name: write module:Class'}"
-            ) from None
-        except Exception as error:  # whatever a file of the user's does when it is imported
+            imported = own_files.import_as_it_is(module, file)
+        except (Exception, SystemExit) as error:  # whatever a file of the user's does when it is imported
             raise InputError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+        wanted = path.partition(":")[2]
+        if not wanted:
+            raise InputError(f"{path} names no class: write {path}Class")
+        entry = getattr(imported, wanted, None)
+        if entry is None:  # the file is named, since it need not be the one that was meant: random, code
+            raise InputError(f"{module} has no {wanted}, going by {file}")
         base = _imported(self._own_base or "builtins:object")
         derived = inspect.isclass(entry) and issubclass(entry, base)
         if not derived:
@@ -234,19 +241,40 @@ class Registry(Generic[Entry]):
             entry = self.load(name)
             parameters = inspect.signature(entry.__init__).parameters
             self._check_options(name, list(parameters.values()))
-            hints = get_type_hints(entry.__init__, include_extras=True)
-            none = inspect.Parameter.empty
-            fields: dict[str, Any] = {
-                parameter.name: (
-                    hints[parameter.name],
-                    ... if parameter.default is none else parameter.default,
-                )
-                for parameter in parameters.values()
-                if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-            }
-            config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-            self._option_models[name] = create_model(f"{name} options", __config__=config, **fields)
+            options = [each for each in parameters.values() if each.kind is inspect.Parameter.KEYWORD_ONLY]
+            self._option_models[name] = self._typed(name, entry, options)
         return self._option_models[name]
+
+    def _typed(self, name: str, entry: type[Entry], options: Sequence[inspect.Parameter]) -> type[BaseModel]:
+        """A model with a field for each option.
+
+        Raises:
+            InputError: the type of one is missing, not known where it stands, or nothing that a command line
+                could give.
+        """
+        try:
+            hints = get_type_hints(entry.__init__, include_extras=True)
+        except NameError as error:
+            raise InputError(f"{self.kind} {name}: a type in its __init__ is not known: {error}") from None
+        fields: dict[str, Any] = {}
+        for option in options:
+            if option.name not in hints:
+                raise InputError(
+                    f"{self.kind} {name}: option {option.name!r} has no type: write {option.name}: int or "
+                    "the like in __init__"
+                )
+            default = ... if option.default is inspect.Parameter.empty else option.default
+            fields[option.name] = hints[option.name], default
+        config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+        try:
+            with warnings.catch_warnings():  # an option may be called what a method of the model is: copy
+                warnings.simplefilter("ignore", UserWarning)
+                return create_model(f"{name} options", __config__=config, **fields)
+        except PydanticSchemaGenerationError as error:
+            raise InputError(
+                f"{self.kind} {name}: an option is of a type that no text stands for: options are numbers, "
+                f"text, True, False, None or a Literal of them ({str(error).partition('. ')[0]})"
+            ) from None
 
     def _check_options(self, name: str, parameters: Sequence[inspect.Parameter]) -> None:
         """Refuse an option that could not be set by name, and so would keep its default in silence.
@@ -278,35 +306,17 @@ def _imported(path: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-_own_modules: dict[str, str] = {}
-"""Hash of each own module's file when it was last imported."""
-
-
-def _import_as_it_is(module: str, source: str) -> None:
-    """Import a module of the user's, again if its file has changed, as it does in a notebook."""
-    if _own_modules.get(module, source) != source and module in sys.modules:
-        importlib.reload(sys.modules[module])
-    importlib.import_module(module)
-    _own_modules[module] = source
-
-
-def _source_hash(name: str) -> str:
-    """12 hexadecimal digits over the file that an own component is in.
+def _own_file(name: str) -> tuple[str, Path]:
+    """The module of an own component and its file.
 
     Raises:
         InputError: there is no such file.
     """
     module = name.partition(":")[0]
-    if str(Path.cwd()) not in sys.path:  # a script's own folder is on it, the working directory is not
-        sys.path.append(str(Path.cwd()))
-    importlib.invalidate_caches()  # the file may be seconds old
-    try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        found = None
-    if found is None or not found.origin or not Path(found.origin).is_file():
+    path = own_files.find(module)
+    if path is None:
         hint = f"; write {name.replace('.py:', ':')}" if module.endswith(".py") else ""
         raise InputError(
             f"no module {module!r} in {Path.cwd()} or on the Python path (asked for {name}){hint}"
         )
-    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()[:12]
+    return module, path

@@ -97,6 +97,13 @@ def metrics(runs: Path) -> bytes:
     [
         (["--lr-grid", "0"], "--lr-grid takes positive, finite learning rates, got 0"),
         (["--lr-grid"], "--lr-grid is empty: it takes one value or more"),
+        (["--study", "mqar-small", "--study", "digits-ladder"], "--study is given 2 times: it is given once"),
+        (["--mixer", "ssm", "--mixer=attention"], "--mixer is given 2 times: it is given once, with all its"),
+        (["--task.canvas", "12", "--task.canvas", "16"], "--task.canvas is given 2 times"),
+        (["--train.batch-size", "8", "--train.batch_size=16"], "--train.batch_size is given 2 times"),
+        (["--train.betas", "1.5", "0.9"], "--train.betas: Input should be less than 1"),
+        (["--train.mixup", "0.8", "--train.batch-size", "63"], "mix pairs: a batch of 63 is no even number"),
+        (["--mixer", "ssm*999"], "isotropic-nano takes at most 4, one per layer; 999 mixers were given"),
         (["bench", "--length"], "--length is empty: it takes one value or more"),
         (["--mixer", "ssm", "plan"], "the command comes first: run_ablation.py plan --mixer ..."),
         (["--seeds", "3", "status"], "the command comes first: run_ablation.py status --seeds ..."),
@@ -181,6 +188,10 @@ def test_bad_input_is_a_sentence(
         ("--mixer conv", "note: nothing will be compared: the baseline, conv, is the only arm"),
         ("--mixer ssm --baseline ssm", "note: nothing will be compared: the baseline, ssm, is the only arm"),
         ("--mixer ssm ssm", "note: --mixer names ssm more than once: it is one arm"),
+        (
+            "--mixer ssm ssm(d_state=16)",
+            "note: ssm(d_state=16) is ssm under another name: these are the same",
+        ),
     ],
 )
 def test_what_may_not_be_meant_is_said_before_training(
@@ -209,6 +220,38 @@ def test_the_help_names_the_commands(asked: list[str], capsys: pytest.CaptureFix
     for command in ("list", "doctor"):
         assert run_ablation.main([command, "--help"]) == 0
         assert COMMANDS[command] in capsys.readouterr().out
+
+
+def test_help_is_heard_behind_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_ablation.main(["list", "ssm", "--help"]) == 0
+    assert "usage: run_ablation.py list [NAME ...]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [[], ["look"], ["bench"], ["report", "--paper"]])
+def test_an_empty_folder_of_runs_is_not_the_working_directory(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a script with an unset variable gives it."""
+    assert run_ablation.main([*command, "--runs", ""]) == 2
+    assert "--runs is empty: it takes a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_output_of_any_encoding(encoding: str) -> None:
+    """No sign ends a command, a minus stays one, and what is wrong is the same sentence."""
+    signs = "import run_ablation; run_ablation.main(['--sedes', '3']); print('−0.44 ± 1')"
+    done = subprocess.run(
+        [sys.executable, "-c", signs],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        encoding=encoding,
+        check=True,
+    )
+    assert done.stderr == (
+        "run_ablation.py: Unrecognized options: --sedes, 3; did you mean '--seeds'? (see --help)\n"
+    )
+    assert done.stdout == {"ascii": "-0.44 +/- 1\n", "latin-1": "-0.44 ± 1\n"}.get(encoding, "−0.44 ± 1\n")
 
 
 def test_what_a_plan_says_of_few_seeds_and_of_the_cost(

@@ -18,7 +18,8 @@ from experiments.trial import stream
 from mixers.registry import InputError
 
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
-"""Draws a number of examples: -> inputs (n, L) and targets, (n, L) or (n,), both int64."""
+"""Draws a number of examples: -> inputs, tokens (n, L) in int64 or images (n, channels, H, W) in float32, and
+targets, (n, L) or (n,), in int64."""
 
 REDRAWS = 200  # even where 9 rows of 10 are held out, a batch is through by then
 NOTABLY = 1.0  # points by which a guess in the row is better, to be listed
@@ -38,6 +39,9 @@ class GeneratedData:
         extra_tests: rules of further test sets, by name; each gets as many examples as the test split.
         train_draw: the rule of the training split, where it is another one.
         answers: the tokens that may be asked for; None where answers are classes and no tokens.
+
+    Raises:
+        InputError: a split without examples, or too few different ones to keep the splits apart.
     """
 
     def __init__(
@@ -56,6 +60,9 @@ class GeneratedData:
         self._seed, self._fresh, self._answers = seed, fresh, answers
         self._task = task
         self.sizes = dict(sizes)
+        for split in ("train", "validation", "test"):
+            if self.sizes.get(split, 0) < 1:
+                raise InputError(f"task {task}: no {split} examples: sizes are {self.sizes}")
         self._extra = {f"test_{name}": rule for name, rule in (extra_tests or {}).items()}
         self._splits: dict[str, tuple[Tensor, Tensor]] = {}
         taken: set[bytes] = set()
@@ -169,9 +176,10 @@ class GeneratedData:
             new_inputs, new_targets = draw(count, again)
             inputs, targets = inputs.clone(), targets.clone()
             inputs[repeated], targets[repeated] = new_inputs, new_targets
+        size = f"length {inputs.shape[1]}" if inputs.ndim == 2 else f"shape {tuple(inputs.shape[1:])}"
         raise InputError(
             f"task {self._task}: too few different examples to keep the splits apart: of {len(inputs):,} of "
-            f"length {inputs.shape[1]} for {split}, {count:,} are still among the {len(taken):,} of other "
+            f"{size} for {split}, {count:,} are still among the {len(taken):,} of other "
             f"splits after {REDRAWS} draws; make it longer, give it a larger vocabulary or ask for fewer "
             "examples"
         )
@@ -226,5 +234,6 @@ IN_THE_ROW = {
 
 def _rows(inputs: Tensor) -> list[bytes]:
     """Each example as bytes."""
-    rows = inputs.to(torch.int32).flatten(1).numpy()
+    exact = inputs if inputs.is_floating_point() else inputs.to(torch.int32)  # tokens; half the bytes
+    rows = exact.flatten(1).numpy()
     return [row.tobytes() for row in rows]

@@ -48,6 +48,8 @@ def test_a_good_file(tmp_path: Path) -> None:
     study = studies.load(written(tmp_path, GOOD))
     assert study.all_comparisons() == (("ssm", "conv"),)
     assert study.train.epochs == 2
+    (tmp_path / "mine.toml").write_text(GOOD.replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
+    assert studies.load(tmp_path / "mine.toml") == study, "written by another editor"
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,14 @@ def test_a_good_file(tmp_path: Path) -> None:
         ('baseline = "conv"', 'baseline = "pooling"', "'pooling' is not one of the arms"),
         ('["conv", "ssm"]', '["conv", "conv"]', "arm 'conv' is named twice"),
         ('["conv", "ssm"]', "[]", "no arms"),
+        ('["conv", "ssm"]', '["conv", " "]', "the name of one arm is empty"),
+        ("[train]", '[[cases]]\nname = ""\n[train]', "the name of one case is empty"),
+        (
+            "[train]",
+            'log_axis = true\n[[cases]]\nname = "none"\nat = 0\n[train]',
+            "case 'none' is at 0, where a logarithmic axis has no place",
+        ),
+        ("[train]", "lr_seeds = 1000000000000\n[train]", "lr_seeds: Input should be less than or equal to"),
         ('question = "q"', "question = q", "not valid TOML"),
         ("margin = 1.0", 'margin = "1"', "margin: Input should be a valid number"),
         ("margin = 1.0", "margin = 1.0\nseeds = true", "seeds: Input should be a valid integer"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from pathlib import Path
@@ -114,6 +115,44 @@ def test_a_changed_file_makes_another_plan(write_mixer, tmp_path: Path) -> None:
     assert second.arms[0].template.id == first.arms[0].template.id
 
 
+@pytest.mark.parametrize("importing", ["import {0}", "from {0} import K", "def late():\n    import {0}"])
+def test_a_file_that_it_imports_is_part_of_it(write_mixer, tmp_path: Path, importing: str) -> None:
+    module = write_mixer("")
+    beside = f"beside_{module}"
+    (tmp_path / f"{beside}.py").write_text("K = 1\n")
+    write_mixer(f"{importing.format(beside)}\n{GOOD}")
+    before = resolved(f"{module}:Shift")
+    (tmp_path / f"{beside}.py").write_text("K = 2\n")
+    assert resolved(f"{module}:Shift").id != before.id
+    (tmp_path / f"{beside}.py").write_text("K = 1\n")
+    assert resolved(f"{module}:Shift").id == before.id
+
+
+def test_so_are_the_files_of_its_package(write_mixer, tmp_path: Path) -> None:
+    package = write_mixer("")
+    (tmp_path / f"{package}.py").rename(tmp_path / package)
+    (tmp_path / package).unlink()
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("from .shift import Shift\n")
+    (tmp_path / package / "shift.py").write_text(f"from .steps import STEPS\n{GOOD}")
+    (tmp_path / package / "steps.py").write_text("STEPS = 1\n")
+    ids = {resolved(f"{package}:Shift").id}
+    for changed in ("shift.py", "steps.py", "__init__.py"):
+        file = tmp_path / package / changed
+        file.write_text(f"{file.read_text()}\n# a change\n")
+        ids.add(resolved(f"{package}:Shift").id)
+    assert len(ids) == 4
+    for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
+        del sys.modules[name]
+
+
+def test_a_single_file_is_known_by_its_bytes(write_mixer) -> None:
+    """As it has been: finished trials keep their names."""
+    module = write_mixer(GOOD)
+    source = hashlib.sha256(GOOD.encode()).hexdigest()[:12]
+    assert MIXERS.with_source(f"{module}:Shift") == f"{module}:Shift@{source}"
+
+
 RETURN = "return (moved * self.scale).view_as(x)"
 STEPS = "self.steps = steps"
 
@@ -131,9 +170,29 @@ STEPS = "self.steps = steps"
         (RETURN, "return 3", "returns int, not a tensor"),
         (RETURN, f"{RETURN} * torch.nan", "gives numbers that are not finite"),
         (RETURN, f"{RETURN} * torch.rand(())", "gives another output when it is asked again"),
+        (RETURN, f"{RETURN}.float()", "turns torch.float64 into torch.float32: what it computes in another"),
+        (RETURN, f"x.mul_(2); {RETURN}", "writes into its input"),
+        (RETURN, f"{RETURN} * x.sum((0, 1, 2)).sign()", "another output when no other stands beside it"),
+        (
+            STEPS,
+            f"{STEPS}; self.parts = [torch.nn.Linear(dim, dim)]",
+            "keeps parts where torch does not look",
+        ),
+        (STEPS, f"{STEPS}; self.parts = {{'a': torch.ones(dim)}}", "keeps parts where torch does not look"),
+        (STEPS, f"{STEPS}; self.no_weight_decay = lambda: {{'scales'}}", "has no parameter 'scales'"),
+        (
+            "causal = True",
+            "causal = True; grid_ranks = (2)",
+            r"grid_ranks is 2: write a tuple, such as \(1,\)",
+        ),
         (RETURN, "raise SystemExit", "fails on a .* grid of 16 channels: SystemExit"),
         (".bool()", ".bool()[:2]", r"dependency_mask that is no \(12, 12\) tensor on a grid of 3, 4"),
-        ("steps: int = 1", "steps: int", "steps: Field required"),
+        ("steps: int = 1", "steps: int", r"option 'steps' has no default and was not given: .*\(steps=...\)"),
+        ("steps: int = 1", "steps=1", "option 'steps' has no type: write steps: int or the like"),
+        ("steps: int = 1", "steps: 'Steps' = 1", "a type in its __init__ is not known: name 'Steps'"),
+        ("steps: int = 1", "steps: torch.Tensor = 1", "an option is of a type that no text stands for"),
+        ("steps: int = 1", "steps: int = 'one'", "steps: Input should be a valid integer.*got 'one'"),
+        ("steps: int = 1", "steps: float = float('inf')", "steps: Input should be a finite number"),
         ("*, steps", "steps", r"'steps' cannot be set: .* __init__\(self, dim, grid_rank, \*, steps=...\)"),
         (STEPS, f"{STEPS}; float(torch.ones(()))", "cannot be built on torch's meta device, .* Tensor.item"),
         (RETURN, "return (moved * self.scale).view_as(x)[:, : 2 if self.training else None]", "in training"),
@@ -145,6 +204,31 @@ def test_it_is_held_to_the_contract(write_mixer, before: str, after: str, messag
     module = write_mixer(GOOD.replace(before, after))
     with pytest.raises(InputError, match=message):
         resolved(f"{module}:Shift")
+
+
+def test_what_it_draws_is_in_its_weights(write_mixer) -> None:
+    """Or another process, which loads them, would have another mixer."""
+    drawn = GOOD.replace(STEPS, f"{STEPS}; self.register_buffer('signs', torch.randn(dim), persistent=False)")
+    drawn = drawn.replace(RETURN, "return (moved * self.scale * self.signs).view_as(x)")
+    module = write_mixer(drawn)
+    with pytest.raises(InputError, match="gives something else when it is built again and loads the same"):
+        resolved(f"{module}:Shift")
+    write_mixer(drawn.replace(", persistent=False", ""))
+    assert resolved(f"{module}:Shift")
+
+
+def test_one_that_is_too_special_for_a_model(write_mixer) -> None:
+    module = write_mixer(GOOD.replace(STEPS, f"{STEPS}; assert dim == 16, 'not so wide'"))
+    with pytest.raises(InputError, match=r"cannot be built for \d+ channels: not so wide"):
+        count_params(resolved(f"{module}:Shift"))
+
+
+@pytest.mark.parametrize("name", list(MIXERS))
+def test_the_mixers_of_the_project_keep_the_same_contract(name: str) -> None:
+    mixer_class = MIXERS.load(name)
+    for rank in mixer_class.grid_ranks:
+        options = MIXERS.resolve(MIXERS.parse(name), mixer_class.place_defaults(rank, False)).options
+        contract.check(name, mixer_class, options, rank)
 
 
 STEP = """
@@ -205,6 +289,14 @@ def test_a_file_that_cannot_be_imported(write_mixer) -> None:
     module = write_mixer("raise KeyError('oops')\n")
     with pytest.raises(InputError, match="cannot be imported: KeyError: 'oops'"):
         resolved(f"{module}:Shift")
+    write_mixer("import sys\nsys.exit('usage: mine.py FILE')\n")
+    with pytest.raises(InputError, match="cannot be imported: SystemExit: usage: mine"):
+        resolved(f"{module}:Shift")
+
+
+def test_a_name_that_another_module_has_says_where_that_is() -> None:
+    with pytest.raises(InputError, match=r"random has no Mixer, going by .*random\.py"):
+        resolved("random:Mixer")
 
 
 def test_skeletons_take_none() -> None:

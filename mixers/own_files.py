@@ -1,0 +1,101 @@
+"""Files of the user's: which a class of theirs is made of, the hash over them, and their import."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+PROJECT = ("mixers", "experiments", "analysis", "run_ablation")
+"""Not the user's, though it may lie beside their file."""
+
+INSTALLED = tuple(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib"))
+"""Folders whose files have a version of their own, and nobody's edits."""
+
+_imported: dict[str, str] = {}
+"""Hash of each module's files when it was last imported."""
+
+
+def find(module: str) -> Path | None:
+    """The file of a module on the Python path or in the working directory; None if there is none."""
+    if str(Path.cwd()) not in sys.path:  # a script's own folder is on it, the working directory is not
+        sys.path.append(str(Path.cwd()))
+    importlib.invalidate_caches()  # the file may be seconds old
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    if found is None or not found.origin or not Path(found.origin).is_file():
+        return None
+    return Path(found.origin)
+
+
+def source_hash(module: str, path: Path) -> str:
+    """12 hexadecimal digits over the file of a module and the user's files that it imports.
+
+    Of a file that imports none of them it is the SHA-256 of its bytes.
+    """
+    contents = [each.read_bytes() for _, each in sorted(_made_of(module, path).items())]
+    if len(contents) > 1:
+        contents = [hashlib.sha256(content).digest() for content in contents]
+    return hashlib.sha256(b"".join(contents)).hexdigest()[:12]
+
+
+def import_as_it_is(module: str, path: Path) -> ModuleType:
+    """Import a module, with what it is made of again if a file has changed, as it does in a notebook."""
+    source = source_hash(module, path)
+    if _imported.get(module, source) != source:
+        for name in _made_of(module, path):
+            sys.modules.pop(name, None)
+    found = importlib.import_module(module)
+    _imported[module] = source
+    return found
+
+
+def _made_of(module: str, path: Path) -> dict[str, Path]:
+    """A module and those that it imports, wherever in its text, and that lie beside it; and so on."""
+    if any(folder in path.parents for folder in INSTALLED):
+        return {module: path}
+    depth = module.count(".") + (path.name == "__init__.py")
+    folder = path.parents[depth]  # the one on the Python path
+    found: dict[str, Path] = {}
+    waiting = [(module, path)]
+    while waiting:
+        name, file = waiting.pop()
+        if name not in found:
+            found[name] = file
+            package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+            for wanted in _imports(file, package):
+                parts = wanted.split(".")
+                if parts[0] not in PROJECT:  # a.b.c is a/__init__.py, a/b/__init__.py and a/b/c.py
+                    names = (parts[: count + 1] for count in range(len(parts)))
+                    waiting += [
+                        (".".join(each), beside) for each in names if (beside := _beside(folder, each))
+                    ]
+    return found
+
+
+def _beside(folder: Path, parts: list[str]) -> Path | None:
+    base = folder.joinpath(*parts)
+    return next((file for file in (base / "__init__.py", base.with_suffix(".py")) if file.is_file()), None)
+
+
+def _imports(path: Path, package: str) -> Iterator[str]:
+    """Full names of what a file imports, modules or what is in them."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # which its import will tell
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)

@@ -17,8 +17,8 @@ def requested_study(request: Request) -> tuple[str, Study]:
     """The study to run and the name of its folder.
 
     A study that the command line changes gets a name of its own, so that it does not overwrite the
-    original: the arms if they were chosen, and a hash of whatever else was changed. Another number of
-    seeds is still the same study.
+    original: `first_of_name`, the arms if they were chosen, and a hash of whatever else was changed. Another
+    number of seeds is still the same study.
 
     Raises:
         InputError: the result is not a valid study.
@@ -36,9 +36,6 @@ def requested_study(request: Request) -> tuple[str, Study]:
         if not 0 < rate < float("inf"):
             raise InputError(f"--lr-grid takes positive, finite learning rates, got {rate:g}")
     changed = _with_rates(_with_arms(original, request), original, request)
-    name = path.stem
-    if (changed.all_arms(), changed.baseline) != (original.all_arms(), original.baseline):
-        name = "-".join([name, *(_slug(arm.name) for arm in changed.all_arms())])
     study = dataclasses.replace(
         changed,
         task=_with_options("task", request.task or original.task, request),
@@ -49,10 +46,35 @@ def requested_study(request: Request) -> tuple[str, Study]:
         looks=looks,
     )
     study.check("command line")
+    changes = []
+    if (study.all_arms(), study.baseline) != (original.all_arms(), original.baseline):
+        changes += [_slug(arm.name) for arm in study.all_arms()]
     ours, theirs = (_apart_from_arms_and_seeds(each) for each in (study, original))
     if ours != theirs:
-        name = f"{name}-{digest(ours)[:6]}"
-    return name, study if name == path.stem else _retold(study, original)
+        changes.append(digest(ours)[:6])
+    name = "-".join([first_of_name(request, study.task), *changes])
+    return name, _retold(study, original) if changes else study
+
+
+def first_of_name(request: Request, task: str) -> str:
+    """What the name of a study's folder begins with.
+
+    That is the name of the study file; but where the default study lends another task its recipe, since no
+    other was named, the task's.
+
+    Args:
+        request: what was asked for.
+        task: the study's, with its options.
+    """
+    file = studies.find(request.study)
+    if request.study != studies.DEFAULT or _bare(task) == _bare(studies.load(file).task):
+        return file.stem
+    return _slug(_bare(task))
+
+
+def _bare(component: str) -> str:
+    """Its name without options; of a class of the user's, without its file."""
+    return component.partition("(")[0].rpartition(":")[2].strip()
 
 
 def _retold(study: Study, original: Study) -> Study:

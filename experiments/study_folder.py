@@ -10,6 +10,7 @@ from experiments import history, launch, plan, search, stored_plan, study
 from experiments.history import History
 from experiments.plan import Plan
 from experiments.request import Request
+from experiments.requested_study import first_of_name
 from experiments.store import Store
 from mixers.registry import InputError
 
@@ -75,14 +76,14 @@ def history_of(planned: Plan, path: Path, store: Store, asked: Request) -> Histo
         search.settle(planned, store).plan,
         stored_plan.load_stored(path),
         stored_plan.load_stored(whole) if is_part else None,
-        _other_parts(path, file.stem),
+        _other_parts(path, first_of_name(asked, planned.study.task)),
         lambda trials: sum(launch.finished(store.folder(trial)) for trial in trials),
         fixed=fixed,
     )
 
 
-def _other_parts(path: Path, stem: str) -> list[history.Stored]:
+def _other_parts(path: Path, first: str) -> list[history.Stored]:
     """The stored plans of what else was asked of a study file, told by their names: there may be hundreds."""
-    names = f"{glob.escape(stem)}-*/plan.json"
+    names = f"{glob.escape(first)}-*/plan.json"
     found = (stored_plan.load_stored(each) for each in sorted(path.parents[1].glob(names)) if each != path)
     return [content for content in found if content is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,23 @@ def test_a_changed_study_does_not_tell_the_answer_of_the_original() -> None:
     moved = told("--task", "textures")
     assert moved.question == "Does textures in isotropic-nano need the SSM?"
     assert "6 x 6" not in moved.fixed
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ("", r"digits-ladder"),
+        ("--seeds 8", r"digits-ladder"),
+        ("--mixer ssm", r"digits-ladder-conv-ssm"),
+        ("--task.canvas 16", r"digits-ladder-\w{6}"),
+        ("--task digits", r"digits-ladder-\w{6}"),
+        ("--task textures", r"textures-\w{6}"),
+        ("--task mine:Majority(length=17) --mixer ssm", r"majority-conv-ssm-\w{6}"),
+        ("--study scan-directions --task textures", r"scan-directions-\w{6}"),
+    ],
+)
+def test_what_the_folder_of_a_study_is_called(asked: str, name: str) -> None:
+    assert re.fullmatch(name, requested_study(command_line.parse(asked.split()))[0])
 
 
 def test_another_baseline_is_another_study() -> None:

@@ -16,25 +16,21 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which saves and ends like Ctrl-C but leaves its own exit code."""
 
 
-def terminate(signum: int, frame: FrameType | None) -> None:
-    """Handle SIGTERM."""
-    raise Terminated
-
-
-def interrupt(signum: int, frame: FrameType | None) -> None:
-    """Handle the first Ctrl-C; more of them would only cut short what ends the command in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
+def end(signum: int, frame: FrameType | None) -> None:
+    """Handle the first Ctrl-C or SIGTERM; more would only cut short what ends the command in order."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+    raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGTERM, end)
     if (
         signal.getsignal(signal.SIGINT) is signal.default_int_handler
     ):  # not where it is ignored, as behind nohup
-        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGINT, end)
     try:
         return _run(given)
     except KeyboardInterrupt as stopped:

@@ -128,6 +128,7 @@ class _Run:
         self.fingerprint = self.data.fingerprint if ranks.rank == 0 else ""  # which may take a while
         self.steps_per_epoch = self.data.sizes["train"] // self.recipe.batch_size
         self.learner = self._untrained()
+        self.made_with = [provenance(self.device, runtime, self.learner.backend, ranks.count)]
         self.progress = Progress()
         self.metrics = MetricsLog(
             folder, runtime.log_every, self.recipe.batch_size, tensorboard=runtime.tensorboard
@@ -305,6 +306,7 @@ class _Run:
             "trial_id": self.trial.id,
             "sources": self.sources,
             "fingerprint": self.fingerprint,
+            "made_with": self.made_with,
             "progress": vars(self.progress),
             "window": vars(self.metrics.window),
             "best_weights": self.best_weights,
@@ -326,6 +328,15 @@ class _Run:
         self.progress = Progress(**saved["progress"])
         self.best_weights = saved["best_weights"]
         self.metrics.window = Window(**saved["window"])
+        self._add_to(saved["made_with"])
+
+    def _add_to(self, earlier: list[dict[str, Any]]) -> None:
+        """Keep what earlier sessions ran with, each once and this one last; note in what this one differs."""
+        (own,) = self.made_with
+        changed = [name for name, value in own.items() if value != earlier[-1].get(name)]
+        if changed and self.ranks.rank == 0:
+            self.folder.note(f"goes on after step {self.steps_done} with other {', '.join(changed)}")
+        self.made_with = [each for each in earlier if each != own] + [own]
 
     def _learner_takes(self, saved: dict[str, Any]) -> bool:
         """Restore the learner; False if the checkpoint does not fit it, as after a change of this code."""
@@ -404,6 +415,7 @@ class _Run:
 
     def _result(self, tested: _Tested) -> dict[str, Any]:
         """As stored: what was asked for, what came out, and on which data and code."""
+        *earlier, own = self.made_with
         return {
             "schema_version": SCHEMA_VERSION,
             "trial_id": self.trial.id,
@@ -416,7 +428,8 @@ class _Run:
             "costs": count_costs(self.trial).to_dict(),
             "data": {"fingerprint": self.fingerprint, **self.data.sizes},
             "provenance": {
-                **provenance(self.device, self.runtime, self.learner.backend, self.ranks.count),
+                **own,
+                **({"earlier_sessions": earlier} if earlier else {}),
                 "sources": self.sources,
             },
         }

@@ -226,8 +226,16 @@ def another_optimizer(saved: dict) -> None:
     saved["optimizer"]["param_groups"] = saved["optimizer"]["param_groups"][:1]
 
 
+def another_moment(saved: dict) -> None:
+    saved["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1, 1)
+
+
 def no_average(saved: dict) -> None:
     saved["average"] = None
+
+
+def no_session(saved: dict) -> None:
+    saved["made_with"] = []
 
 
 @pytest.mark.parametrize(
@@ -238,8 +246,10 @@ def no_average(saved: dict) -> None:
         (no_step, "of another version of this code"),
         (no_trial, "of another version of this code"),
         (another_best, "of another version of this code"),
+        (no_session, "of another version of this code"),
         (another_shape, "does not fit"),
         (another_optimizer, "does not fit"),
+        (another_moment, "does not fit"),
         (no_average, "does not fit"),
     ],
 )
@@ -270,7 +280,7 @@ def other_data(saved: dict) -> None:
 
 
 def from_before(saved: dict) -> None:
-    del saved["sources"], saved["fingerprint"]
+    del saved["sources"], saved["fingerprint"], saved["made_with"]
 
 
 @pytest.mark.parametrize(
@@ -345,6 +355,27 @@ def test_the_record_says_what_made_it(tiny_trial: MakeTrial, store: Store) -> No
     assert folder.timing()["peak_memory_bytes"] > 0
     stored = json.loads((folder.path / "trial.json").read_text())
     assert Trial.from_dict(stored).id == folder.trial_id
+
+
+def test_the_record_says_what_earlier_sessions_ran_with(tiny_trial: MakeTrial, store: Store) -> None:
+    """Each once, however often the trial was interrupted; nothing where all were alike."""
+    trial = tiny_trial("ssm", epochs=1, batch_size=32)
+    for backend, stop_at in (("reference", 1), ("reference", 2), ("auto", 2), ("reference", 2)):
+        steps = iter(range(1, 100))
+        with pytest.raises(Interrupted):
+            run(trial, store, stop=lambda: next(steps) == stop_at, backend=backend)  # noqa: B023
+    folder = run(trial, store, backend="reference")
+    result = folder.result()
+    assert result is not None
+    (earlier,) = result["provenance"]["earlier_sessions"]
+    assert earlier["backend"] == {"scan": "cpu"}
+    assert result["provenance"]["backend"] == {"scan": "reference"}
+    assert folder.log.read_text() == (
+        "goes on after step 3 with other backend\ngoes on after step 5 with other backend\n"
+    )
+    alike = run(trial, Store(store.root / "whole"), backend="reference").result()
+    assert alike is not None
+    assert "earlier_sessions" not in alike["provenance"]
 
 
 @pytest.mark.parametrize("other", ["identity", "ssm", "attention"])

@@ -168,6 +168,11 @@ class TrialFolder:
         np.savez_compressed(buffer, allow_pickle=False, **narrow)
         write_bytes(self.predictions, buffer.getvalue())
 
+    def clear(self) -> None:
+        """Remove what goes with a result: a run that starts anew may not come to all of that again."""
+        for file in (self.curve, self.predictions, self.weights):
+            file.unlink(missing_ok=True)
+
     def finish(self, result: dict[str, Any], timing: dict[str, Any]) -> None:
         """Write the result, which is the last thing a trial does."""
         write_json(self.path / "timing.json", timing)

@@ -253,7 +253,7 @@ class _Run:
                 **{f"validation_{name}": value for name, value in validation.items()},
             }
         )
-        self._write_curve()
+        self._write_curve(durable=False)
         if self.recipe.selection == "best" and self._is_best():
             at.best_epoch = at.epoch + 1
             weights = self.learner.tested.state_dict()
@@ -351,12 +351,13 @@ class _Run:
             return False
         return True
 
-    def _write_curve(self) -> None:
+    def _write_curve(self, *, durable: bool) -> None:
+        """Write `curve.csv`; that of every epoch but the last can be made again from the checkpoint."""
         if self.ranks.rank > 0:
             return
         rows = self.progress.curve
         lines = [",".join(rows[0]), *(",".join(f"{value:.8g}" for value in row.values()) for row in rows)]
-        write_bytes(self.folder.curve, "".join(f"{line}\n" for line in lines).encode())
+        write_bytes(self.folder.curve, "".join(f"{line}\n" for line in lines).encode(), durable=durable)
 
     def _report(self) -> None:
         """Say how far the run is, in tests too: a machine that says nothing is taken for gone."""
@@ -387,6 +388,9 @@ class _Run:
         unreadable = self._unreadable()
         if self.ranks.rank > 0:
             return
+        self.folder.clear()
+        if self.progress.curve:
+            self._write_curve(durable=True)
         if tested.status == "ok":
             self.folder.answer(tested.answers)
             if self.runtime.keep_weights:

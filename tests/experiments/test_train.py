@@ -324,6 +324,38 @@ def test_divergence_is_a_result(tiny_trial: MakeTrial, store: Store) -> None:
     assert "not finite" in result["error"]
 
 
+def test_a_run_leaves_no_file_of_the_one_before(tiny_trial: MakeTrial, store: Store) -> None:
+    """Of one whose result was set aside to train it anew."""
+    diverging, unkept = tiny_trial(lr=1e30, warmup_epochs=0), tiny_trial("identity", epochs=1)
+    for trial in (diverging, unkept):
+        folder = store.folder(trial.id)
+        folder.path.mkdir(parents=True)
+        for file in (folder.curve, folder.predictions, folder.weights):
+            file.write_bytes(b"of before")
+    folder = run(diverging, store)
+    assert not folder.curve.exists(), "it ends in its first epoch"
+    assert not folder.predictions.exists()
+    assert not run(unkept, store, keep_weights=False).weights.exists()
+
+
+def test_epochs_do_not_wait_for_the_disk(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    folder = run(tiny_trial("identity", epochs=3), store)
+    files = (
+        "trial.json",
+        "curve.csv",
+        "predictions.npz",
+        "weights.safetensors",
+        "timing.json",
+        "result.json",
+    )
+    assert len(synced) == len(files)
+    assert all((folder.path / name).exists() for name in files)
+
+
 def test_a_non_finite_kernel_output_names_its_layer(
     tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

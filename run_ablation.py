@@ -6,55 +6,34 @@ pre-emption), both after saving: the same command continues.
 
 from __future__ import annotations
 
-import codecs
-import io
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
 
-PLAIN = {"−": "-", "–": "-", "±": "+/-", "×": "x", "’": "'", "·": "*", "²": "^2"}
-"""What stands for a sign where the output's encoding has none; a "?" before a number could be either sign."""
+from experiments import plain_signs
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which saves and ends like Ctrl-C but leaves its own exit code."""
 
 
-def terminate(signum: int, frame: FrameType | None) -> None:
-    """Handle SIGTERM."""
-    raise Terminated
-
-
-def interrupt(signum: int, frame: FrameType | None) -> None:
-    """Handle the first Ctrl-C; more of them would only cut short what ends the command in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
-def in_plain_signs(error: UnicodeError) -> tuple[str, int]:
-    """Handle what cannot be encoded, as `codecs.register_error` has it."""
-    assert isinstance(error, UnicodeEncodeError)
-    return "".join(PLAIN.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
-
-
-def write_whatever_it_takes() -> None:
-    """Let no sign end a command that has trained for hours: outputs that are not UTF-8 get plain ones."""
-    codecs.register_error("plain-signs", in_plain_signs)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="plain-signs")
+def end(signum: int, frame: FrameType | None) -> None:
+    """Handle the first Ctrl-C or SIGTERM; more would only cut short what ends the command in order."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+    raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    write_whatever_it_takes()
-    signal.signal(signal.SIGTERM, terminate)
+    plain_signs.allow()
+    signal.signal(signal.SIGTERM, end)
     if (
         signal.getsignal(signal.SIGINT) is signal.default_int_handler
     ):  # not where it is ignored, as behind nohup
-        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGINT, end)
     try:
         return _run(given)
     except KeyboardInterrupt as stopped:

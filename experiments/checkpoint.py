@@ -58,7 +58,7 @@ def read(folder: TrialFolder, trial_id: str, like: Mapping[str, Any]) -> dict[st
         return None
     if isinstance(saved, dict):
         made_of = {what: like[what] for what in MADE_OF}
-        saved = made_of | saved  # older checkpoints do not say
+        saved = made_of | {"made_with": like["made_with"]} | saved  # older checkpoints do not say
         changed = [what for what in made_of if saved[what] != made_of[what]]
         if changed:
             said = f"checkpoint of other {' and '.join(changed)}, starting anew"
@@ -75,7 +75,9 @@ def _has_fields_of(saved: Any, like: Mapping[str, Any]) -> bool:
     """Whether it has the fields of a checkpoint of this code; the learner checks its own part."""
     if not isinstance(saved, dict) or saved.keys() != like.keys():
         return False
-    best = saved["best_weights"]
+    best, made_with = saved["best_weights"], saved["made_with"]
+    if not isinstance(made_with, list) or not made_with or _types(made_with[-1]) is None:
+        return False
     return all(_types(saved[part]) == _types(like[part]) for part in ("progress", "window")) and (
         best is None or _shapes(best) == _shapes(saved["model"])
     )

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from experiments.ranks import RanksLost, count_launched
 from experiments.runtime import Runtime
-from experiments.store import DiskFull, Store, TrialFolder
+from experiments.store import DiskFull, Store, TrialFolder, naming_unusable_folders
 from experiments.tasks import FROM_FILES
 from experiments.trial import SCHEMA_VERSION, Trial
 from mixers.registry import InputError
@@ -185,7 +185,8 @@ def _run(
             folder.rest()
             raise
         except Exception as error:
-            folder.note(traceback.format_exc())
+            with naming_unusable_folders(folder.path):
+                folder.note(traceback.format_exc())
             if stop_requested():  # the signal ends helpers of the trial, too: no fault of its own
                 folder.rest()
                 return

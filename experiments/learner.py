@@ -164,11 +164,19 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there.
+
+        Raises:
+            Exception: it is not the state of such a learner; part of it may be loaded.
+        """
         self.model.load_state_dict(state["model"])
         if self._average is not None:
             self._average.module.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
+        for parameter, moments in self._optimizer.state.items():  # of which it counts the parameters only
+            shapes = {value.shape for value in moments.values() if isinstance(value, Tensor) and value.ndim}
+            if not shapes <= {parameter.shape}:
+                raise ValueError(f"optimizer state of shapes {shapes} for a parameter of {parameter.shape}")
         self._scaler.load_state_dict(state["scaler"])
 
 

@@ -45,7 +45,7 @@ def provenance(
         "channels_last": runtime.channels_last,
         "versions": {
             "python": platform.python_version(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # a class of its own, which a checkpoint may not hold
             "timm": timm.__version__,
             "numpy": np.__version__,
         },

@@ -29,7 +29,7 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,21 @@ def naming_full_disks(path: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def naming_unusable_folders(path: Path) -> Iterator[None]:
+    """Turn what else the system says where a trial's folder cannot be written to into an `InputError`."""
+    try:
+        with naming_full_disks(path):
+            yield
+    except DiskFull:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"no trial can be run in {path}: {error.strerror} ({error.filename}); move it away or "
+            "make it writable, or give another --runs"
+        ) from None
+
+
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write `path` so that it holds all of `content` or is untouched.
 
@@ -86,7 +101,8 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
                     os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # what went wrong first is what to say
+                temporary.unlink(missing_ok=True)
             raise
 
 
@@ -140,6 +156,7 @@ class TrialFolder:
     def begin(self, trial: Trial) -> None:
         """Write `trial.json`."""
         write_json(self.path / "trial.json", trial.to_dict())
+        self._remove_abandoned(newest=self.path / "trial.json")
 
     def answer(self, answers: Mapping[str, NDArray[Any]]) -> None:
         """Write `predictions.npz`, integers as the narrowest that hold them.
@@ -151,12 +168,30 @@ class TrialFolder:
         np.savez_compressed(buffer, allow_pickle=False, **narrow)
         write_bytes(self.predictions, buffer.getvalue())
 
+    def clear(self) -> None:
+        """Remove what goes with a result: a run that starts anew may not come to all of that again."""
+        for file in (self.curve, self.predictions, self.weights):
+            file.unlink(missing_ok=True)
+
     def finish(self, result: dict[str, Any], timing: dict[str, Any]) -> None:
         """Write the result, which is the last thing a trial does."""
         write_json(self.path / "timing.json", timing)
         write_json(self.path / "result.json", result)
         self.checkpoint.unlink(missing_ok=True)
+        self._remove_abandoned(newest=self.path / "result.json")
         self.rest()
+
+    def _remove_abandoned(self, newest: Path) -> None:
+        """Remove what was half written when a process was killed: a checkpoint may be as large as the model.
+
+        Args:
+            newest: a file that has just been written, which tells the time of the file system.
+        """
+        long_ago = newest.stat().st_mtime - HEARTBEAT
+        for temporary in self.path.glob(f".*.{'[0-9a-f]' * 8}"):
+            with suppress(OSError):  # somebody else may remove it, too
+                if temporary.stat().st_mtime < long_ago:
+                    temporary.unlink()
 
     def fail(self, result: dict[str, Any]) -> None:
         """Write a result that only says what went wrong; the checkpoint stays for the next attempt."""
@@ -167,10 +202,7 @@ class TrialFolder:
         """Replace `progress.json`; not synced to disk, it is only for watching."""
         progress = {"epoch": epoch, "epochs": epochs, "fraction": fraction, "seconds": seconds}
         who = {"host": socket.gethostname(), "pid": os.getpid()}
-        temporary = self.path / f".progress.{os.getpid()}"
-        with naming_full_disks(temporary):
-            temporary.write_text(canonical_json({**progress, **who}))
-            temporary.replace(self.path / "progress.json")
+        write_bytes(self.path / "progress.json", canonical_json({**progress, **who}).encode(), durable=False)
 
     def rest(self) -> None:
         """Say that nobody works on the trial any more; its checkpoint waits."""
@@ -303,17 +335,9 @@ class TrialFolder:
             DiskFull: there is no space for the folder or its lock.
             InputError: the folder or its lock cannot be made or opened, and so nobody can work on the trial.
         """
-        try:
-            with naming_full_disks(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
-                file = open(self.path / "lock", "a")  # noqa: SIM115  # closed below
-        except DiskFull:
-            raise
-        except OSError as error:
-            raise InputError(
-                f"no trial can be run in {self.path}: {error.strerror} ({error.filename}); move it away or "
-                "make it writable, or give another --runs"
-            ) from None
+        with naming_unusable_folders(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / "lock", "a")  # noqa: SIM115  # closed below
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -128,6 +128,7 @@ class _Run:
         self.fingerprint = self.data.fingerprint if ranks.rank == 0 else ""  # which may take a while
         self.steps_per_epoch = self.data.sizes["train"] // self.recipe.batch_size
         self.learner = self._untrained()
+        self.made_with = [provenance(self.device, runtime, self.learner.backend, ranks.count)]
         self.progress = Progress()
         self.metrics = MetricsLog(
             folder, runtime.log_every, self.recipe.batch_size, tensorboard=runtime.tensorboard
@@ -252,7 +253,7 @@ class _Run:
                 **{f"validation_{name}": value for name, value in validation.items()},
             }
         )
-        self._write_curve()
+        self._write_curve(durable=False)
         if self.recipe.selection == "best" and self._is_best():
             at.best_epoch = at.epoch + 1
             weights = self.learner.tested.state_dict()
@@ -305,6 +306,7 @@ class _Run:
             "trial_id": self.trial.id,
             "sources": self.sources,
             "fingerprint": self.fingerprint,
+            "made_with": self.made_with,
             "progress": vars(self.progress),
             "window": vars(self.metrics.window),
             "best_weights": self.best_weights,
@@ -326,6 +328,15 @@ class _Run:
         self.progress = Progress(**saved["progress"])
         self.best_weights = saved["best_weights"]
         self.metrics.window = Window(**saved["window"])
+        self._add_to(saved["made_with"])
+
+    def _add_to(self, earlier: list[dict[str, Any]]) -> None:
+        """Keep what earlier sessions ran with, each once and this one last; note in what this one differs."""
+        (own,) = self.made_with
+        changed = [name for name, value in own.items() if value != earlier[-1].get(name)]
+        if changed and self.ranks.rank == 0:
+            self.folder.note(f"goes on after step {self.steps_done} with other {', '.join(changed)}")
+        self.made_with = [each for each in earlier if each != own] + [own]
 
     def _learner_takes(self, saved: dict[str, Any]) -> bool:
         """Restore the learner; False if the checkpoint does not fit it, as after a change of this code."""
@@ -340,12 +351,13 @@ class _Run:
             return False
         return True
 
-    def _write_curve(self) -> None:
+    def _write_curve(self, *, durable: bool) -> None:
+        """Write `curve.csv`; that of every epoch but the last can be made again from the checkpoint."""
         if self.ranks.rank > 0:
             return
         rows = self.progress.curve
         lines = [",".join(rows[0]), *(",".join(f"{value:.8g}" for value in row.values()) for row in rows)]
-        write_bytes(self.folder.curve, "".join(f"{line}\n" for line in lines).encode())
+        write_bytes(self.folder.curve, "".join(f"{line}\n" for line in lines).encode(), durable=durable)
 
     def _report(self) -> None:
         """Say how far the run is, in tests too: a machine that says nothing is taken for gone."""
@@ -376,6 +388,9 @@ class _Run:
         unreadable = self._unreadable()
         if self.ranks.rank > 0:
             return
+        self.folder.clear()
+        if self.progress.curve:
+            self._write_curve(durable=True)
         if tested.status == "ok":
             self.folder.answer(tested.answers)
             if self.runtime.keep_weights:
@@ -404,6 +419,7 @@ class _Run:
 
     def _result(self, tested: _Tested) -> dict[str, Any]:
         """As stored: what was asked for, what came out, and on which data and code."""
+        *earlier, own = self.made_with
         return {
             "schema_version": SCHEMA_VERSION,
             "trial_id": self.trial.id,
@@ -416,7 +432,8 @@ class _Run:
             "costs": count_costs(self.trial).to_dict(),
             "data": {"fingerprint": self.fingerprint, **self.data.sizes},
             "provenance": {
-                **provenance(self.device, self.runtime, self.learner.backend, self.ranks.count),
+                **own,
+                **({"earlier_sessions": earlier} if earlier else {}),
                 "sources": self.sources,
             },
         }

@@ -490,6 +490,23 @@ def _lines_of_metrics(runs: Path) -> int:
     return sum(path.read_text().count("\n") for path in runs.glob("trials/*/metrics.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("first", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, run_ablation.Terminated)]
+)
+def test_more_signals_do_not_cut_the_end_short(first: signal.Signals, error: type[BaseException]) -> None:
+    """While workers save: schedulers send several, and people press Ctrl-C more than once."""
+    heard = {name: signal.signal(name, run_ablation.end) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            signal.raise_signal(first)
+        assert type(caught.value) is error
+        for name in heard:
+            signal.raise_signal(name)
+    finally:
+        for name, handler in heard.items():
+            signal.signal(name, handler)
+
+
 def test_killed_and_run_again_gives_the_same_bytes(tmp_path: Path, ablate: Ablate) -> None:
     """SIGKILL of the driver, whose worker sees that it is gone and stops, then SIGTERM, at random steps."""
     study = tmp_path / "small.toml"

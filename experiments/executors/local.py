@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -125,9 +126,11 @@ def run(
         return
     session = f"{os.getpid()}-{time.time_ns()}"
     arguments = ([trial.to_dict() for trial in to_do], store.root, runtime, session)
-    running = [_Worker.start(gpus, arguments) for gpus in _slots(runtime, placement, len(to_do))]
+    running: list[_Worker] = []
     deaths: Counter[str] = Counter()
     try:
+        for gpus in _slots(runtime, placement, len(to_do)):
+            running.append(_Worker.start(gpus, arguments))  # noqa: PERF401  # one by one, to be stopped below
         while running:
             watch()
             time.sleep(POLL)
@@ -169,7 +172,12 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         at = context.RawValue(ctypes.c_int, NO_TRIAL)
         process = context.Process(target=_work, args=(gpus, at, *arguments))  # a daemon could have no loaders
-        process.start()
+        resource_tracker.ensure_running()  # whose start would let Ctrl-C through again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # a new process has it from here
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return cls(process, gpus, at)
 
 
@@ -218,7 +226,9 @@ def _work(
     session: str,
 ) -> None:
     """Body of a worker process: stops when it is asked to, at Ctrl-C of its parent, and when that is gone."""
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    driver = parent.pid  # not os.getppid(): the driver may be gone by now
     asked = 0
     ready = False
 
@@ -231,6 +241,7 @@ def _work(
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGUSR2, ask)  # of SLURM, to every process of a job that is about to end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which asks us to stop
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # which `_Worker.start` has blocked
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before torch looks
     from experiments import train  # seconds, in which there is nothing to save
@@ -247,7 +258,7 @@ def _work(
 
     ready = True
     try:
-        work(own, Store(root), runtime, session, lambda: bool(asked) or os.getppid() != parent, run_trial)
+        work(own, Store(root), runtime, session, lambda: bool(asked) or os.getppid() != driver, run_trial)
     except DiskFull as error:
         print(f"run_ablation.py: {error}", file=sys.stderr)
         sys.exit(DISK_FULL)

@@ -8,6 +8,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,7 +29,7 @@ from experiments.launch import Shard
 from experiments.monitor import Monitor, progress_line
 from experiments.request import Request
 from experiments.runtime import Placement, Runtime
-from experiments.store import HEARTBEAT, RESULT_FIELDS, DiskFull, Store
+from experiments.store import HEARTBEAT, RESULT_FIELDS, DiskFull, Store, TrialFolder
 from experiments.tasks.base import Classification
 from experiments.trial import SCHEMA_VERSION, Trial
 from mixers.registry import InputError
@@ -354,6 +356,79 @@ def test_workers_that_cannot_use_a_folder_end_the_run(
     said = capfd.readouterr().err
     assert f"run_ablation.py: no trial can be run in {lock.parent}: Is a directory" in said
     assert "Traceback" not in said
+
+
+def test_what_cannot_even_be_noted_ends_the_work(tiny_trial: MakeTrial, store: Store) -> None:
+    """As in a file system that has become read-only since the folder was locked."""
+    trial = tiny_trial("identity")
+
+    def failing(trial: Trial, folder: TrialFolder, *_: object) -> None:
+        folder.log.mkdir()
+        raise OSError
+
+    with pytest.raises(InputError, match=r"no trial can be run in .*: Is a directory .*make it writable"):
+        launch.work([trial], store, Runtime(), "first", run_trial=failing)
+
+
+# ---------------------------------------------------------------------------- workers that are starting
+
+
+def test_ending_while_workers_are_started_ends_those_that_are(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python would wait for them before it exits, and they for the last trial."""
+    start, started = local._Worker.start, list[local._Worker]()
+
+    def interrupted(*arguments: Any) -> local._Worker:
+        if started:
+            raise KeyboardInterrupt
+        started.append(start(*arguments))
+        return started[0]
+
+    monkeypatch.setattr(local._Worker, "start", interrupted)
+    trials = [tiny_trial("identity", seed=seed, epochs=1000) for seed in range(2)]
+    monkeypatch.setattr(local, "_slots", lambda *_: [None, None])
+    with pytest.raises(KeyboardInterrupt):
+        local.run(trials, store, Runtime(), Placement(), lambda: None)
+    (worker,) = started
+    try:
+        assert not worker.process.is_alive()
+    finally:
+        worker.process.kill()
+
+
+def test_a_worker_leaves_ctrl_c_to_its_driver_from_the_start(store: Store) -> None:
+    """A terminal sends it to both; a worker that is still importing would print where it was."""
+    worker = local._Worker.start(None, ([], store.root, Runtime(), "session"))
+    assert worker.process.pid is not None
+    for name in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.process.pid, name)
+    worker.process.join(60)
+    assert worker.process.exitcode in (-signal.SIGTERM, local.BY_SIGNAL + signal.SIGTERM)
+
+
+ORPHANS = """
+import json, os, pathlib, sys
+from experiments.executors import local
+from experiments.runtime import Runtime
+from experiments.trial import Trial
+
+trial = json.loads(sys.argv[1])
+local._Worker.start(None, ([trial], pathlib.Path(sys.argv[2]), Runtime(), "session"))
+os._exit(9)
+"""
+"""A driver that is killed as soon as its worker is started."""
+
+
+def test_a_worker_whose_driver_was_killed_at_the_start_does_nothing(
+    tiny_trial: MakeTrial, store: Store
+) -> None:
+    trial = tiny_trial("identity", epochs=1)
+    command = [sys.executable, "-c", ORPHANS, json.dumps(trial.to_dict()), str(store.root)]
+    # ends when the worker does, which holds its output open
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (9, "")
+    assert not store.folder(trial.id).path.exists()
 
 
 # ------------------------------------------------------------------------------------ out of memory

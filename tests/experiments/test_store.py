@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments.store import HEARTBEAT, RESULT_FIELDS, Store, TrialFolder, write_bytes, write_json
-from experiments.trial import SCHEMA_VERSION
+from experiments.store import HEARTBEAT, RESULT_FIELDS, DiskFull, Store, TrialFolder, write_bytes, write_json
+from experiments.trial import SCHEMA_VERSION, Trial
 from mixers.registry import InputError
 
 
@@ -38,6 +41,35 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == [path]
     write_bytes(path, b"new", durable=False)
     assert path.read_bytes() == b"new", "what can be made again does not wait for the disk"
+
+
+def test_progress_that_fails_leaves_nothing(folder: TrialFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(DiskFull):
+        folder.report_progress(epoch=1, epochs=2, fraction=0.5, seconds=1.0)
+    assert not list(folder.path.glob(".*"))
+
+
+def test_what_a_killed_process_had_half_written_goes(tiny_trial: Callable[..., Trial], store: Store) -> None:
+    """Not what another process may be writing now, nor a file of somebody else's."""
+    trial = tiny_trial()
+    folder = store.folder(trial.id)
+    folder.path.mkdir(parents=True)
+    half, now, other = (folder.path / n for n in (".checkpoint.pt.0123abcd", ".log.4567cdef", ".nfs0123abcd"))
+    for file in (half, now, other):
+        file.write_bytes(b"half")
+    for file in (half, other):
+        os.utime(file, (time.time() - 2 * HEARTBEAT,) * 2)
+    folder.begin(trial)
+    assert not half.exists()
+    assert now.exists()
+    assert other.exists()
+    os.utime(now, (time.time() - 2 * HEARTBEAT,) * 2)
+    folder.finish(a_result(trial.id), {})
+    assert not now.exists()
 
 
 def test_nan_is_not_written(tmp_path: Path) -> None:

@@ -230,8 +230,16 @@ def another_optimizer(saved: dict) -> None:
     saved["optimizer"]["param_groups"] = saved["optimizer"]["param_groups"][:1]
 
 
+def another_moment(saved: dict) -> None:
+    saved["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1, 1)
+
+
 def no_average(saved: dict) -> None:
     saved["average"] = None
+
+
+def no_session(saved: dict) -> None:
+    saved["made_with"] = []
 
 
 @pytest.mark.parametrize(
@@ -243,8 +251,10 @@ def no_average(saved: dict) -> None:
         (no_trial, "of another version of this code"),
         (another_trial, "of trial 0000000000000000, starting anew"),
         (another_best, "of another version of this code"),
+        (no_session, "of another version of this code"),
         (another_shape, "does not fit"),
         (another_optimizer, "does not fit"),
+        (another_moment, "does not fit"),
         (no_average, "does not fit"),
     ],
 )
@@ -275,7 +285,7 @@ def other_data(saved: dict) -> None:
 
 
 def from_before(saved: dict) -> None:
-    del saved["sources"], saved["fingerprint"]
+    del saved["sources"], saved["fingerprint"], saved["made_with"]
 
 
 @pytest.mark.parametrize(
@@ -319,6 +329,38 @@ def test_divergence_is_a_result(tiny_trial: MakeTrial, store: Store) -> None:
     assert "not finite" in result["error"]
 
 
+def test_a_run_leaves_no_file_of_the_one_before(tiny_trial: MakeTrial, store: Store) -> None:
+    """Of one whose result was set aside to train it anew."""
+    diverging, unkept = tiny_trial(lr=1e30, warmup_epochs=0), tiny_trial("identity", epochs=1)
+    for trial in (diverging, unkept):
+        folder = store.folder(trial.id)
+        folder.path.mkdir(parents=True)
+        for file in (folder.curve, folder.predictions, folder.weights):
+            file.write_bytes(b"of before")
+    folder = run(diverging, store)
+    assert not folder.curve.exists(), "it ends in its first epoch"
+    assert not folder.predictions.exists()
+    assert not run(unkept, store, keep_weights=False).weights.exists()
+
+
+def test_epochs_do_not_wait_for_the_disk(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    folder = run(tiny_trial("identity", epochs=3), store)
+    files = (
+        "trial.json",
+        "curve.csv",
+        "predictions.npz",
+        "weights.safetensors",
+        "timing.json",
+        "result.json",
+    )
+    assert len(synced) == len(files)
+    assert all((folder.path / name).exists() for name in files)
+
+
 def test_a_non_finite_kernel_output_names_its_layer(
     tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +392,27 @@ def test_the_record_says_what_made_it(tiny_trial: MakeTrial, store: Store) -> No
     assert folder.timing()["peak_memory_bytes"] > 0
     stored = json.loads((folder.path / "trial.json").read_text())
     assert Trial.from_dict(stored).id == folder.trial_id
+
+
+def test_the_record_says_what_earlier_sessions_ran_with(tiny_trial: MakeTrial, store: Store) -> None:
+    """Each once, however often the trial was interrupted; nothing where all were alike."""
+    trial = tiny_trial("ssm", epochs=1, batch_size=32)
+    for backend, stop_at in (("reference", 1), ("reference", 2), ("auto", 2), ("reference", 2)):
+        steps = iter(range(1, 100))
+        with pytest.raises(Interrupted):
+            run(trial, store, stop=lambda: next(steps) == stop_at, backend=backend)  # noqa: B023
+    folder = run(trial, store, backend="reference")
+    result = folder.result()
+    assert result is not None
+    (earlier,) = result["provenance"]["earlier_sessions"]
+    assert earlier["backend"] == {"scan": "cpu"}
+    assert result["provenance"]["backend"] == {"scan": "reference"}
+    assert folder.log.read_text() == (
+        "goes on after step 3 with other backend\ngoes on after step 5 with other backend\n"
+    )
+    alike = run(trial, Store(store.root / "whole"), backend="reference").result()
+    assert alike is not None
+    assert "earlier_sessions" not in alike["provenance"]
 
 
 @pytest.mark.parametrize("other", ["identity", "ssm", "attention"])

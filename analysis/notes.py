@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from analysis import quantities as q
-from analysis.records import DIVERGED, FAILED, MISSING, OK, UNREADABLE, Study
+from analysis.records import DIVERGED, FAILED, MISSING, OK, UNREADABLE, Json, Study
 from analysis.summary import ArmSummary
 
 
@@ -131,17 +131,25 @@ def _circumstances(study: Study) -> dict[str, Counter[str]]:
     seen: dict[str, Counter[str]] = {}
     for text, trials in alike.items():
         provenance = json.loads(text)
-        facts = {f"{part} backend": name for part, name in (provenance.get("backend") or {}).items()}
-        facts |= {f"{name} version": version for name, version in (provenance.get("versions") or {}).items()}
-        facts |= {
-            name: provenance[name]
-            for name in ("device", "hardware", "threads", "code")
-            if provenance.get(name) is not None
-        }
-        facts["micro-batch"] = provenance.get("micro_batch") or "the whole batch"
-        for what, value in facts.items():
-            seen.setdefault(what, Counter())[str(value)] += trials
+        values: dict[str, set[str]] = {}
+        for session in (*provenance.get("earlier_sessions", ()), provenance):
+            for what, value in _facts(session).items():
+                values.setdefault(what, set()).add(value)
+        for what, found in values.items():
+            seen.setdefault(what, Counter())[" and ".join(sorted(found))] += trials
     return seen
+
+
+def _facts(provenance: Json) -> dict[str, str]:
+    """What was recorded of where and how one session of a trial ran."""
+    facts = {f"{part} backend": name for part, name in (provenance.get("backend") or {}).items()}
+    facts |= {f"{name} version": version for name, version in (provenance.get("versions") or {}).items()}
+    facts |= {
+        name: str(provenance[name])
+        for name in ("device", "hardware", "threads", "code")
+        if provenance.get(name) is not None
+    }
+    return facts | {"micro-batch": str(provenance.get("micro_batch") or "the whole batch")}
 
 
 def _mixed(study: Study) -> list[str]:

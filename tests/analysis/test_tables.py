@@ -171,6 +171,10 @@ def test_a_curve_that_cannot_be_read_is_said(
             {"provenance": {"hardware": "a cluster"}},
             "Mixed hardware: a cluster (1 trial), a laptop (11 trials).",
         ),
+        (
+            {"provenance": {"hardware": "a laptop", "earlier_sessions": [{"hardware": "a cluster"}]}},
+            "Mixed hardware: a cluster and a laptop (1 trial), a laptop (11 trials).",
+        ),
         ({"provenance": {"code": "f00+changes"}}, "1 trial ran from code with uncommitted changes."),
         (
             {"provenance": {"versions": {"torch": "2.9"}}},

@@ -8,7 +8,7 @@ import io
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 import tyro
@@ -16,6 +16,7 @@ import tyro
 from experiments import study as studies
 from experiments.request import EvaluateRequest, Request
 from experiments.trial import Recipe
+from mixers import MIXERS
 from mixers.registry import InputError, suggest
 
 Form = TypeVar("Form")
@@ -153,10 +154,12 @@ def _check_lists(form: object, arguments: Sequence[str]) -> None:
 
 
 def _nearest_flag(message: str, form: object) -> str:
-    """The flag that an unrecognized one was probably meant to be, as `suggest` says it."""
-    unknown = re.search(r"Unrecognized options?: (--[\w.-]+)", message)
+    """The flag that an unrecognized one, or a name without one, was probably meant to be; as `suggest`."""
+    unknown = re.search(r"Unrecognized options?: (--[\w.-]+|[^ ,]+)", message)
     if unknown is None:
         return ""
+    if not unknown.group(1).startswith("--"):
+        return _without_its_flag(unknown.group(1)) if isinstance(form, Request) else ""
     flags = [f"--{each.name.replace('_', '-')}" for each in dataclasses.fields(form)]  # type: ignore[arg-type]
     if isinstance(form, Request):
         flags += [f"--train.{each.name.replace('_', '-')}" for each in dataclasses.fields(Recipe)]
@@ -236,5 +239,25 @@ def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
         return "run", ["--help"]
     if verb not in COMMANDS:
         hint = "; a study is run without a command" if verb in ("run", "train") else suggest(verb, COMMANDS)
-        raise InputError(f"unknown command {verb!r}{hint} (known: {', '.join(COMMANDS)})")
+        raise InputError(
+            f"unknown command {verb!r}{_without_its_flag(verb) or hint} (known: {', '.join(COMMANDS)})"
+        )
     return verb, rest
+
+
+def _without_its_flag(word: str) -> str:
+    """With which flag a name was probably meant, as `suggest` says it."""
+    from experiments.skeletons import SKELETONS
+    from experiments.tasks import TASKS
+
+    known: dict[str, Collection[str]] = {
+        "mixer": [*MIXERS],
+        "study": studies.names(),
+        "task": [*TASKS],
+        "skeleton": [*SKELETONS],
+    }
+    name = word.partition("(")[0].strip()
+    flags = [flag for flag, names in known.items() if name in names]
+    if word.endswith(".toml"):
+        flags.append("study")
+    return f"; did you mean '--{flags[0]} {word}'?" if flags else ""

@@ -24,14 +24,21 @@ from mixers.directions import KernelSize
 from mixers.s6 import SelectiveScan
 
 
+class DoublyBiasedScan(SelectiveScan):
+    """Its Delta is softplus(W u + 2 bias)."""
+
+    @property
+    def delta_bias(self) -> Tensor:
+        return 2 * self.dt_proj.bias
+
+
 class MambaVision(TokenMixer):
     """Linear C -> C, symmetric convolutions, SiLU, one forward scan over half of the channels, Linear C -> C.
 
     An image is read in raster order, the convolutions included: they are along the sequence, as in the paper.
 
-    The released code adds the bias of Delta twice, in `dt_proj` and in the scan, and draws the weights of all
-    linear maps with a standard deviation of 0.02. Neither is done here: a bias trained there is half of one
-    here, and a skeleton's init=fixed-all draws such weights.
+    The released code draws the weights of all linear maps with a standard deviation of 0.02; a skeleton's
+    init=fixed-all does that here.
 
     Args:
         dim: C, even.
@@ -40,6 +47,8 @@ class MambaVision(TokenMixer):
         kernel_size: of the convolutions, odd; a token sees `kernel_size // 2` later ones.
         zero_dt_bias: reproduce a slip in the released models, whose initialisation sets every bias to zero,
             that of Delta included: steps then start at softplus(0) = 0.69 and not in [0.001, 0.1].
+        double_dt_bias: reproduce another in their forward pass, which adds the bias of Delta in `dt_proj` and
+            again in the scan: a bias trained there is half of one trained without.
 
     Raises:
         ValueError: C is odd, or `kernel_size` even.
@@ -53,6 +62,7 @@ class MambaVision(TokenMixer):
         d_state: Annotated[int, Field(ge=1, le=256)] = 8,
         kernel_size: KernelSize = 3,
         zero_dt_bias: bool = False,
+        double_dt_bias: bool = False,
     ) -> None:
         super().__init__(dim, grid_rank)
         if dim % 2:
@@ -63,7 +73,8 @@ class MambaVision(TokenMixer):
         bound = kernel_size**-0.5  # torch's own initial values, which the released code keeps
         self.dwconv = nn.Parameter(torch.empty(dim, 1, kernel_size).uniform_(-bound, bound))
         dt_rank = math.ceil(dim / 16)  # of all channels, not of the half that is scanned
-        self.scan = SelectiveScan(dim // 2, d_state, dt_rank=dt_rank)
+        kind = DoublyBiasedScan if double_dt_bias else SelectiveScan
+        self.scan = kind(dim // 2, d_state, dt_rank=dt_rank)
         self.out_proj = nn.Linear(dim, dim, bias=False)
         if zero_dt_bias:
             nn.init.zeros_(self.scan.dt_proj.bias)

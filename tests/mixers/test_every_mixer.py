@@ -43,7 +43,7 @@ VARIANTS = {
         "mamba(kernel_size=1)",
     ],
     "mamba2": ["mamba2(d_state=3, expand=3, head_dim=5, kernel_size=3, chunk_size=5)"],
-    "mambavision": ["mambavision(d_state=3, kernel_size=5, zero_dt_bias=true)"],
+    "mambavision": ["mambavision(d_state=3, kernel_size=5, zero_dt_bias=true, double_dt_bias=true)"],
     "conv": ["conv(kernel_size=3)"],
     "causal-conv": ["causal-conv(kernel_size=3)"],
     "attention": ["attention(head_dim=4)", "attention(head_dim=4, rope=true)"],

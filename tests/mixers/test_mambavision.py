@@ -46,18 +46,20 @@ def test_the_slip_of_its_initialisation_is_an_option() -> None:
     assert 1e-3 <= delta.min() < delta.max() <= 1e-1
 
 
-def test_a_bias_of_the_released_models_is_half_of_one_here() -> None:
-    """There `dt_proj` adds it, and the scan once more."""
+def test_the_bias_that_the_released_models_add_twice_is_an_option() -> None:
+    """There `dt_proj` adds it, and the scan once more: outputs and the gradient of the bias."""
     torch.manual_seed(0)
-    scan = MambaVision(8, 1, d_state=3).scan.double()
+    paper = MambaVision(8, 1, d_state=3).scan.double()
+    slip = MambaVision(8, 1, d_state=3, double_dt_bias=True).scan.double()
+    slip.load_state_dict(paper.state_dict())
     u = torch.randn(2, 9, 4, dtype=torch.float64)
-    low_rank, B, C = scan.x_proj(u).split((1, 3, 3), dim=-1)
-    bias, A = scan.dt_proj.bias, -scan.A_log.exp()
-    released = selective_scan_reference(u, scan.dt_proj(low_rank), A, B, C, scan.D, bias)[0]
-    assert not torch.allclose(scan(u), released)
-    with torch.no_grad():
-        bias.mul_(2)
-    torch.testing.assert_close(scan(u), released, rtol=1e-10, atol=1e-10)
+    low_rank, B, C = slip.x_proj(u).split((1, 3, 3), dim=-1)
+    bias, A = slip.dt_proj.bias, -slip.A_log.exp()
+    released = selective_scan_reference(u, slip.dt_proj(low_rank), A, B, C, slip.D, bias)[0]
+    assert not torch.allclose(paper(u), released)
+    torch.testing.assert_close(slip(u), released, rtol=1e-10, atol=1e-10)
+    (expected,), (found,) = (torch.autograd.grad(y.square().sum(), [bias]) for y in (released, slip(u)))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -531,6 +531,7 @@ def test_average_precision_is_that_of_pycocotools(batch_size: int) -> None:
     ours = scored(truth, detections, batch_size)
     assert 5 < theirs["box"][0] < 95, "the case must not be trivial"
     assert theirs["box"][0] != theirs["mask"][0]
+    assert {metric.name for metric in (Coco.metric, *Coco.other_metrics)} <= ours.keys()
     names = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
     for kind, values in theirs.items():
         expected = {f"{kind}_{name}": value for name, value in zip(names, values, strict=True) if value >= 0}

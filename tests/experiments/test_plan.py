@@ -259,6 +259,8 @@ def test_each_case_is_a_question_of_its_own() -> None:
     cases = (Case("a"), Case("b", task={"canvas": 9}))
     other = content_of(of("pooling", cases=cases))
     assert traced(of("identity", cases=cases), None, None, [other]).comparisons_before == 2
+    of_one = content_of(of("pooling", cases=cases[:1]))
+    assert traced(of("identity", cases=cases), None, None, [of_one]).comparisons_before == 2
 
 
 def test_another_task_is_another_study() -> None:
@@ -268,6 +270,22 @@ def test_another_task_is_another_study() -> None:
     assert traced(of("pooling"), None, None, parts) == History()
     late = content_of(replace(other, comparisons=FEWER.comparisons), comparisons_before=2, looks=(2,))
     assert traced(FEWER, late) == History(), "also in the same place"
+
+
+def test_a_study_is_known_by_its_arms_at_any_learning_rate(whole: dict[str, Any]) -> None:
+    """Rates are chosen later, and with results at hand; the mixer behind a name is another study's."""
+    at_another_rate = replace(STUDY, train=replace(STUDY.train, lr=9e-4))
+    assert traced(STUDY, None, content_of(at_another_rate, margin_after=7)).margin_after == 7
+    wide = replace(STUDY, arms=(Arm("wide", "conv(kernel_size=9)"),))
+    wider = replace(STUDY, arms=(Arm("wide", "conv(kernel_size=11)"),))
+    assert traced(wide, None, content_of(wider, margin_after=7), done=()) == History()
+
+
+def test_a_comparison_that_took_anothers_place_may_be_the_same_one_renamed() -> None:
+    before = content_of(of("pooling"))
+    assert traced(of("identity"), before).comparisons_before == 0
+    stored = before | {"comparisons_before": 4}
+    assert traced(of("identity"), stored).comparisons_before == 4, "it was chosen among others, too"
 
 
 def test_seeds_added_after_a_look_are_remembered(whole: dict[str, Any]) -> None:
@@ -362,7 +380,7 @@ def test_a_late_margin_does_not_become_early_by_being_stored(whole: dict[str, An
     assert part.margin_after == part.metric_after == len(trial_ids(late)), "also under another name"
     other = content_of(replace(STUDY, margin=3.0), margin_after=7)
     assert traced(STUDY, other, done=()).margin_after == 0, "another margin, before the run"
-    early = {key: value for key, value in whole.items() if not key.endswith("_after")}
+    early = {key: value for key, value in whole.items() if key not in vars(History())}
     assert traced(STUDY, early) == History(), "stored by code that did not count"
 
 

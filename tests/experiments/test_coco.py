@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torchvision.transforms.functional import normalize, to_tensor
 
 from experiments.build import create_task
 from experiments.tasks import TASKS
-from experiments.tasks.coco import Coco, CocoData, by_shape
-from experiments.tasks.coco_format import Picture, decode, read
+from experiments.tasks.coco import Coco, CocoData, _trainable, by_shape, mirror
+from experiments.tasks.coco_format import Annotation, Picture, decode, read
 from experiments.tasks.instances import InstanceScorer
 from experiments.tasks.reading import Reading
 from mixers.registry import InputError
@@ -210,6 +211,50 @@ def test_mirrored_images_keep_their_objects(write_sample: Callable[..., Path]) -
                     assert box.tolist() == [int(edge) for edge in around]
 
 
+def test_pixels_are_normalised_and_mirrored_with_their_objects(write_sample: Callable[..., Path]) -> None:
+    folder = write_sample()
+    (image,), (target,), _ = next(load(folder).batches("test", 1))
+    expected = normalize(
+        to_tensor(Image.open(folder / "val2017/a.png")), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    )
+    torch.testing.assert_close(image, expected)
+    mirrored, its_target = mirror(image, target)
+    assert torch.equal(mirrored[:, :, 5], image[:, :, -6])
+    assert torch.equal(its_target["masks"][0][:, -6], target["masks"][0][:, 5])
+    assert its_target["boxes"][0].tolist() == [60 - 24, 6, 60 - 4, 26]
+
+
+@pytest.mark.parametrize(
+    ("box", "kept"),
+    [
+        ([50.0, 30.0, 20.0, 20.0], [50.0, 30.0, 60.0, 40.0]),  # the image is 60 x 40
+        ([-5.0, -5.0, 20.0, 20.0], [0.0, 0.0, 15.0, 15.0]),
+        ([10.0, 10.0, 1.0, 20.0], [10.0, 10.0, 11.0, 30.0]),
+        ([10.0, 10.0, 0.5, 20.0], None),
+        ([10.0, 10.0, 20.0, 0.5], None),
+    ],
+)
+def test_training_boxes_end_at_the_border_and_have_a_pixel(
+    box: list[float], kept: list[float] | None, write_sample: Callable[..., Path]
+) -> None:
+    def with_box(entries: Json) -> None:
+        entries["annotations"] += [annotation(20 + image, image, RED, box, SQUARE) for image in (2, 8, 9)]
+
+    data = load(write_sample(with_box), flip=0.0)
+    found = [target["boxes"].tolist() for batch in data.train_batches(0, 1) for target in batch.targets]
+    lying = [boxes for boxes in found if boxes[0] == [4.0, 6.0, 24.0, 26.0]]
+    assert lying
+    assert all(boxes[1:] == ([] if kept is None else [kept]) for boxes in lying)
+
+
+@pytest.mark.parametrize(("width", "trained"), [(32, True), (31, False)])
+def test_images_with_a_short_side_are_not_trained_on(width: int, trained: bool) -> None:
+    objects = (Annotation(1, 1, (0.0, 0.0, 9.0, 9.0), 81.0, False, SQUARE),)
+    for height in (40, 100):
+        assert _trainable(Picture(1, Path(), height, width, objects)) == trained
+        assert _trainable(Picture(1, Path(), width, height, objects)) == trained
+
+
 def test_every_rank_knows_the_sizes_in_the_whole_batch(write_sample: Callable[..., Path]) -> None:
     folder = write_sample(lambda entries: entries["annotations"].pop(1))
     data = load(folder)
@@ -267,12 +312,17 @@ ILL_FORMED = {
         segmentation={"size": [40, 60], "counts": [4, 6]}
     ),
     "annotation 11: a polygon needs": first_annotation(segmentation=[[1.0, 2.0, 3.0]]),
+    "annotation 11: a polygon needs at least": first_annotation(segmentation=[[1.0, 2.0, 3.0, 4.0]]),
+    "annotation 11: a polygon needs at least three": first_annotation(segmentation=[[1, 1, 9, 1, 9, 9, 4]]),
     "annotation 11: segmentation is neither": first_annotation(segmentation=3),
     "annotation 11: segmentation is neither polygons nor": first_annotation(
         segmentation={"size": [40, 60], "counts": None}
     ),
     "annotation 11: segmentation is neither polygons nor a": first_annotation(
-        segmentation={"size": [40, 60], "counts": [-1, 2401.0]}
+        segmentation={"size": [40, 60], "counts": [-1, 2401]}
+    ),
+    "annotation 11: segmentation is neither polygons nor a run-length": first_annotation(
+        segmentation={"size": [40, 60], "counts": [2400.0]}
     ),
     "annotation 11: the size of its mask is None": first_annotation(
         segmentation={"size": None, "counts": [2400]}
@@ -481,6 +531,7 @@ def test_average_precision_is_that_of_pycocotools(batch_size: int) -> None:
     ours = scored(truth, detections, batch_size)
     assert 5 < theirs["box"][0] < 95, "the case must not be trivial"
     assert theirs["box"][0] != theirs["mask"][0]
+    assert {metric.name for metric in (Coco.metric, *Coco.other_metrics)} <= ours.keys()
     names = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
     for kind, values in theirs.items():
         expected = {f"{kind}_{name}": value for name, value in zip(names, values, strict=True) if value >= 0}

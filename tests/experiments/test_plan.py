@@ -180,12 +180,13 @@ def traced(
     whole: dict | None = None,
     parts: Sequence[dict] = (),
     done: Collection[str] | None = None,
+    fixed: Collection[str] = (),
 ) -> History:
     """With the trials of the stored plans finished, unless it is said which are."""
     if done is None:
         done = trial_ids(*(content for content in (own, whole, *parts) if content))
     made = stored_plan.make("words", study, Path("none"))
-    return trace(made, own, whole, parts, lambda ids: len(set(ids) & set(done)), fixed=())
+    return trace(made, own, whole, parts, lambda ids: len(set(ids) & set(done)), fixed=fixed)
 
 
 def trial_ids(*plans: dict[str, Any]) -> set[str]:
@@ -210,6 +211,7 @@ def test_comparisons_chosen_among_more_with_results_are_remembered(whole: dict[s
     assert traced(FEWER, whole).comparisons_before == 2
     assert traced(FEWER, None, whole).comparisons_before == 2, "also as a study of its own"
     assert traced(FEWER, whole, done=()).comparisons_before == 0
+    assert traced(FEWER, None, whole, fixed=("comparisons",)).comparisons_before == 0, "nobody chose"
     stored = content_of(FEWER, comparisons_before=2)
     assert traced(FEWER, stored).comparisons_before == 2, "for ever"
     first = content_of(FEWER)
@@ -257,6 +259,8 @@ def test_each_case_is_a_question_of_its_own() -> None:
     cases = (Case("a"), Case("b", task={"canvas": 9}))
     other = content_of(of("pooling", cases=cases))
     assert traced(of("identity", cases=cases), None, None, [other]).comparisons_before == 2
+    of_one = content_of(of("pooling", cases=cases[:1]))
+    assert traced(of("identity", cases=cases), None, None, [of_one]).comparisons_before == 2
 
 
 def test_another_task_is_another_study() -> None:
@@ -264,6 +268,24 @@ def test_another_task_is_another_study() -> None:
     assert traced(FEWER, None, content_of(other, margin_after=9)) == History()
     parts = [content_of(replace(other, mixers=("conv", "identity")))]
     assert traced(of("pooling"), None, None, parts) == History()
+    late = content_of(replace(other, comparisons=FEWER.comparisons), comparisons_before=2, looks=(2,))
+    assert traced(FEWER, late) == History(), "also in the same place"
+
+
+def test_a_study_is_known_by_its_arms_at_any_learning_rate(whole: dict[str, Any]) -> None:
+    """Rates are chosen later, and with results at hand; the mixer behind a name is another study's."""
+    at_another_rate = replace(STUDY, train=replace(STUDY.train, lr=9e-4))
+    assert traced(STUDY, None, content_of(at_another_rate, margin_after=7)).margin_after == 7
+    wide = replace(STUDY, arms=(Arm("wide", "conv(kernel_size=9)"),))
+    wider = replace(STUDY, arms=(Arm("wide", "conv(kernel_size=11)"),))
+    assert traced(wide, None, content_of(wider, margin_after=7), done=()) == History()
+
+
+def test_a_comparison_that_took_anothers_place_may_be_the_same_one_renamed() -> None:
+    before = content_of(of("pooling"))
+    assert traced(of("identity"), before).comparisons_before == 0
+    stored = before | {"comparisons_before": 4}
+    assert traced(of("identity"), stored).comparisons_before == 4, "it was chosen among others, too"
 
 
 def test_seeds_added_after_a_look_are_remembered(whole: dict[str, Any]) -> None:
@@ -337,12 +359,41 @@ def test_the_share_of_planned_looks_cannot_be_had_back(fixed: tuple[str, ...]) -
     assert after(None) == 0
 
 
+def test_looks_planned_under_another_name_with_results_at_hand_are_late(whole: dict[str, Any]) -> None:
+    at_3 = replace(STUDY, looks=(3, 5))
+    assert traced(at_3, None, None, [whole]).looks_after == len(trial_ids(whole))
+
+
 def test_a_margin_that_another_part_had_before_the_run_is_not_late() -> None:
     part, other = content_of(of("pooling")), content_of(of("pooling", margin=3.0))
     assert traced(of("pooling", "identity", seeds=5), None, None, [part]).margin_after == 0
     assert traced(of("pooling"), None, None, [other]).margin_after == len(trial_ids(other))
     empty = content_of(of("identity", "attention"))  # planned at this margin, and never run
     assert traced(of("pooling"), None, None, [other, empty], trial_ids(other)).margin_after > 0
+
+
+def test_a_late_margin_does_not_become_early_by_being_stored(whole: dict[str, Any]) -> None:
+    late = content_of(of("pooling"), margin_after=7, metric_after=5)
+    stays = traced(of("pooling"), late)
+    assert (stays.margin_after, stays.metric_after) == (7, 5)
+    part = traced(of("pooling", "identity"), None, None, [late])
+    assert part.margin_after == part.metric_after == len(trial_ids(late)), "also under another name"
+    other = content_of(replace(STUDY, margin=3.0), margin_after=7)
+    assert traced(STUDY, other, done=()).margin_after == 0, "another margin, before the run"
+    early = {key: value for key, value in whole.items() if key not in vars(History())}
+    assert traced(STUDY, early) == History(), "stored by code that did not count"
+
+
+def test_a_margin_that_is_not_the_users_is_late_only_where_another_was_in_place(
+    whole: dict[str, Any],
+) -> None:
+    fixed = ("margin", "metric", "comparisons")
+    other = content_of(replace(STUDY, margin=3.0)) | {"metric": whole["metric"] | {"name": "loss"}}
+    part = traced(of("pooling"), None, None, [other], fixed=fixed)
+    assert part == History(), "the user had no choice"
+    assert traced(STUDY, other, fixed=fixed).margin_after == len(trial_ids(other))
+    of_the_file = traced(of("pooling"), None, other, fixed=fixed)
+    assert of_the_file.margin_after == of_the_file.metric_after > 0
 
 
 def test_another_metric_with_results_at_hand_is_remembered(whole: dict[str, Any]) -> None:

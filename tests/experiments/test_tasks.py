@@ -24,6 +24,7 @@ from experiments.tasks.mqar import MQAR, distinct
 from experiments.tasks.selective_copy import SelectiveCopy
 from experiments.tasks.sequential_digits import grey_levels
 from experiments.tasks.textures import turned
+from experiments.trial import Purpose, stream
 from mixers.registry import InputError
 
 SMALL = {
@@ -137,6 +138,43 @@ def test_global_generators_neither_matter_nor_move(name: str) -> None:
     assert state() == before
     assert one.fingerprint == other.fingerprint
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("name", "purpose", "governed"),
+    [
+        ("digits", "init", set()),
+        ("digits", "data", {"test", "order", "training"}),
+        ("digits", "order", {"order", "training"}),
+        ("digits", "augmentation", {"training"}),
+        ("textures", "data", {"test", "training"}),
+        ("textures", "order", set()),
+        ("textures", "augmentation", {"training"}),
+        ("parity", "data", {"test", "training"}),
+    ],
+)
+def test_streams_govern_what_they_name(
+    name: str, purpose: str, governed: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another order leaves what is held out as it is; other augmentations leave the order, too."""
+
+    def drawn() -> dict[str, Tensor]:
+        data = load(name)
+        train = list(data.train_batches(1, 16))
+        return {
+            "test": all_of(data, "test")[0],
+            "order": torch.cat([batch.examples for batch in train]) % 2**20,
+            "training": torch.cat([batch.inputs for batch in train]),
+        }
+
+    def other(seed: int, asked: Purpose, *index: int | str) -> int:
+        return stream(seed + (asked == purpose), asked, *index)
+
+    before = drawn()
+    for module in ("base", "digits", "generated", "textures"):
+        monkeypatch.setattr(f"experiments.tasks.{module}.stream", other)
+    after = drawn()
+    assert {part for part in before if not torch.equal(before[part], after[part])} == governed
 
 
 @names

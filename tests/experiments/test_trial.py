@@ -6,13 +6,15 @@ import dataclasses
 import json
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import code_version
-from experiments.trial import SCHEMA_VERSION, Recipe, Trial, canonical_json, stream
+from experiments import build, code_version
+from experiments.trial import SCHEMA_VERSION, Purpose, Recipe, Trial, canonical_json, stream
 from mixers.registry import Component
 
 
@@ -79,6 +81,31 @@ def test_streams_are_distinct_and_repeatable(seed: int, index: int) -> None:
     assert len(set(drawn)) == len(drawn)
     assert drawn[0] == stream(seed, "init", index)
     assert all(0 <= each < 2**63 for each in drawn)
+
+
+def test_streams_are_those_of_all_stored_records() -> None:
+    purposes = get_args(Purpose)
+    assert purposes == ("init", "data", "order", "augmentation", "noise")
+    assert [stream(0, purpose, 1, "a") for purpose in purposes] == [
+        649327547335369117, 5202343320185836368, 5430583297123492172, 8732451971873545052, 1452606848812444092
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", get_args(Purpose))
+def test_initial_weights_are_of_their_own_stream(changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the mixer draws and what the skeleton does, in every layer."""
+    mixer, skeleton, task = (Component(name, {}) for name in ("ssm", "isotropic-nano", "digits"))
+    trial = build.resolve((mixer,), skeleton, task, Recipe(), seed=0)
+    before = build.build_model(trial).state_dict()
+    monkeypatch.setattr(
+        build, "stream", lambda seed, purpose, *index: stream(seed + (purpose == changed), purpose, *index)
+    )
+    after = build.build_model(trial).state_dict()
+    random = [name for name, weight in before.items() if weight.unique().numel() == weight.numel() > 100]
+    assert len([name for name in random if "mixer" in name]) >= 4
+    assert len([name for name in random if "mixer" not in name]) >= 4
+    equal = {torch.equal(before[name], after[name]) for name in random}
+    assert equal == {changed != "init"}
 
 
 def test_records_in_a_checkout_are_no_change_of_its_code(

@@ -52,6 +52,7 @@ class Comparison:
     qualifier: str = ""
     guess: str = ""  # the best one and its value, where neither arm is shown to be better than it
     guessing: bool = False  # both arms are shown to be no better than `guess`
+    is_open: bool = False  # nothing is decided, and further seeds could decide it
     sentence: str = ""
 
     @property

@@ -43,7 +43,7 @@ def load_study(study_folder: Path, trials_folder: Path) -> Study:
     path = study_folder / "plan.json"
     plan = read_json(path)
     try:
-        return _study(plan, trials_folder)
+        return read_study(plan, trials_folder)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise RecordError(f"{path}: this is not a plan that can be reported: {reason}") from error
@@ -101,7 +101,12 @@ def _is_validated(trial: Trial, column: str) -> bool:
     return math.isfinite(trial.metric("validation", column.removeprefix("validation_")))
 
 
-def _study(plan: Json, trials_folder: Path) -> Study:
+def read_study(plan: Json, trials_folder: Path) -> Study:
+    """Every trial that a plan, as it is stored, names.
+
+    Raises:
+        KeyError, TypeError, AttributeError, ValueError: it is no such plan.
+    """
     metric = plan["metric"]
     budget = str(plan.get("budget") or "")  # of plans that do not tell it arm by arm
     arms = {arm["name"]: _arm(arm, trials_folder, metric["name"], budget) for arm in plan["arms"]}

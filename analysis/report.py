@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING
 from analysis import quantities as q
 from analysis.against_published import published_table
 from analysis.beside import beside
-from analysis.comparison import UNDECIDED, Comparison
+from analysis.comparison import Comparison
 from analysis.latex_table import latex
 from analysis.notes import differing
 from analysis.page import inline_svg, render
-from analysis.read_records import load_study
+from analysis.read_records import load_study, read_study
 from analysis.record_rows import backend_name
-from analysis.records import DIVERGED, OK, RecordError, Study
+from analysis.records import DIVERGED, OK, Json, RecordError, Study
 from analysis.summary import ArmSummary, summarise
 from analysis.table import Table, markdown, plain_csv
 from analysis.tables import comparison_csv, comparison_table, metrics_csv, timings_csv
 from analysis.terminal_table import terminal
-from analysis.verdict import compare, pronounce
+from analysis.verdict import compare, judge, pronounce
 from experiments.store import write_bytes
 from experiments.trial import SCHEMA_VERSION
 
@@ -45,7 +45,7 @@ class StudyReport:
 
     terminal_table: str
     verdict_lines: list[str]
-    undecided: bool = False  # whether any comparison is
+    comparisons: list[Comparison] = field(default_factory=list)
     paths: dict[str, Path] = field(default_factory=dict)
 
 
@@ -112,9 +112,20 @@ def write_study(study_folder: Path, trials_folder: Path, remarks: Sequence[str] 
     return StudyReport(
         terminal(table),
         verdict_lines(study, comparisons),
-        any(comparison.word == UNDECIDED for comparison in comparisons),
+        comparisons,
         {name: study_folder / name for name in files},
     )
+
+
+def judge_plan(plan: Json, trials_folder: Path) -> list[Comparison]:
+    """What a plan, as it would be stored, comes to; nothing is written.
+
+    Args:
+        plan: as `read_study` takes it.
+        trials_folder: of the records.
+    """
+    study = read_study(plan, trials_folder)
+    return judge(study, summarise(study))
 
 
 def verdict_lines(study: Study, comparisons: list[Comparison]) -> list[str]:

@@ -111,6 +111,7 @@ def pronounce(comparisons: list[Comparison], study: Study, arms: dict[str, ArmSu
             qualifier=qualifier,
             guess=guess,
             guessing=guessing,
+            is_open=_is_open(comparison, study, word),
             minimum_detectable=minimum_detectable_difference(estimate.sd, estimate.n, alpha, POWER),
             seeds_needed=seeds_to_decide(
                 estimate.mean, estimate.sd, study.margin, alpha, estimate.n, SEED_LIMIT
@@ -132,6 +133,19 @@ def decide(comparison: Comparison, study: Study) -> tuple[str, str]:
     if comparison.diverged_arm or comparison.diverged_baseline:
         qualifier = ""
     return (word, qualifier) if word in allowed else (NO_VERDICT, "")
+
+
+def _is_open(comparison: Comparison, study: Study, word: str) -> bool:
+    """Whether further seeds could bring the verdict that is not there yet.
+
+    They cannot where the arms saw different data, where no pair survived, or where a trial diverged and the
+    survivors show what a divergence does not let anyone claim.
+    """
+    if word not in (UNDECIDED, NO_VERDICT) or comparison.mismatched or not comparison.n:
+        return False
+    if comparison.diverged_arm and comparison.diverged_baseline:
+        return False
+    return _word_on_finished_pairs(comparison, study)[0] in (UNDECIDED, NO_VERDICT)
 
 
 def _word_on_finished_pairs(comparison: Comparison, study: Study) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from analysis import quantities as q
 from analysis.comparison import (
@@ -108,18 +109,17 @@ def _evidence(c: Comparison, study: Study) -> str:
 
 
 def _consequences(c: Comparison, study: Study) -> list[str]:
-    """What follows for the reader: how far an undecided comparison is from a decision."""
+    """What follows for the reader: how far a comparison is from a decision, and when it is judged next."""
+    looks = [look for look in study.planned_looks if look > c.planned] if c.is_open else []
+    following = f"The next look is at {looks[0]}." if looks else ""
     if c.word != UNDECIDED:
-        return []
+        return [following] if following else []
     decimals, unit = q.decimals_for(study.margin, study.metric.unit), study.metric.difference_unit
     seeds = f"about {c.seeds_needed}" if c.seeds_needed else f"more than {SEED_LIMIT}"
-    following = next(
-        (f" The next look is at {look}." for look in study.planned_looks if look > c.planned), ""
-    )
     return [
         f"These seeds could detect {q.number(c.minimum_detectable, decimals)} {unit} with "
         f"{q.percent(POWER)} power; {seeds} seeds would decide if the difference and its spread "
-        f"stay as they are.{following}"
+        f"stay as they are. {following}".rstrip()
     ]
 
 
@@ -156,6 +156,27 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
         verb = "was" if len(stopped) == 1 else "were"
         found.append(f"{q.listing(stopped)} {verb} still improving when training stopped (under-trained).")
     return found
+
+
+def what_follows(comparisons: Sequence[Comparison], seeds: int, following: int) -> str:
+    """Whether the next planned look is taken, and why.
+
+    Args:
+        comparisons: as judged.
+        seeds: at which they were.
+        following: the number of seeds of the next look.
+    """
+    left = [c for c in comparisons if c.is_open]
+    if left:
+        word = "Undecided" if any(c.word == UNDECIDED for c in left) else "No verdict"
+        return f"{word} at {q.plural(seeds, 'seed')}: on to the look at {following}, as planned."
+    without = [f"{c.arm} against {c.baseline}" for c in comparisons if c.word == NO_VERDICT]
+    if without:
+        return (
+            f"The look at {following} is not taken: further seeds would bring no verdict on "
+            f"{q.listing(without)}. --seeds {following} takes it all the same."
+        )
+    return f"Decided at {q.plural(seeds, 'seed')}: no further look is needed."
 
 
 def planned_looks(study: Study) -> list[str]:

@@ -10,6 +10,7 @@
                      timing.json       what differs from run to run: seconds, speed, memory, host
                      result.json       what the trial gave; written last, so it means "done"
     runs/studies/<name>/               plan, tables, figures and report of a study
+                     lock              held by the one command that stores its plan there, or reports it
 
 Every file but the log and the metrics, which grow line by line, is written beside its place and renamed
 into it, so that no reader ever sees half of one.
@@ -345,6 +346,15 @@ class TrialFolder:
                 yield False
                 return
             yield True
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Wait for the lock of a study's folder, and hold it: what one command stores there, it also reports."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class Store:

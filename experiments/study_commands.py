@@ -8,6 +8,7 @@ import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.quantities import plural
 from experiments import (
@@ -26,13 +27,16 @@ from experiments import (
 )
 from experiments.launch import Shard
 from experiments.monitor import Monitor
-from experiments.plan import Plan
+from experiments.plan import Origin, Plan
 from experiments.request import Request
 from experiments.requested_study import requested_study
 from experiments.search import Search
-from experiments.store import Store
+from experiments.store import Store, holding
 from experiments.trial import Trial
 from mixers.registry import InputError
+
+if TYPE_CHECKING:
+    from analysis.comparison import Comparison
 
 SHOWN = {"report": "report.html", "table": "table.md", "figure": "figures/differences.png"}
 """What is pointed at when a study is done; the rest lies beside it."""
@@ -74,20 +78,40 @@ def _run(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     _check(asked)
     path = study_folder.path_of_plan(asked, name)
     code = 0
-    for seeds in _looks_ahead(wanted, path, asked):
+    for seeds in _looks_ahead(asked, name, wanted, path):
         code, go_on = _run_at(asked, name, dataclasses.replace(wanted, seeds=seeds), path, command)
         if not go_on:
             break
     return code
 
 
-def _looks_ahead(wanted: study.Study, path: Path, asked: Request) -> Sequence[int]:
-    """Numbers of seeds to judge at, one after another; those that have been gone past are done with."""
+def _looks_ahead(asked: Request, name: str, wanted: study.Study, path: Path) -> Sequence[int]:
+    """Numbers of seeds to judge at, one after another; those that have been gone past are done with.
+
+    A look was gone past if its results say so: that there is a plan of more seeds does not.
+    """
     if asked.seeds is not None or not wanted.looks:
         return (wanted.seeds,)
     before = stored_plan.load_stored(path)
-    reached = 0 if before is None else stored_plan.stored_seeds(before)
-    return [look for look in wanted.looks if look >= reached] or wanted.looks[-1:]
+    reached = 0 if before is None or asked.retrain else stored_plan.stored_seeds(before)
+    store = Store(asked.runs)
+    ahead = list(wanted.looks)
+    while len(ahead) > 1 and ahead[0] < reached:
+        planned = stored_plan.make(name, dataclasses.replace(wanted, seeds=ahead[0]), path)
+        if not _was_gone_past(search.settle(planned, store), store):
+            break
+        del ahead[0]
+    return ahead
+
+
+def _was_gone_past(found: Search, store: Store) -> bool:
+    """Whether all trials of a look are finished and left something open."""
+    if found.open or launch.missing(found.plan.trials(), store):
+        return False
+    from analysis.report import judge_plan
+
+    plan = found.plan.to_dict(Origin(command=""))
+    return any(comparison.is_open for comparison in judge_plan(plan, store.trials))
 
 
 def _run_at(asked: Request, name: str, wanted: study.Study, path: Path, command: str) -> tuple[int, bool]:
@@ -99,16 +123,18 @@ def _run_at(asked: Request, name: str, wanted: study.Study, path: Path, command:
     planned = stored_plan.make(name, wanted, path)
     _check_margin(planned, asked)
     store = Store(asked.runs)
-    study_folder.store_plan(planned, path, store, asked, command)
+    _store_plan(planned, path, store, asked, command)
     print(plan_text.matching_lines(planned) + plan_text.notes(planned, wanted, asked), end="")
     _meet_outdated(planned, store, asked.share, retrain=asked.retrain)
     chosen = _choose_rates(planned, store, asked)
     if chosen.open:
         return _say_what_waits(chosen, store, asked), False
     planned = chosen.plan
-    study_folder.store_plan(planned, path, store, asked, command)
+    _store_plan(planned, path, store, asked, command)
     _train(f"{name}: {plan_text.size(planned)}", planned.trials(), planned.labels(), store, asked)
-    code, undecided = _write_report(planned, store, path.parent, asked.share)
+    with holding(path.parent):
+        study_folder.store_plan(planned, path, store, asked, command)  # others may have stored theirs since
+        code, comparisons = _write_report(planned, store, path.parent, asked.share)
     code = max(code, _say_what_failed(chosen, store))
     later = [look for look in wanted.looks if look > wanted.seeds]
     if code or not later:
@@ -117,14 +143,17 @@ def _run_at(asked: Request, name: str, wanted: study.Study, path: Path, command:
         at = plural(wanted.seeds, "seed")
         print(f"the look at {at} waits for other shards; run those, then the same command again")
         return code, False
-    if not undecided:
-        return code, False
     if asked.seeds is None:
-        print(
-            f"\nUndecided at {plural(wanted.seeds, 'seed')}: on to the look at {later[0]}, as planned.\n",
-            flush=True,
-        )
-    return code, True
+        from analysis.verdict_sentence import what_follows
+
+        print(f"\n{what_follows(comparisons, wanted.seeds, later[0])}\n", flush=True)
+    return code, any(each.is_open for each in comparisons)
+
+
+def _store_plan(planned: Plan, path: Path, store: Store, asked: Request, command: str) -> None:
+    """Store the plan, but not while another command reports its own."""
+    with holding(path.parent):
+        study_folder.store_plan(planned, path, store, asked, command)
 
 
 def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
@@ -133,7 +162,7 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     planned = stored_plan.make(name, wanted, path)
     _check_margin(planned, asked)
     if not path.exists():  # the run, and whoever asks for the plan again, need no torch to read it
-        study_folder.store_plan(planned, path, store, asked, command)
+        _store_plan(planned, path, store, asked, command)
     print(plan_text.overview(planned) + plan_text.differences(planned), end="")
     print(plan_text.matching_lines(planned) + plan_text.notes(planned, wanted, asked), end="")
     found = search.settle(planned, store)
@@ -188,10 +217,11 @@ def _report(asked: Request, name: str, wanted: study.Study) -> int:
     wanted = study_folder.with_stored_seeds(wanted, path, asked)
     store = Store(asked.runs)
     planned = search.settle(stored_plan.make(name, wanted, path), store).plan
-    why_left = stored_plan.renew(planned, path, study_folder.history_of(planned, path, store, asked))
-    if why_left:
-        print(f"note: {why_left}")
-    return _write_report(planned, store, path.parent, asked.share)[0]
+    with holding(path.parent):
+        why_left = stored_plan.renew(planned, path, study_folder.history_of(planned, path, store, asked))
+        if why_left:
+            print(f"note: {why_left}")
+        return _write_report(planned, store, path.parent, asked.share)[0]
 
 
 def _command(arguments: Sequence[str]) -> str:
@@ -317,11 +347,13 @@ def _train(what: str, trials: list[Trial], labels: Mapping[str, str], store: Sto
         monitor.close()
 
 
-def _write_report(planned: Plan, store: Store, folder: Path, share: Shard | None = None) -> tuple[int, bool]:
+def _write_report(
+    planned: Plan, store: Store, folder: Path, share: Shard | None = None
+) -> tuple[int, Sequence[Comparison]]:
     """Tables, figures and report; print the verdict and name what is missing.
 
     Returns:
-        The exit code, and whether any comparison is undecided.
+        The exit code, and what was judged.
     """
     from analysis.report import write_study
     from analysis.terminal_table import terminal_width
@@ -347,4 +379,4 @@ def _write_report(planned: Plan, store: Store, folder: Path, share: Shard | None
     if len(unfinished) > status.MOST_LINES:
         more = len(unfinished) - status.MOST_LINES
         print(f"  and {more} more; uv run run_ablation.py status counts them by arm")
-    return 1 if unfinished else 0, report.undecided
+    return 1 if unfinished else 0, report.comparisons

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import html
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -362,6 +364,103 @@ def test_planned_looks_go_on_while_anything_is_undecided(
     assert ablate("report", *arguments) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "To judge at 3 and 5 seeds, each time at 2.5 %, was planned when 15 trials had already" in said
+
+
+def test_a_plan_of_more_seeds_is_no_look(
+    study: Path, tmp_path: Path, ablate: Ablate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `plan` and `report` were asked for makes the run neither skip a look nor go past one."""
+    study.write_text(study.read_text().replace("seeds = 3", "looks = [3, 4]"))
+    arguments = ("--study", study, "--runs", tmp_path / "runs", "--margin", 99)
+    assert ablate("plan", *arguments, "--seeds", 4) == 0
+    assert ablate(*arguments) == 0
+    said = capsys.readouterr().out
+    assert "6 of 6 trials to run" in said
+    assert "Decided at 3 seeds: no further look is needed." in said
+    assert ablate("report", *arguments, "--seeds", 4) == 1
+    assert "2 finished" not in capsys.readouterr().out
+    assert ablate(*arguments) == 0
+    said = capsys.readouterr().out
+    assert "0 of 6 trials to run" in said
+    assert "Decided at 3 seeds: no further look is needed." in said
+
+
+def test_each_command_reports_what_it_was_asked_for(
+    study: Path,
+    tmp_path: Path,
+    ablate: Ablate,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though another one stores its own plan meanwhile."""
+    runs = tmp_path / "runs"
+    arguments = ("--study", study, "--runs", runs)
+    train = study_commands._train
+
+    def train_beside_another(*given: Any) -> None:
+        monkeypatch.setattr(study_commands, "_train", train)
+        assert ablate(*arguments, "--seeds", 2) == 0
+        train(*given)
+        capsys.readouterr()
+
+    monkeypatch.setattr(study_commands, "_train", train_beside_another)
+    assert ablate(*arguments, "--seeds", 3) == 0
+    assert "3 paired seeds" in capsys.readouterr().out
+    plan = json.loads((runs / "studies" / "small" / "plan.json").read_bytes())
+    assert [len(arm["trials"]) for arm in plan["arms"]] == [3, 3]
+    assert metrics(runs).count(b"\n") == 1 + 6
+
+
+def test_one_command_at_a_time_stores_and_reports(
+    study: Path, tmp_path: Path, ablate: Ablate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or one might report the plan of the other."""
+    from experiments import stored_plan
+
+    arguments = ("--study", study, "--runs", tmp_path / "runs", "--seeds", 1)
+    assert ablate(*arguments) == 0
+    held = []
+    write_report, write = study_commands._write_report, stored_plan.write
+
+    def free() -> bool:
+        with open(tmp_path / "runs" / "studies" / "small" / "lock") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    monkeypatch.setattr(stored_plan, "write", lambda *given: (held.append(not free()), write(*given))[1])
+    monkeypatch.setattr(
+        study_commands, "_write_report", lambda *given: (held.append(not free()), write_report(*given))[1]
+    )
+    assert ablate(*arguments) == 0
+    assert held == [True] * 4
+    assert ablate("report", *arguments) == 0
+    assert held[-1]
+    assert free()
+
+
+def test_a_runs_folder_that_is_removed_meanwhile(
+    study: Path,
+    tmp_path: Path,
+    ablate: Ablate,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs = tmp_path / "runs"
+    train = study_commands._train
+
+    def train_and_remove(*given: Any) -> None:
+        train(*given)
+        shutil.rmtree(runs)
+
+    monkeypatch.setattr(study_commands, "_train", train_and_remove)
+    assert ablate("--study", study, "--runs", runs, "--seeds", 1) == 1
+    said = capsys.readouterr().out
+    assert "identity seed 0 not run" in said
+    assert "conv seed 0 not run" in said
+    assert (runs / "studies" / "small" / "plan.json").exists()
 
 
 def test_a_shard_does_not_judge_what_others_have_not_run(

@@ -14,6 +14,7 @@ from analysis.comparison import Comparison
 from analysis.read_records import load_study
 from analysis.summary import summarise, training_rise
 from analysis.verdict import judge
+from analysis.verdict_sentence import what_follows
 
 Write = Callable[..., Any]
 BASE = [95.0, 96.0, 95.5, 96.25, 94.75]
@@ -161,6 +162,42 @@ def test_survivors_only_count_against_the_arm_that_diverged(
         assert f"1 of 5 {arm} trials diverged" in c.sentence
 
 
+NEAR = plus(2.0, -2.0, 1.0, -1.5, 0.5)
+ANOTHER_LOOK = "Undecided at 5 seeds: on to the look at 9, as planned."
+NO_VERDICT_YET = "No verdict at 5 seeds: on to the look at 9, as planned."
+DECIDED = "Decided at 5 seeds: no further look is needed."
+IN_VAIN = (
+    "The look at 9 is not taken: further seeds would bring no verdict on ssm against conv. "
+    "--seeds 9 takes it all the same."
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "diverged", "said"),
+    [
+        (NEAR, {}, ANOTHER_LOOK),
+        (HURTING, {}, DECIDED),
+        (BASE, {}, NO_VERDICT_YET),  # a tie on all seeds, which the sixth may break
+        (NEAR, {"ssm": [4]}, NO_VERDICT_YET),  # survivors that may yet show that it hurts
+        (HURTING, {"ssm": [4]}, DECIDED),
+        (HELPING, {"ssm": [4]}, IN_VAIN),  # survivors that have shown the opposite
+        (NEAR, {"ssm": [4], "conv": [3]}, IN_VAIN),
+        (NEAR, {"ssm": [0, 1, 2]}, NO_VERDICT_YET),  # two survivors: too few seeds
+        (NEAR, {"ssm": range(5)}, IN_VAIN),
+    ],
+)
+def test_looks_go_on_where_further_seeds_could_decide(
+    write_records: Write, values: list[float], diverged: dict[str, list[int]], said: str
+) -> None:
+    records = write_records({"conv": BASE, "ssm": values}, planned_looks=[5, 9])
+    for arm, seeds in diverged.items():
+        for seed in seeds:
+            records.edit(arm, seed, status="diverged", error="loss is NaN", metrics={})
+    (c,) = judged(records)
+    assert what_follows([c], 5, 9) == said
+    assert ("The next look is at 9." in c.sentence) == c.is_open == (said in (ANOTHER_LOOK, NO_VERDICT_YET))
+
+
 def test_the_difference_between_survivors_is_called_that(write_records: Write) -> None:
     records = write_records({"conv": BASE, "ssm": HELPING})
     for seed in (3, 4):
@@ -186,6 +223,7 @@ def test_pairs_that_saw_different_data_are_no_pairs(write_records: Write) -> Non
     (c,) = judged(records)
     assert c.word == "no verdict"
     assert "different data on seed 3" in c.sentence
+    assert not c.is_open
 
 
 def test_identical_results_are_called_identical(write_records: Write) -> None:

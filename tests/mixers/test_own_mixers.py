@@ -146,6 +146,40 @@ def test_so_are_the_files_of_its_package(write_mixer, tmp_path: Path) -> None:
         del sys.modules[name]
 
 
+def test_what_lies_beside_it_and_python_takes_from_elsewhere_is_no_part_of_it(
+    write_mixer, tmp_path: Path
+) -> None:
+    """A checkout of torch, say, whose thousands of files would be read, and never run."""
+    module = write_mixer(GOOD)
+    before = resolved(f"{module}:Shift").id
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise NotImplementedError\n")
+    assert resolved(f"{module}:Shift").id == before
+
+
+def test_an_installed_file_is_known_by_itself(
+    write_mixer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = write_mixer("")
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    (tmp_path / f"{module}.py").rename(installed / f"{module}.py")
+    (installed / f"{module}.py").write_text(f"import beside_{module}\n{GOOD}")
+    (installed / f"beside_{module}.py").write_text("K = 1\n")
+    monkeypatch.syspath_prepend(str(installed))
+    before = resolved(f"{module}:Shift").id
+    (installed / f"beside_{module}.py").write_text("K = 2\n")
+    assert resolved(f"{module}:Shift").id == before
+
+
+def test_options_are_those_of_the_file_as_it_is(write_mixer) -> None:
+    """Also where one process, as in a notebook, has seen it otherwise."""
+    module = write_mixer(GOOD)
+    assert resolved(f"{module}:Shift").mixer[0].options == {"steps": 1}
+    write_mixer(GOOD.replace("steps: int = 1", "steps: int = 2, turns: int = 3"))
+    assert resolved(f"{module}:Shift").mixer[0].options == {"steps": 2, "turns": 3}
+
+
 def test_a_single_file_is_known_by_its_bytes(write_mixer) -> None:
     """As it has been: finished trials keep their names."""
     module = write_mixer(GOOD)

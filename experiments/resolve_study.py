@@ -60,9 +60,8 @@ def _resolve_case(
     templates = {arm.name: _template(study, case, arm) for arm in study.all_arms()}
     baseline = templates[study.baseline]
     task = build.create_task(baseline.task)
-    if is_own(baseline.task.name):
-        task_contract.check(baseline.task.name, task)
-    data = task.load(0)
+    unknown = is_own(baseline.task.name) and str(baseline.task) not in fingerprints
+    data = task_contract.check(baseline.task.name, task) if unknown else task.load(task_contract.SEED)
     fingerprints[str(baseline.task)] = data.fingerprint
     _check_batches(templates, data.sizes["train"])
     metric = choose_metric(task, baseline.task.name, study.metric)

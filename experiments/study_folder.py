@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import glob
 from pathlib import Path
 
@@ -64,6 +65,11 @@ def store_plan(planned: Plan, path: Path, store: Store, asked: Request, command:
 
 def history_of(planned: Plan, path: Path, store: Store, asked: Request) -> History:
     """What of the plan was settled late; what a checked-in study says was not."""
+
+    @functools.cache  # hundreds of stored plans may have the same trials
+    def is_finished(trial: str) -> bool:
+        return launch.finished(store.folder(trial))
+
     file = study.find(asked.study)
     whole = store.studies / file.stem / "plan.json"
     is_part = path != whole
@@ -77,7 +83,7 @@ def history_of(planned: Plan, path: Path, store: Store, asked: Request) -> Histo
         stored_plan.load_stored(path),
         stored_plan.load_stored(whole) if is_part else None,
         _other_parts(path, first_of_name(asked, planned.study.task)),
-        lambda trials: sum(launch.finished(store.folder(trial)) for trial in trials),
+        lambda trials: sum(map(is_finished, trials)),
         fixed=fixed,
     )
 

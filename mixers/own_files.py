@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -15,8 +16,9 @@ from types import ModuleType
 PROJECT = ("mixers", "experiments", "analysis", "run_ablation")
 """Not the user's, though it may lie beside their file."""
 
-INSTALLED = tuple(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib"))
-"""Folders whose files have a version of their own, and nobody's edits."""
+STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
+INSTALLED = {"site-packages", "dist-packages"}
+"""Names of folders whose files have a version of their own, as the standard library's, and nobody's edits."""
 
 _imported: dict[str, str] = {}
 """Hash of each module's files when it was last imported."""
@@ -60,7 +62,7 @@ def import_as_it_is(module: str, path: Path) -> ModuleType:
 
 def _made_of(module: str, path: Path) -> dict[str, Path]:
     """A module and those that it imports, wherever in its text, and that lie beside it; and so on."""
-    if any(folder in path.parents for folder in INSTALLED):
+    if STANDARD_LIBRARY in path.parents or INSTALLED.intersection(path.parts):
         return {module: path}
     depth = module.count(".") + (path.name == "__init__.py")
     folder = path.parents[depth]  # the one on the Python path
@@ -71,9 +73,9 @@ def _made_of(module: str, path: Path) -> dict[str, Path]:
         if name not in found:
             found[name] = file
             package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-            for wanted in _imports(file, package):
+            for wanted in _imports(file.read_bytes(), package):
                 parts = wanted.split(".")
-                if parts[0] not in PROJECT:  # a.b.c is a/__init__.py, a/b/__init__.py and a/b/c.py
+                if _is_taken_from(folder, parts[0]):  # a.b.c is a/__init__.py, a/b/__init__.py and a/b/c.py
                     names = (parts[: count + 1] for count in range(len(parts)))
                     waiting += [
                         (".".join(each), beside) for each in names if (beside := _beside(folder, each))
@@ -81,15 +83,34 @@ def _made_of(module: str, path: Path) -> dict[str, Path]:
     return found
 
 
+def _is_taken_from(folder: Path, module: str) -> bool:
+    """Whether it is there that Python finds a module: beside a file may lie a checkout of torch, too."""
+    if module in PROJECT:
+        return False
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # it was made by hand, as `__main__` is
+        return False
+    if spec is None:
+        return False
+    found = spec.submodule_search_locations or filter(None, [spec.origin])
+    return any(Path(each).parent == folder for each in found)
+
+
 def _beside(folder: Path, parts: list[str]) -> Path | None:
     base = folder.joinpath(*parts)
     return next((file for file in (base / "__init__.py", base.with_suffix(".py")) if file.is_file()), None)
 
 
-def _imports(path: Path, package: str) -> Iterator[str]:
-    """Full names of what a file imports, modules or what is in them."""
+@functools.cache  # a plan asks for each file some ten times
+def _imports(source: bytes, package: str) -> frozenset[str]:
+    """Full names of what a source imports, modules or what is in them."""
+    return frozenset(_imported_names(source, package))
+
+
+def _imported_names(source: bytes, package: str) -> Iterator[str]:
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = ast.parse(source)
     except (SyntaxError, ValueError):  # which its import will tell
         return
     for node in ast.walk(tree):

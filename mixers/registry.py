@@ -237,13 +237,14 @@ class Registry(Generic[Entry]):
         )
 
     def _option_model(self, name: str) -> type[BaseModel]:
-        if name not in self._option_models:
+        known = name if "@" in name else self.with_source(name)  # in a notebook a file may change
+        if known not in self._option_models:
             entry = self.load(name)
             parameters = inspect.signature(entry.__init__).parameters
             self._check_options(name, list(parameters.values()))
             options = [each for each in parameters.values() if each.kind is inspect.Parameter.KEYWORD_ONLY]
-            self._option_models[name] = self._typed(name, entry, options)
-        return self._option_models[name]
+            self._option_models[known] = self._typed(name, entry, options)
+        return self._option_models[known]
 
     def _typed(self, name: str, entry: type[Entry], options: Sequence[inspect.Parameter]) -> type[BaseModel]:
         """A model with a field for each option.

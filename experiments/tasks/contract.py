@@ -6,7 +6,7 @@ what a comparison cannot do without.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import torch
@@ -46,12 +46,15 @@ def create(name: str, make: Callable[[], Task]) -> Task:
     return task
 
 
-def check(name: str, task: Task) -> None:
+def check(name: str, task: Task) -> TaskData:
     """Load the data of one seed, twice, and hold them to what the task says of them.
 
     Args:
         name: how the user calls it, for the messages.
         task: made by `create`.
+
+    Returns:
+        The data, which may have taken minutes to load; never are both in memory at once.
 
     Raises:
         InputError: they cannot be loaded, a split is empty, inputs or targets are not what `spec` says, the
@@ -59,13 +62,16 @@ def check(name: str, task: Task) -> None:
     """
     try:
         with torch.random.fork_rng(devices=[]):
-            broken = _broken(task)
+            torch.manual_seed(0)
+            first = _examined(name, task)
+            torch.manual_seed(1)  # what is drawn from the global generator is other now
+            data = task.load(SEED)
+            _require_the_same(name, first, _looked_at(data))
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # as above
         raise InputError(f"task {name} fails: {_said(error)}") from error
-    if broken is not None:
-        raise InputError(f"task {name} {broken}")
+    return data
 
 
 def _said(error: BaseException) -> str:
@@ -87,33 +93,47 @@ def _wrong_spec(spec: object) -> str | None:
     return None
 
 
-def _broken(task: Task) -> str | None:
-    """What the data are that they must not be, as the rest of a sentence; None if nothing."""
-    torch.manual_seed(0)
-    data: TaskData = task.load(SEED)
-    sizes = {split: data.sizes.get(split, 0) for split in ("train", "validation", "test")}
+def _examined(name: str, task: Task) -> list[tuple[str, Batch]]:
+    """What is looked at of the data.
+
+    Raises:
+        InputError: they are what they must not be.
+    """
+    data = task.load(SEED)
+    sizes = _sizes(data)
     for split, size in sizes.items():
         if size < 1:
-            return f"has no {split} examples: its sizes are {sizes}"
-    first = list(_looked_at(data, sizes))
-    for split, batch in first:
+            raise InputError(f"task {name} has no {split} examples: its sizes are {sizes}")
+    batches = list(_looked_at(data))
+    for split, batch in batches:
         wrong = _wrong_batch(batch, task, fixed=split != "train")
         if wrong is not None:
-            return f"{wrong}, in {split}"
-    torch.manual_seed(1)  # what is drawn from the global generator is other now
-    for (split, batch), (_, again) in zip(first, _looked_at(task.load(SEED), sizes), strict=True):
-        if not (torch.equal(batch.inputs, again.inputs) and torch.equal(batch.targets, again.targets)):
-            return (
-                f"gives other examples when a seed is loaded again, in {split}, so that arms are not paired: "
-                "randomness comes from trial.stream(seed, ...) or the generator that draw is given"
-            )
+            raise InputError(f"task {name} {wrong}, in {split}")
     data.baselines()  # fails here, not in the plan
-    return _does_not_resume(data, sizes["train"])
+    wrong = _does_not_resume(data, sizes["train"])
+    if wrong is not None:
+        raise InputError(f"task {name} {wrong}")
+    return batches
 
 
-def _looked_at(data: TaskData, sizes: dict[str, int]) -> Iterator[tuple[str, Batch]]:
+def _require_the_same(
+    name: str, first: Iterable[tuple[str, Batch]], second: Iterable[tuple[str, Batch]]
+) -> None:
+    for (split, batch), (_, again) in zip(first, second, strict=True):
+        if not (torch.equal(batch.inputs, again.inputs) and torch.equal(batch.targets, again.targets)):
+            raise InputError(
+                f"task {name} gives other examples when a seed is loaded again, in {split}, so that arms are "
+                "not paired: randomness comes from trial.stream(seed, ...) or draw's generator"
+            )
+
+
+def _sizes(data: TaskData) -> dict[str, int]:
+    return {split: data.sizes.get(split, 0) for split in ("train", "validation", "test")}
+
+
+def _looked_at(data: TaskData) -> Iterator[tuple[str, Batch]]:
     """The first examples of each split."""
-    yield "train", next(iter(data.train_batches(0, min(BATCH, sizes["train"]))))
+    yield "train", next(iter(data.train_batches(0, min(BATCH, _sizes(data)["train"]))))
     for split in ("validation", "test"):
         yield split, next(iter(data.batches(split, BATCH)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,18 +43,9 @@ ANSWER = "return bits, (2 * bits.sum(1) > 17).long()"
 
 
 @pytest.fixture
-def write_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
+def write_task(write_module: Callable[[str], str]) -> Callable[[str], str]:
     """Write the source of a module into the working directory and give the name of its task."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    name = "own_" + "".join(c if c.isalnum() else "_" for c in request.node.name)
-
-    def write(source: str) -> str:
-        (tmp_path / f"{name}.py").write_text(source)
-        return f"{name}:Majority"
-
-    yield write
-    sys.modules.pop(name, None)
+    return lambda source: f"{write_module(source)}:Majority"
 
 
 def examined(name: str) -> None:
@@ -155,3 +146,38 @@ def test_the_command_line_refuses_it_and_lists_it(
     assert "has targets from 1 to 2" in capsys.readouterr().err
     assert run_ablation.main(["list", name]) == 0
     assert "Are most of the bits ones?" in capsys.readouterr().out
+
+
+def test_the_task_of_the_contributing_guide_is_learned_from_the_command_line(
+    write_task: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands there; its file is part of the trial, as a mixer's is."""
+    guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    (source,) = re.findall(r"```python\n(# majority\.py.*?)```", guide, re.DOTALL)
+    name = write_task(source)
+    options = "--skeleton causal-lm(dim=16,depth=1) --mixer gru --baseline causal-conv --seeds 1"
+    small = "--task.train 640 --train.epochs 1 --train.warmup-epochs 0 --match none --workers 1"
+    command = ["--task", f"{name}(length=9)", *options.split(), *small.split()]
+    assert run_ablation.main(command) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 of 2 trials to run" in said
+    assert "naive baselines: a random answer 50.0" in said
+    write_task(f"{source}\n# another rule\n")
+    assert run_ablation.main(["plan", *command]) == 0
+    assert "2 trials, 0 finished, 2 to run" in capsys.readouterr().out
+
+
+def test_planning_loads_it_once_more_than_cases_ask_it(
+    write_task: Callable[[str], str], tmp_path: Path
+) -> None:
+    """To see that a seed gives the same again; and no more, since it may take minutes."""
+    counted = 'with open("loads", "a") as loads:\n            loads.write("x")'
+    name = write_task(GOOD.replace("        return Gen", f"        {counted}\n        return Gen"))
+    narrow, wide = (f'name = "{dim}"\nskeleton.dim = {dim}\n' for dim in (16, 24))
+    (tmp_path / "own.toml").write_text(
+        'question = "?"\nvaried = "?"\nfixed = "?"\ncost = "?"\nanswer = "?"\nmargin = 1\nseeds = 3\n'
+        f'task = "{name}"\nskeleton = "causal-lm(depth=1)"\nbaseline = "causal-conv"\n'
+        f'mixers = ["causal-conv", "gru"]\nmatch = "none"\n[[cases]]\n{narrow}[[cases]]\n{wide}'
+    )
+    assert run_ablation.main(["plan", "--study", "own.toml"]) == 0
+    assert (tmp_path / "loads").read_text() == "xxx"

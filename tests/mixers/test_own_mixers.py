@@ -46,21 +46,6 @@ class Shift(TokenMixer):
 '''
 
 
-@pytest.fixture
-def write_mixer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
-    """Write the source of a module into the working directory and give its name, new in every test."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    name = "own_" + "".join(c if c.isalnum() else "_" for c in request.node.name)
-
-    def write(source: str) -> str:
-        (tmp_path / f"{name}.py").write_text(source)
-        return name
-
-    yield write
-    sys.modules.pop(name, None)
-
-
 def resolved(text: str):
     component = MIXERS.parse_pattern(text)
     from experiments.skeletons import SKELETONS
@@ -69,16 +54,16 @@ def resolved(text: str):
     return resolve(component, SKELETONS.parse("isotropic-nano"), TASKS.parse("digits"), Recipe(), 0)
 
 
-def test_the_mixer_of_the_readme_keeps_its_word(write_mixer) -> None:
+def test_the_mixer_of_the_readme_keeps_its_word(write_module) -> None:
     """As it stands there, imports and all."""
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     (source,) = re.findall(r"```python\n(# shift\.py.*?)```", readme, re.DOTALL)
-    module = write_mixer(source)
+    module = write_module(source)
     contract.check("Shift", MIXERS.load(f"{module}:Shift"), {}, grid_rank=1)
 
 
-def test_it_is_resolved_with_the_hash_of_its_file(write_mixer) -> None:
-    module = write_mixer(GOOD)
+def test_it_is_resolved_with_the_hash_of_its_file(write_module) -> None:
+    module = write_module(GOOD)
     trial = resolved(f"{module}:Shift(steps=2)")
     (mixer,) = trial.mixer
     name, _, digest = mixer.name.partition("@")
@@ -89,18 +74,18 @@ def test_it_is_resolved_with_the_hash_of_its_file(write_mixer) -> None:
     assert MIXERS.resolve(read_back) == mixer
 
 
-def test_another_source_is_another_trial_and_an_old_name_is_refused(write_mixer) -> None:
-    module = write_mixer(GOOD)
+def test_another_source_is_another_trial_and_an_old_name_is_refused(write_module) -> None:
+    module = write_module(GOOD)
     before = resolved(f"{module}:Shift")
-    write_mixer(GOOD + "\n# a change\n")
+    write_module(GOOD + "\n# a change\n")
     after = resolved(f"{module}:Shift")
     assert before.id != after.id
     with pytest.raises(InputError, match="has changed since this trial was planned"):
         MIXERS.load(before.mixer[0].name)
 
 
-def test_a_changed_file_makes_another_plan(write_mixer, tmp_path: Path) -> None:
-    module = write_mixer(GOOD)
+def test_a_changed_file_makes_another_plan(write_module, tmp_path: Path) -> None:
+    module = write_module(GOOD)
     wanted = study.Study(
         question="", varied="", fixed="", cost="", answer="", task="digits", skeleton="isotropic-nano",
         baseline="conv", mixers=("conv", f"{module}:Shift"), seeds=3, match="none", margin=1.0,
@@ -109,18 +94,18 @@ def test_a_changed_file_makes_another_plan(write_mixer, tmp_path: Path) -> None:
     first = stored_plan.make("own", wanted, stored)
     stored_plan.write(first, stored, plan.Origin("command"))
     assert stored_plan.make("own", wanted, stored).arms == first.arms
-    write_mixer(GOOD + "\n# a change\n")
+    write_module(GOOD + "\n# a change\n")
     second = stored_plan.make("own", wanted, stored)
     assert second.arms[1].template.id != first.arms[1].template.id
     assert second.arms[0].template.id == first.arms[0].template.id
 
 
 @pytest.mark.parametrize("importing", ["import {0}", "from {0} import K", "def late():\n    import {0}"])
-def test_a_file_that_it_imports_is_part_of_it(write_mixer, tmp_path: Path, importing: str) -> None:
-    module = write_mixer("")
+def test_a_file_that_it_imports_is_part_of_it(write_module, tmp_path: Path, importing: str) -> None:
+    module = write_module("")
     beside = f"beside_{module}"
     (tmp_path / f"{beside}.py").write_text("K = 1\n")
-    write_mixer(f"{importing.format(beside)}\n{GOOD}")
+    write_module(f"{importing.format(beside)}\n{GOOD}")
     before = resolved(f"{module}:Shift")
     (tmp_path / f"{beside}.py").write_text("K = 2\n")
     assert resolved(f"{module}:Shift").id != before.id
@@ -128,8 +113,8 @@ def test_a_file_that_it_imports_is_part_of_it(write_mixer, tmp_path: Path, impor
     assert resolved(f"{module}:Shift").id == before.id
 
 
-def test_so_are_the_files_of_its_package(write_mixer, tmp_path: Path) -> None:
-    package = write_mixer("")
+def test_so_are_the_files_of_its_package(write_module, tmp_path: Path) -> None:
+    package = write_module("")
     (tmp_path / f"{package}.py").rename(tmp_path / package)
     (tmp_path / package).unlink()
     (tmp_path / package).mkdir()
@@ -146,9 +131,43 @@ def test_so_are_the_files_of_its_package(write_mixer, tmp_path: Path) -> None:
         del sys.modules[name]
 
 
-def test_a_single_file_is_known_by_its_bytes(write_mixer) -> None:
+def test_what_lies_beside_it_and_python_takes_from_elsewhere_is_no_part_of_it(
+    write_module, tmp_path: Path
+) -> None:
+    """A checkout of torch, say, whose thousands of files would be read, and never run."""
+    module = write_module(GOOD)
+    before = resolved(f"{module}:Shift").id
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise NotImplementedError\n")
+    assert resolved(f"{module}:Shift").id == before
+
+
+def test_an_installed_file_is_known_by_itself(
+    write_module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = write_module("")
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    (tmp_path / f"{module}.py").rename(installed / f"{module}.py")
+    (installed / f"{module}.py").write_text(f"import beside_{module}\n{GOOD}")
+    (installed / f"beside_{module}.py").write_text("K = 1\n")
+    monkeypatch.syspath_prepend(str(installed))
+    before = resolved(f"{module}:Shift").id
+    (installed / f"beside_{module}.py").write_text("K = 2\n")
+    assert resolved(f"{module}:Shift").id == before
+
+
+def test_options_are_those_of_the_file_as_it_is(write_module) -> None:
+    """Also where one process, as in a notebook, has seen it otherwise."""
+    module = write_module(GOOD)
+    assert resolved(f"{module}:Shift").mixer[0].options == {"steps": 1}
+    write_module(GOOD.replace("steps: int = 1", "steps: int = 2, turns: int = 3"))
+    assert resolved(f"{module}:Shift").mixer[0].options == {"steps": 2, "turns": 3}
+
+
+def test_a_single_file_is_known_by_its_bytes(write_module) -> None:
     """As it has been: finished trials keep their names."""
-    module = write_mixer(GOOD)
+    module = write_module(GOOD)
     source = hashlib.sha256(GOOD.encode()).hexdigest()[:12]
     assert MIXERS.with_source(f"{module}:Shift") == f"{module}:Shift@{source}"
 
@@ -199,26 +218,26 @@ STEPS = "self.steps = steps"
         (RETURN, f"assert x.shape[1] == 3; {RETURN}", r"fails on a \(1, 1\) grid"),
     ],
 )
-def test_it_is_held_to_the_contract(write_mixer, before: str, after: str, message: str) -> None:
+def test_it_is_held_to_the_contract(write_module, before: str, after: str, message: str) -> None:
     assert before in GOOD
-    module = write_mixer(GOOD.replace(before, after))
+    module = write_module(GOOD.replace(before, after))
     with pytest.raises(InputError, match=message):
         resolved(f"{module}:Shift")
 
 
-def test_what_it_draws_is_in_its_weights(write_mixer) -> None:
+def test_what_it_draws_is_in_its_weights(write_module) -> None:
     """Or another process, which loads them, would have another mixer."""
     drawn = GOOD.replace(STEPS, f"{STEPS}; self.register_buffer('signs', torch.randn(dim), persistent=False)")
     drawn = drawn.replace(RETURN, "return (moved * self.scale * self.signs).view_as(x)")
-    module = write_mixer(drawn)
+    module = write_module(drawn)
     with pytest.raises(InputError, match="gives something else when it is built again and loads the same"):
         resolved(f"{module}:Shift")
-    write_mixer(drawn.replace(", persistent=False", ""))
+    write_module(drawn.replace(", persistent=False", ""))
     assert resolved(f"{module}:Shift")
 
 
-def test_one_that_is_too_special_for_a_model(write_mixer) -> None:
-    module = write_mixer(GOOD.replace(STEPS, f"{STEPS}; assert dim == 16, 'not so wide'"))
+def test_one_that_is_too_special_for_a_model(write_module) -> None:
+    module = write_module(GOOD.replace(STEPS, f"{STEPS}; assert dim == 16, 'not so wide'"))
     with pytest.raises(InputError, match=r"cannot be built for \d+ channels: not so wide"):
         count_params(resolved(f"{module}:Shift"))
 
@@ -251,8 +270,8 @@ STEP = """
         ("1", "state[0]", "carries 16 numbers, but its state_size says 1"),
     ],
 )
-def test_its_steps_are_held_to_its_forward(write_mixer, size: str, first: str, message: str | None) -> None:
-    mixer_class = MIXERS.load(f"{write_mixer(GOOD + STEP.format(size=size, first=first))}:Shift")
+def test_its_steps_are_held_to_its_forward(write_module, size: str, first: str, message: str | None) -> None:
+    mixer_class = MIXERS.load(f"{write_module(GOOD + STEP.format(size=size, first=first))}:Shift")
     if message is None:
         contract.check("Shift", mixer_class, {}, grid_rank=1)
         return
@@ -261,9 +280,9 @@ def test_its_steps_are_held_to_its_forward(write_mixer, size: str, first: str, m
 
 
 def test_a_mixer_of_the_checkout_that_reads_a_value_is_told_in_a_sentence(
-    write_mixer, monkeypatch: pytest.MonkeyPatch
+    write_module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = write_mixer(GOOD.replace(STEPS, f"{STEPS}; float(torch.ones(()))"))
+    module = write_module(GOOD.replace(STEPS, f"{STEPS}; float(torch.ones(()))"))
     monkeypatch.syspath_prepend(Path.cwd())  # as the checkout is
     monkeypatch.setitem(MIXERS._entries, "shift", f"{module}:Shift")
     with pytest.raises(InputError, match="mixer shift cannot be built on torch's meta device"):
@@ -285,11 +304,11 @@ def test_what_is_no_mixer_is_said(text: str, message: str) -> None:
         resolved(text)
 
 
-def test_a_file_that_cannot_be_imported(write_mixer) -> None:
-    module = write_mixer("raise KeyError('oops')\n")
+def test_a_file_that_cannot_be_imported(write_module) -> None:
+    module = write_module("raise KeyError('oops')\n")
     with pytest.raises(InputError, match="cannot be imported: KeyError: 'oops'"):
         resolved(f"{module}:Shift")
-    write_mixer("import sys\nsys.exit('usage: mine.py FILE')\n")
+    write_module("import sys\nsys.exit('usage: mine.py FILE')\n")
     with pytest.raises(InputError, match="cannot be imported: SystemExit: usage: mine"):
         resolved(f"{module}:Shift")
 
@@ -307,27 +326,8 @@ def test_skeletons_take_none() -> None:
         SKELETONS.parse("my_skeleton:Skeleton")
 
 
-def test_the_task_of_the_contributing_guide_is_learned_from_the_command_line(
-    write_mixer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As it stands there; its file is part of the trial, as a mixer's is."""
-    guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
-    (source,) = re.findall(r"```python\n(# majority\.py.*?)```", guide, re.DOTALL)
-    module = write_mixer(source)
-    options = "--skeleton causal-lm(dim=16,depth=1) --mixer gru --baseline causal-conv --seeds 1"
-    small = "--task.train 640 --train.epochs 1 --train.warmup-epochs 0 --match none --workers 1"
-    command = ["--task", f"{module}:Majority(length=9)", *options.split(), *small.split()]
-    assert run_ablation.main(command) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "2 of 2 trials to run" in said
-    assert "naive baselines: a random answer 50.0" in said
-    write_mixer(f"{source}\n# another rule\n")
-    assert run_ablation.main(["plan", *command]) == 0
-    assert "2 trials, 0 finished, 2 to run" in capsys.readouterr().out
-
-
-def test_it_runs_from_the_command_line(write_mixer, capsys: pytest.CaptureFixture[str]) -> None:
-    module = write_mixer(GOOD)
+def test_it_runs_from_the_command_line(write_module, capsys: pytest.CaptureFixture[str]) -> None:
+    module = write_module(GOOD)
     options = "--seeds 1 --train.epochs 1 --train.warmup-epochs 0 --match none --workers 1"
     command = ["--mixer", f"{module}:Shift", *options.split()]
     assert run_ablation.main(command) == 0

@@ -156,7 +156,7 @@ def training_memory(model: nn.Module, loss_of: Callable[[], Tensor], optimizer: 
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
             storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a node that kept its own output, graph included, would never be freed
 
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -538,11 +538,17 @@ def test_what_a_further_test_set_cannot_give_is_skipped(
     assert expected in result["skipped"]["32"]
 
 
+def graphs() -> int:
+    """Tensors that hold what computed them."""
+    return sum(each.grad_fn is not None for each in gc.get_objects() if type(each) is torch.Tensor)
+
+
+@pytest.mark.parametrize("mixer", ["conv", "ssm", "attention", "gru"])
 def test_a_run_leaves_no_model_behind(
-    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
+    mixer: str, tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker runs many trials: the memory of one is free before Python looks for circles."""
-    models = []
+    models, graphs_before = [], graphs()
     original = learner.build_model
 
     def build(trial: Trial) -> nn.Module:
@@ -553,8 +559,9 @@ def test_a_run_leaves_no_model_behind(
     monkeypatch.setattr(learner, "build_model", build)
     gc.disable()
     try:
-        run(tiny_trial("ssm", epochs=1), store)
+        run(tiny_trial(mixer, epochs=1), store)
         assert [model() for model in models] == [None]
+        assert graphs() == graphs_before
     finally:
         gc.enable()
 

@@ -79,7 +79,7 @@ def curves(study: Study, arms: list[ArmSummary]) -> Drawing | None:
                 _curve(axes, arm, start, style | {"markevery": marked}, unit)
         axes.set_title(title, loc="left")
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.grid(axis="y")
         keep_to_percentages(axes, study.metric.unit)
     metric = q.metric_in_words(study.metric.name)

@@ -141,8 +141,9 @@ def _demo(arguments: Sequence[str]) -> int:
         raise InputError("the demo needs Gradio: uv sync --extra demo")
     from experiments import demo_page
 
+    blocks = demo_page.serve(loaded, asked.port)
     print(f"{', '.join(loaded.choices)}\nhttp://127.0.0.1:{asked.port} until Ctrl-C", flush=True)
-    demo_page.serve(loaded, asked.port)
+    blocks.block_thread()
     return 0
 
 

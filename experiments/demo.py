@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from experiments.build import create_task
@@ -191,6 +191,24 @@ def as_picture(raw: NDArray[Any]) -> Picture:
     return np.clip(pixels[top : top + side, left : left + side, :3], 0, 1)
 
 
+def read_picture(path: Path) -> Picture:
+    """The square in the middle of a file's picture, upright; what is transparent is white, as paper is.
+
+    Raises:
+        InputError: it is no picture that can be read.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I;16"):  # of which `convert` cuts all but the darkest off
+                image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+            image = image.convert("RGBA")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise InputError(f"{path.name} cannot be read as a picture") from None
+    paper = Image.new("RGBA", image.size, "white")
+    return as_picture(np.asarray(Image.alpha_composite(paper, image)))
+
+
 def drawing(ink: NDArray[Any]) -> Picture | None:
     """Strokes (H, W), 0 where nothing was drawn -> white on black, centred, as large as the digits are."""
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
@@ -211,7 +229,7 @@ def load(
     """What there is to choose from.
 
     Args:
-        runs: a runs folder, of which all trained image models are taken.
+        runs: a runs folder, of which all trained models are taken that give an image one class.
         study: only those of this study.
         weights: files of MambaOut weights, with the names of timm or of the official release.
         cache: where timm keeps its downloads; None for its usual place. Nothing is downloaded.
@@ -222,7 +240,8 @@ def load(
     choices: dict[str, Choice] = {}
     examples: dict[View, list[Picture]] = {}
     for each in trained(runs, study):
-        if create_task(each.trial.task).spec.input == "image":
+        spec = create_task(each.trial.task).spec
+        if (spec.input, spec.output) == ("image", "one"):
             view, pictures = _task_view(each, examples)
             examples[view] = pictures
             name = f"{each.arm} ({each.study})"
@@ -235,8 +254,8 @@ def load(
     if not choices:
         where = f"study {study} in {runs}" if study else str(runs)
         raise InputError(
-            f"no trained image model with weights in {where}, and no MambaOut weights of timm on this disk; "
-            "`uv run run_ablation.py --mixer ssm` trains some in minutes"
+            f"no trained classifier of images with weights in {where}, and no MambaOut weights of timm on "
+            "this disk; `uv run run_ablation.py --mixer ssm` trains some in minutes"
         )
     pictures = [picture for of_view in examples.values() for picture in of_view]
     return Demo(choices, first or tuple(list(choices)[:4]), pictures)

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
+from functools import wraps
 from html import escape
-from typing import Any
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from experiments.demo import DEPTHS, Choice, Demo, Depth, Picture, as_picture, drawing
+from experiments.demo import DEPTHS, Choice, Demo, Depth, Picture, drawing, read_picture
+from mixers.registry import InputError
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+HOST = "127.0.0.1"
 SHOWN_SIDE = 360  # pixels of a picture on the page
 FLOOR = 1e-3
 """Influences are shown on a logarithmic scale from here to 1; what is below leaves the picture as it is."""
@@ -98,9 +106,23 @@ def _data_url(image: NDArray[np.uint8]) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def said_on_the_page(what: Callable[P, R]) -> Callable[P, R]:
+    """`what`, whose `InputError` the page shows; of any other error it tells nothing."""
+
+    @wraps(what)
+    def saying(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return what(*arguments, **options)
+        except InputError as error:
+            raise gr.Error(escape(str(error)), print_exception=False) from None
+
+    return saying
+
+
 def page(demo: Demo) -> Any:
     """The page, as Gradio blocks."""
 
+    @said_on_the_page
     def show(picture: Picture, spot: tuple[float, float], depth: Depth, names: list[str]) -> str:
         return cards([demo.choices[name] for name in names], picture, spot, depth)
 
@@ -108,10 +130,11 @@ def page(demo: Demo) -> Any:
         picture = demo.examples[event.index]
         return picture, _bytes(picture)
 
-    def uploaded(raw: NDArray[np.uint8] | None) -> tuple[Any, Any]:
-        if raw is None:
+    @said_on_the_page
+    def uploaded(path: str | None) -> tuple[Any, Any]:
+        if path is None:
             return gr.skip(), gr.skip()
-        picture = as_picture(raw)
+        picture = read_picture(Path(path))
         return picture, _bytes(picture)
 
     def drawn(sketch: dict[str, Any] | None) -> tuple[Any, Any]:
@@ -142,7 +165,8 @@ def page(demo: Demo) -> Any:
                         show_label=False, buttons=[], elem_id="pad",
                     )  # fmt: skip
                 with gr.Tab("Upload"):
-                    file = gr.Image(sources=["upload"], type="numpy", show_label=False, elem_id="upload")
+                    # not gr.Image, which fails without a word where the file is no picture
+                    file = gr.File(file_types=["image"], show_label=False, height=150, elem_id="upload")
                 seen = gr.Image(
                     _bytes(demo.examples[0]), label="the picture: click into it", interactive=False,
                     format="png", buttons=[], elem_id="seen",
@@ -165,12 +189,24 @@ def page(demo: Demo) -> Any:
     return blocks
 
 
-def serve(demo: Demo, port: int, wait: bool = True) -> Any:
-    """Show the page at http://127.0.0.1:port, until interrupted or, without waiting, until it is closed."""
+def serve(demo: Demo, port: int) -> Any:
+    """Show the page at http://127.0.0.1:port until what is returned is closed.
+
+    Raises:
+        InputError: the port is taken.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise InputError(
+                f"port {port} is taken, perhaps by another demo; --port takes another one"
+            ) from None
     fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     blocks = page(demo)
     blocks.launch(
-        server_name="127.0.0.1", server_port=port, share=False, quiet=True, ssr_mode=False, footer_links=[],
-        theme=gr.themes.Default(**fonts), css=STYLE, prevent_thread_lock=not wait,
+        server_name=HOST, server_port=port, share=False, quiet=True, ssr_mode=False, footer_links=[],
+        theme=gr.themes.Default(**fonts), css=STYLE, prevent_thread_lock=True,
     )  # fmt: skip
     return blocks

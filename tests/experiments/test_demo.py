@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from experiments import demo
 from experiments.interface import TaskSpec
 from experiments.skeletons import SKELETONS
 from mixers import InputError
+from mixers.registry import Component
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +148,39 @@ def test_what_is_no_picture_is_refused(raw: np.ndarray) -> None:
         demo.as_picture(raw)
 
 
+def test_a_transparent_picture_lies_on_paper(tmp_path: Path) -> None:
+    ink = np.zeros((6, 6, 4), dtype=np.uint8)
+    ink[2:4, 2:4, 3] = 255
+    Image.fromarray(ink).save(tmp_path / "drawn.png")
+    picture = demo.read_picture(tmp_path / "drawn.png")
+    assert picture.sum() == 3 * (36 - 4)
+    assert not picture[2:4, 2:4].any()
+
+
+def test_a_picture_of_16_bits_keeps_its_greys(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 257 * 51], [257 * 102, 65535]], dtype=np.uint16)).save(
+        tmp_path / "deep.png"
+    )
+    assert np.allclose(demo.read_picture(tmp_path / "deep.png")[..., 0], [[0, 0.2], [0.4, 1]])
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n cut off"])
+def test_a_file_that_is_no_picture_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"^photo\.png cannot be read as a picture$"):
+        demo.read_picture(tmp_path / "photo.png")
+
+
+@pytest.mark.parametrize("task", ["scenes", "scenes-detect", "mqar"])
+def test_a_model_that_does_not_name_a_class_is_not_offered(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = SimpleNamespace(trial=SimpleNamespace(task=Component(task)))
+    monkeypatch.setattr(demo, "trained", lambda *_: iter([made]))
+    with pytest.raises(InputError, match="no trained classifier of images"):
+        demo.load(tmp_path, cache=tmp_path)
+
+
 def test_weights_that_timm_has_downloaded_are_offered(pico: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """In the layout of its cache; nothing is asked of the network."""
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
@@ -187,6 +222,17 @@ def test_a_senseless_port(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--port must be from 1024" in capsys.readouterr().err
 
 
+def test_a_port_that_is_taken(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert run_ablation.main(["demo", "--runs", str(runs), "--port", str(port)]) == 2
+    said = capsys.readouterr()
+    assert f"port {port} is taken" in said.err
+    assert "http://" not in said.out
+
+
 @pytest.fixture
 def served(loaded: demo.Demo) -> Iterator[str]:
     """The address of the page."""
@@ -195,7 +241,7 @@ def served(loaded: demo.Demo) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    blocks = demo_page.serve(loaded, port, wait=False)
+    blocks = demo_page.serve(loaded, port)
     yield f"http://127.0.0.1:{port}"
     blocks.close()
 
@@ -256,12 +302,17 @@ def test_the_page_in_a_real_browser(browser: Any, served: str, tmp_path: Path) -
     page.get_by_role("tab", name="Upload").click()
     page.locator("#upload input[type=file]").set_input_files(tmp_path / "photo.png")
     changed(answers, second)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    page.locator("#upload button[aria-label=Clear]").click()
+    page.locator("#upload input[type=file]").set_input_files(tmp_path / "broken.png")
+    page.get_by_text("broken.png cannot be read as a picture").wait_for()
+
     page.get_by_label("mambaout-pico (pico)").check()
     page.locator("#answers .card").nth(2).wait_for()
     page.screenshot(path=tmp_path / "uploaded.png", full_page=True)
 
     assert outside == []
-    assert wrong == []
+    assert [said for said in wrong if "broken.png" not in said] == []
     shots = [
         np.asarray(Image.open(tmp_path / f"{name}.png"))
         for name in ("bundled", "clicked", "drawn", "uploaded")

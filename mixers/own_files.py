@@ -49,6 +49,12 @@ def source_hash(module: str, path: Path) -> str:
     return hashlib.sha256(b"".join(contents)).hexdigest()[:12]
 
 
+def project_names(module: str, path: Path) -> set[str]:
+    """Full names of what a module and the user's files that it imports take from this project."""
+    names = (name for each, file in _made_of(module, path).items() for name in _imports(each, file))
+    return {name for name in names if name.partition(".")[0] in PROJECT}
+
+
 def import_as_it_is(module: str, path: Path) -> ModuleType:
     """Import a module, with what it is made of again if a file has changed, as it does in a notebook."""
     source = source_hash(module, path)
@@ -72,8 +78,7 @@ def _made_of(module: str, path: Path) -> dict[str, Path]:
         name, file = waiting.pop()
         if name not in found:
             found[name] = file
-            package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-            for wanted in _imports(file.read_bytes(), package):
+            for wanted in _imports(name, file):
                 parts = wanted.split(".")
                 if _is_taken_from(folder, parts[0]):  # a.b.c is a/__init__.py, a/b/__init__.py and a/b/c.py
                     names = (parts[: count + 1] for count in range(len(parts)))
@@ -102,21 +107,32 @@ def _beside(folder: Path, parts: list[str]) -> Path | None:
     return next((file for file in (base / "__init__.py", base.with_suffix(".py")) if file.is_file()), None)
 
 
+def _imports(module: str, path: Path) -> frozenset[str]:
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    return imported_names(path.read_bytes(), package)
+
+
 @functools.cache  # a plan asks for each file some ten times
-def _imports(source: bytes, package: str) -> frozenset[str]:
-    """Full names of what a source imports, modules or what is in them."""
-    return frozenset(_imported_names(source, package))
+def imported_names(source: bytes, package: str, *, in_functions: bool = True) -> frozenset[str]:
+    """Full names of what a source imports, modules or what is in them.
+
+    Args:
+        source: of a module; of one that is no Python, nothing.
+        package: that the module is in.
+        in_functions: what is imported only when a function is called, too.
+    """
+    return frozenset(_names(source, package, in_functions))
 
 
-def _imported_names(source: bytes, package: str) -> Iterator[str]:
+def _names(source: bytes, package: str, in_functions: bool) -> Iterator[str]:
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):  # which its import will tell
         return
-    for node in ast.walk(tree):
+    for node in ast.walk(tree) if in_functions else tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))

@@ -139,9 +139,17 @@ class Registry(Generic[Entry]):
             return self._load_own(name)
         return _imported(self._entries[name])
 
-    def module(self, name: str) -> str | None:
-        """The module that an entry is in; None for an own component and for an unknown name."""
-        return self._entries[name].partition(":")[0] if name in self._entries else None
+    def modules(self, name: str) -> set[str]:
+        """Modules of this project that an entry is made of, or what in them; of a file that is gone, none.
+
+        That is the one that it is in, or what an own component's files import.
+        """
+        if name in self._entries:
+            return {self._entries[name].partition(":")[0]}
+        try:
+            return own_files.project_names(*_own_file(name)) if is_own(name) else set()
+        except InputError:
+            return set()
 
     def with_source(self, name: str) -> str:
         """The name of an own component with the hash of its file; any other name as it is.

@@ -93,6 +93,13 @@ def test_the_files_are_those_of_mixer_and_task_and_what_they_build_on() -> None:
     )
 
 
+def test_an_own_class_is_made_of_what_it_takes_from_the_project(write_module: Callable[[str], str]) -> None:
+    name = write_module("from mixers.gru import GRU\n\n\nclass Mine(GRU):\n    pass\n")
+    found = set(sources.digests([f"{name}:Mine@0123456789ab"], "parity"))
+    assert found == {"mixers/gru.py"} | set(sources.digests(["gru"], "parity"))
+    assert "mixers/gru.py" not in sources.digests([], "parity")
+
+
 def test_many_files_are_named_in_part() -> None:
     files = [f"mixers/{letter}.py" for letter in "abcde"]
     (said,) = Outdated({"1": files[:2], "2": files[1:]}, {}).sentences()

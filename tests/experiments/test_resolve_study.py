@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import study as studies
-from experiments.plan import PlannedArm
+from experiments.plan import Origin, PlannedArm
 from experiments.resolve_study import resolve
 
 RECORDS = Path(__file__).parents[2] / "experiments" / "results" / "cpu"
@@ -28,7 +28,9 @@ def test_records_are_of_what_the_study_asks_for(name: str) -> None:
     """File, defaults of all options, sizes, ids and data: of none may anything have changed unnoticed."""
     stored = json.loads((RECORDS / "studies" / name / "plan.json").read_bytes())
     plan = resolve(name, studies.load(studies.find(name)))
-    assert plan.details["metric"] == stored["metric"]
+    assert {key: stored[key] for key in plan.details} == plan.details, "else a report writes the plan anew"
+    every = [json.loads(path.read_bytes()) for path in (RECORDS / "studies").glob("*/plan.json")]
+    assert {frozenset(each) for each in every} == {frozenset(plan.to_dict(Origin("")))}
     assert (plan.study.margin, plan.study.alpha) == (stored["margin"], stored["alpha"])
     comparisons, families = plan.comparisons()
     assert (comparisons, families) == (stored["comparisons"], stored["families"])

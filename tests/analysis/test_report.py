@@ -334,21 +334,43 @@ def test_the_page_in_a_real_browser(written: tuple[Any, StudyReport], browser: A
     opened.close()
 
 
+def test_long_names_and_what_failed_fit_a_phone_and_a_sheet(write_records: Write, browser: Any) -> None:
+    records = write_records({"baseline": [95.0, 95.5], "x" * 90: [96.0, 96.5]})
+    records.edit("baseline", 1, status="failed", error="out of memory " * 20)
+    report_on(records)
+    opened = browser.new_page(viewport={"width": 390, "height": 844})
+    opened.goto((records.study / "report.html").as_uri())
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+    reason = opened.get_by_role("cell", name="out of memory").last
+    assert reason.evaluate("cell => getComputedStyle(cell).whiteSpace") == "normal"
+    opened.emulate_media(media="print")
+    trial = opened.locator("td code").first
+    size, of_cell = (
+        trial.evaluate(f"code => getComputedStyle({each}).fontSize")
+        for each in ("code", "code.parentElement")
+    )
+    assert size == of_cell
+    opened.close()
+
+
 @pytest.mark.parametrize(("epochs", "panels"), [(1, 1), (3, 1), (4, 2), (20, 2)])
 def test_few_epochs_have_one_panel_and_all_their_points(
     write_records: Write, monkeypatch: pytest.MonkeyPatch, epochs: int, panels: int
 ) -> None:
     lines: list[tuple[int, tuple[int, int]]] = []
+    panels_drawn: list[Axes] = []
     original = Axes.plot
 
     def plot(axes: Axes, x: Any, *rest: Any, **style: Any) -> Any:
         lines.append((len(x), style["markevery"]))
+        panels_drawn.append(axes)
         return original(axes, x, *rest, **style)
 
     monkeypatch.setattr(Axes, "plot", plot)
     records = write_records({name: values[:2] for name, values in ACCURACIES.items()}, epochs=epochs)
     study = load_study(records.study, records.trials)
     assert curves(study, list(summarise(study).values())) is not None
+    assert all(tick == round(tick) for axes in panels_drawn for tick in axes.get_xticks())
     assert len(lines) == panels * len(ACCURACIES)
     for points, (start, step) in lines:
         assert len(range(start, points, step)) >= min(points, 4)

@@ -18,6 +18,24 @@ os.environ["COLUMNS"] = "100"  # whatever terminal the tests are run in
 
 Ablate = Callable[..., int]
 
+STUDY = """
+question = "Is the machinery sound?"
+varied = "mixer"
+fixed = "all else"
+cost = "seconds"
+answer = "that is what the tests say"
+task = "digits(canvas=8, validation=200, test=1200)"
+skeleton = "isotropic-nano"
+baseline = "identity"
+mixers = ["identity", "conv"]
+margin = 5.0
+seeds = 3
+[train]
+epochs = 2
+batch_size = 32
+warmup_epochs = 1
+"""
+
 
 @pytest.fixture(scope="session")
 def ablate() -> Ablate:
@@ -36,6 +54,14 @@ def ablate() -> Ablate:
             return run_ablation.main([*map(str, arguments)])
 
     return ablate
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study file of one's own: 6 trials of seconds."""
+    path = tmp_path / "small.toml"
+    path.write_text(STUDY)
+    return path
 
 
 @pytest.fixture

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.trial import canonical_json
-
-if TYPE_CHECKING:
-    from experiments.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -39,13 +36,15 @@ class History:
 
 
 Stored = Mapping[str, Any]
-"""A stored plan."""
+"""A plan in the form in which it is stored."""
 CountFinished = Callable[[Collection[str]], int]
 """Counts the finished among trials, by their ids."""
+Asked = set[tuple[str, frozenset[str]]]
+"""Cases, and the two arms that are compared there: either way round, it is one comparison."""
 
 
 def trace(
-    planned: Plan,
+    now: Stored,
     own: Stored | None,
     whole: Stored | None,
     parts: Sequence[Stored],
@@ -56,7 +55,7 @@ def trace(
     """The history of a plan that is about to be stored.
 
     Args:
-        planned: the plan, its learning rates chosen as far as they can be.
+        now: the plan, its learning rates chosen as far as they can be.
         own: what is stored in its place, if anything is.
         whole: the stored plan of its study file as it is, of which it may be a part.
         parts: what else was asked of that file and stored.
@@ -64,138 +63,142 @@ def trace(
         fixed: which of "margin", "metric", "looks" and "comparisons" are those of a file that is not
             this user's to change; "comparisons" also if they are those of the user's own file as it is.
     """
-    others = [content for content in (whole, *parts) if content and _is_of_the_same_trials(planned, content)]
-    in_place = [content for content in (own, whole) if content and (content is own or content in others)]
-    if own is not None and not _is_of_the_same_trials(planned, own):
+    others = [each for each in (whole, *parts) if each and _has_the_same_arms(now, each)]
+    in_place = [each for each in (own, whole) if each and (each is own or each in others)]
+    if own is not None and not _has_the_same_arms(now, own):
         own = None
     alike = others if own is None else [own, *others]
-    asked_alike = [content for content in alike if _asked_of(planned) & _asked_in(content)]
-    looks = list(planned.study.looks)
-    several = [content for content in asked_alike if content.get("planned_looks")]
-    if not looks and not any(_has_results(content, finished) for content in several):
+    asked_alike = [each for each in alike if _asked(now) & _asked(each)]
+    if not now["planned_looks"] and not any(
+        each.get("planned_looks") and _has_results(each, finished) for each in asked_alike
+    ):
         fixed = {*fixed, "looks"}  # as of any study that says nothing of looks
 
-    def set_after(key: str, after: str, is_same: Callable[[Stored], bool]) -> int:
+    def set_after(what: str, is_same: Callable[[Stored, Stored], bool]) -> int:
         """How many trials were finished that no stored plan with the same setting had been there before."""
-        same_in_place = [content for content in in_place if is_same(content)]
-        known = next((int(content.get(after, 0)) for content in same_in_place), 0)
-        if known or (key in fixed and len(same_in_place) == len(in_place)):
+        after = f"{what}_after"
+        same_in_place = [each for each in in_place if is_same(now, each)]
+        known = next((int(each.get(after, 0)) for each in same_in_place), 0)
+        if known or (what in fixed and len(same_in_place) == len(in_place)):
             return known
-        early = [content["arms"] for content in alike if is_same(content) and not content.get(after)]
-        return finished({trial.id for trial in planned.trials()}.difference(*map(_trial_ids, early)))
+        early = [each for each in alike if is_same(now, each) and not each.get(after)]
+        return finished(_trial_ids(now).difference(*map(_trial_ids, early)))
 
     return History(
-        set_after("margin", "margin_after", lambda content: content.get("margin") == planned.study.margin),
-        set_after("metric", "metric_after", lambda content: _is_measured_alike(planned, content)),
-        _comparisons_before(planned, own, [] if "comparisons" in fixed else others, finished),
-        _looks(planned, asked_alike, finished),
-        set_after("looks", "looks_after", lambda content: content.get("planned_looks", []) == looks),
-        _seeds_before(planned, asked_alike, finished),
+        margin_after=set_after("margin", _has_the_same_margin),
+        metric_after=set_after("metric", _is_measured_alike),
+        comparisons_before=_comparisons_before(now, own, [] if "comparisons" in fixed else others, finished),
+        looks=_looks(now, asked_alike, finished),
+        looks_after=set_after("looks", _has_the_same_looks),
+        seeds_before=_seeds_before(now, asked_alike, finished),
     )
 
 
-def _is_of_the_same_trials(planned: Plan, content: Stored) -> bool:
+def _trials(content: Stored) -> dict[str, list[str]]:
+    """The trials of each arm by their ids, seed by seed."""
+    return {arm["name"]: [trial["trial_id"] for trial in arm["trials"]] for arm in content["arms"]}
+
+
+def _trial_ids(content: Stored) -> set[str]:
+    return set().union(*_trials(content).values())
+
+
+def _asked(content: Stored) -> Asked:
+    cases = {arm["name"]: arm.get("case") or "" for arm in content["arms"]}
+    return {
+        (cases[pair["arm"]], frozenset((pair["arm"], pair["baseline"]))) for pair in content["comparisons"]
+    }
+
+
+def _in_common(now: Stored, content: Stored, part: Callable[[Stored], Any]) -> list[tuple[Any, Any]]:
+    """A part of every arm that both have, as it is in each."""
+    one, other = ({arm["name"]: part(arm) for arm in each["arms"]} for each in (now, content))
+    return [(one[name], other[name]) for name in one.keys() & other.keys()]
+
+
+def _has_the_same_arms(now: Stored, content: Stored) -> bool:
     """Whether the arms that both have are the same but for their learning rates, which are chosen later."""
-    before = {arm["name"]: _without_rate(arm["template"]) for arm in content["arms"]}
-    now = {arm.name: _without_rate(arm.template.to_dict()) for arm in planned.arms}
-    common = before.keys() & now.keys()
-    return bool(common) and all(before[name] == now[name] for name in common)
+    common = _in_common(now, content, lambda arm: _without_rate(arm["template"]))
+    return bool(common) and all(one == other for one, other in common)
 
 
 def _without_rate(template: Mapping[str, Any]) -> str:
     return canonical_json({**template, "train": {**template["train"], "lr": None}})
 
 
-def _comparisons_before(
-    planned: Plan, own: Stored | None, others: Sequence[Stored], finished: CountFinished
-) -> int:
-    """As in `History`; what was asked before there were results of more was not chosen, and stays so."""
-    now, (_, families) = _asked_of(planned), planned.comparisons()
-    before = [content for content in (own, *others) if content is not None]
-    for content in before:
-        if _asked_in(content) == now:
-            return int(content.get("comparisons_before", 0))
-    # What a file asks in another's place may be the same under a new name: of its own, only more counts.
-    counted = [content for content in before if content is not own or _asked_in(content) > now]
-    results = (_asked_in(content) for content in counted if _has_results(content, finished))
-    cases = Counter(case for case, _ in now.union(*results))
-    largest = max((cases[case] for case, _ in now), default=0)
-    family = max(map(len, families), default=0)
-    stored = 0 if own is None else int(own.get("comparisons_before", 0))
-    return max(stored, largest) if largest > family else stored
+def _has_the_same_margin(now: Stored, content: Stored) -> bool:
+    return bool(content.get("margin") == now["margin"])
 
 
-Asked = set[tuple[str, frozenset[str]]]
-"""Cases, and the two arms that are compared there: either way round, it is one comparison."""
+def _has_the_same_looks(now: Stored, content: Stored) -> bool:
+    return bool(content.get("planned_looks", []) == now["planned_looks"])
 
 
-def _asked(comparisons: Iterable[Mapping[str, str]], cases: Mapping[str, str]) -> Asked:
-    """What is compared, given the case of each arm."""
-    return {(cases[pair["arm"]], frozenset((pair["arm"], pair["baseline"]))) for pair in comparisons}
-
-
-def _asked_of(planned: Plan) -> Asked:
-    return _asked(planned.comparisons()[0], {arm.name: arm.case for arm in planned.arms})
-
-
-def _asked_in(content: Stored) -> Asked:
-    return _asked(content["comparisons"], {arm["name"]: arm.get("case") or "" for arm in content["arms"]})
+def _is_measured_alike(now: Stored, content: Stored) -> bool:
+    """Whether the same number is compared in every arm that both have."""
+    common = _in_common(now, content, lambda arm: arm.get("metric"))
+    return content["metric"]["name"] == now["metric"]["name"] and all(one == other for one, other in common)
 
 
 def _has_results(content: Stored, finished: CountFinished) -> bool:
     """Whether any difference can be told; a baseline alone, which many plans have in common, tells none."""
-    trials = {arm["name"]: [trial["trial_id"] for trial in arm["trials"]] for arm in content["arms"]}
-    known = {name for name, ids in trials.items() if any(finished([trial]) for trial in ids)}
-    return any({pair["arm"], pair["baseline"]} <= known for pair in content["comparisons"])
+    known = {name for name, ids in _trials(content).items() if any(finished([trial]) for trial in ids)}
+    return any(pair <= known for _, pair in _asked(content))
 
 
-def _looks(planned: Plan, stored: list[Stored], finished: CountFinished) -> tuple[int, ...]:
+def _are_finished(trials: Collection[str], finished: CountFinished) -> bool:
+    return finished(set(trials)) == len(set(trials))
+
+
+def _comparisons_before(
+    now: Stored, own: Stored | None, others: Sequence[Stored], finished: CountFinished
+) -> int:
+    """As in `History`; what was asked before there were results of more was not chosen, and stays so."""
+    asked = _asked(now)
+    before = [each for each in (own, *others) if each is not None]
+    for content in before:
+        if _asked(content) == asked:
+            return int(content.get("comparisons_before", 0))
+    # What a file asks in another's place may be the same under a new name: of its own, only more counts.
+    counted = [each for each in before if each is not own or _asked(each) > asked]
+    results = (_asked(each) for each in counted if _has_results(each, finished))
+    cases = Counter(case for case, _ in asked.union(*results))
+    largest = max((cases[case] for case, _ in asked), default=0)
+    family = max(map(len, now["families"]), default=0)
+    stored = 0 if own is None else int(own.get("comparisons_before", 0))
+    return max(stored, largest) if largest > family else stored
+
+
+def _looks(now: Stored, stored: list[Stored], finished: CountFinished) -> tuple[int, ...]:
     """Those known, and the seeds of a plan that is finished where this one is not."""
     looks = {int(look) for content in stored for look in content.get("looks", ())}
     looks |= {int(content.get("seeds_before", 0)) for content in stored} - {0}
-    trials = {trial.id for trial in planned.trials()}
-    if finished(trials) == len(trials):
+    if _are_finished(_trial_ids(now), finished):
         return tuple(sorted(looks))
-    names = {arm.name for arm in planned.arms}
+    arms = _trials(now).keys()
     for content in stored:
-        arms = [arm for arm in content["arms"] if arm["name"] in names]
-        before, seeds = _trial_ids(arms), max(len(arm["trials"]) for arm in arms)
-        expected = _looks_as_planned(planned, content) and seeds in planned.study.looks
-        if finished(before) == len(before) and not expected:
+        before = [ids for name, ids in _trials(content).items() if name in arms]
+        seeds = max(map(len, before))
+        expected = _looks_as_planned(now, content) and seeds in now["planned_looks"]
+        if not expected and _are_finished(set().union(*before), finished):
             looks.add(seeds)
     return tuple(sorted(looks))
 
 
-def _looks_as_planned(planned: Plan, content: Stored) -> bool:
+def _looks_as_planned(now: Stored, content: Stored) -> bool:
     """Whether a stored plan is to be judged at the same numbers of seeds: the level allows for all."""
-    return bool(planned.study.looks) and content.get("planned_looks") == list(planned.study.looks)
+    return bool(now["planned_looks"]) and _has_the_same_looks(now, content)
 
 
-def _seeds_before(planned: Plan, stored: list[Stored], finished: CountFinished) -> int:
+def _seeds_before(now: Stored, stored: list[Stored], finished: CountFinished) -> int:
     """As in `History`: whoever leaves seeds out may leave out those that he would rather not have."""
-    pairs = {frozenset((pair["arm"], pair["baseline"])) for pair in planned.comparisons()[0]}
-    asked = planned.study.seeds
+    asked = max(map(len, _trials(now).values()))
     found = [int(content.get("seeds_before", 0)) for content in stored]
     for content in stored:
-        trials = {arm["name"]: [trial["trial_id"] for trial in arm["trials"]] for arm in content["arms"]}
-        left_out = [
-            (seed + 1, both)
-            for pair in pairs
-            if pair <= trials.keys() and not _looks_as_planned(planned, content)
-            for seed, both in enumerate(zip(*(trials[name] for name in pair), strict=True))
-            if seed >= asked
-        ]
-        found += [seeds for seeds, both in left_out if finished(both) == len(set(both))]
+        trials = _trials(content)
+        if _looks_as_planned(now, content):
+            continue
+        for pair in (pair for _, pair in _asked(now) if pair <= trials.keys()):
+            by_seed = zip(*(trials[name] for name in pair), strict=True)
+            found += [n for n, both in enumerate(by_seed, 1) if n > asked and _are_finished(both, finished)]
     return max((seeds for seeds in found if seeds > asked), default=0)
-
-
-def _trial_ids(arms: list[dict[str, Any]]) -> set[str]:
-    return {trial["trial_id"] for arm in arms for trial in arm["trials"]}
-
-
-def _is_measured_alike(planned: Plan, content: Stored) -> bool:
-    """Whether the same number is compared in every arm that both have."""
-    own = {arm["name"]: arm.get("metric") for arm in content["arms"]}
-    return content["metric"]["name"] == planned.details["metric"]["name"] and all(
-        own[arm.name] == arm.metric for arm in planned.arms if arm.name in own
-    )

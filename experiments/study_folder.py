@@ -79,7 +79,7 @@ def history_of(planned: Plan, path: Path, store: Store, asked: Request) -> Histo
         same = [key for key in ("margin", "looks") if getattr(in_file, key) == getattr(planned.study, key)]
         fixed += ["metric", *(key for key in same if getattr(in_file, key))]  # no command changes the metric
     return history.trace(
-        search.settle(planned, store).plan,
+        search.settle(planned, store).plan.to_dict(plan.Origin(command="")),
         stored_plan.load_stored(path),
         stored_plan.load_stored(whole) if is_part else None,
         _other_parts(path, first_of_name(asked, planned.study.task)),

@@ -185,8 +185,7 @@ def traced(
     """With the trials of the stored plans finished, unless it is said which are."""
     if done is None:
         done = trial_ids(*(content for content in (own, whole, *parts) if content))
-    made = stored_plan.make("words", study, Path("none"))
-    return trace(made, own, whole, parts, lambda ids: len(set(ids) & set(done)), fixed=fixed)
+    return trace(content_of(study), own, whole, parts, lambda ids: len(set(ids) & set(done)), fixed=fixed)
 
 
 def trial_ids(*plans: dict[str, Any]) -> set[str]:
@@ -349,8 +348,7 @@ def test_the_share_of_planned_looks_cannot_be_had_back(fixed: tuple[str, ...]) -
     ids = trial_ids(before)
 
     def after(own: dict | None, parts: Sequence[dict] = (), done: Collection[str] = ids) -> int:
-        made = stored_plan.make("words", STUDY, Path("none"))
-        return trace(made, own, None, parts, lambda some: len(set(some) & set(done)), fixed=fixed).looks_after
+        return traced(STUDY, own, None, parts, done, fixed).looks_after
 
     assert after(before) == after(None, [before]) == len(ids)
     assert after(before, done=()) == 0, "nothing was seen"

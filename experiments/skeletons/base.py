@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -11,8 +13,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from experiments.interface import Output, TaskSpec
-from experiments.skeletons.blocks import LAYER_SCALE, NORM_EPS, BlockName, mixer_slots, preset
+from experiments.interface import MixerFactory, Output, TaskSpec
+from experiments.skeletons.blocks import (
+    LAYER_SCALE,
+    NORM_EPS,
+    Block,
+    BlockName,
+    BlockOptions,
+    mixer_slots,
+    preset,
+)
 from experiments.skeletons.dense import PerPixel, UPerNet
 from experiments.skeletons.mask_rcnn import MaskRCNN, initial_std
 from experiments.skeletons.moe import MixtureOfExperts
@@ -50,10 +60,9 @@ class Skeleton(nn.Module, ABC):
     init_name: ClassVar[Init] = "fixed"
     pattern_over: ClassVar[PatternOver] = "layer"  # what several mixers alternate over
 
-    init: Init
-
-    def __init__(self) -> None:
+    def __init__(self, init: Init | None) -> None:
         super().__init__()
+        self.init = init or self.init_name
         self.stage_norms: nn.ModuleList | None = None  # of the maps that dense heads read
 
     @classmethod
@@ -101,10 +110,37 @@ class Skeleton(nn.Module, ABC):
         head = self._modules.get("head")
         return head if isinstance(head, MaskRCNN) else None
 
-    def drop_path_rates(self, drop_path: float | None, depth: int) -> list[float]:
-        """One rate per block, growing linearly from 0 to `drop_path`, or to that of the class if None."""
-        last = self.drop_path_rate if drop_path is None else drop_path
-        return [last * layer / max(depth - 1, 1) for layer in range(depth)]
+    def build_blocks(
+        self,
+        mixer: MixerFactory,
+        options: BlockOptions,
+        depths: Sequence[int],
+        dims: Sequence[int],
+        *,
+        grid_rank: int,
+        drop_path: float | None,
+    ) -> list[list[Block]]:
+        """The blocks of every stage, given how many each has and of how many channels.
+
+        The rate of stochastic depth grows linearly from 0 at the first block to `drop_path` at the last; None
+        stands for that of the class.
+        """
+        last_rate = self.drop_path_rate if drop_path is None else drop_path
+        count = sum(depths)
+        with_experts = options.experts.layers(count)
+        layers = iter(range(count))
+        return [
+            [
+                options.build(
+                    dim,
+                    partial(mixer, grid_rank=grid_rank, stage=stage, layer=layer),
+                    last_rate * layer / max(count - 1, 1),
+                    has_experts=layer in with_experts,
+                )
+                for layer in islice(layers, depth)
+            ]
+            for stage, (depth, dim) in enumerate(zip(depths, dims, strict=True))
+        ]
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:

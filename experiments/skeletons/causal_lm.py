@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -106,7 +105,7 @@ class CausalLM(Skeleton):
         moe_every: MoeEvery = 1,
         balance: Balance = BALANCE,
     ) -> None:
-        super().__init__()
+        super().__init__(init)
         if task.input != "tokens":
             raise InputError(
                 f"causal-lm reads tokens, but the task's input is {task.input!r}: take another --skeleton, "
@@ -116,27 +115,15 @@ class CausalLM(Skeleton):
             raise InputError(
                 f"causal-lm answers {' or '.join(self.heads)}, but the task asks for {task.output!r}"
             )
-        self.init = init or self.init_name
-        mixtures = ExpertOptions(experts, experts_per_token, moe_every, balance)
-        options = BlockOptions(
-            block, expansion_ratio, conv_ratio, act, bias, gate, mlp, layer_scale, mixtures
-        )
-        rates = self.drop_path_rates(drop_path, depth)
-        with_experts = mixtures.layers(depth)
+        mixture = ExpertOptions(experts, experts_per_token, moe_every, balance)
+        options = BlockOptions(block, expansion_ratio, conv_ratio, act, bias, gate, mlp, layer_scale, mixture)
         self.position = position
         # drawn with all other weights: on the meta device a first draw would make torch import its compiler
         self.embed = nn.Embedding.from_pretrained(torch.zeros(task.channels, dim), freeze=False)
         self.pos_embed = nn.Parameter(torch.zeros(*task.grid, dim)) if position == "learned" else None
         self.embed_drop = nn.Dropout(embed_drop)
-        self.blocks = nn.ModuleList(
-            options.build(
-                dim,
-                partial(mixer, grid_rank=1, stage=0, layer=layer),
-                rates[layer],
-                has_experts=layer in with_experts,
-            )
-            for layer in range(depth)
-        )
+        (blocks,) = self.build_blocks(mixer, options, [depth], [dim], grid_rank=1, drop_path=drop_path)
+        self.blocks = nn.ModuleList(blocks)
         self.readout = readout if task.output == "one" else None
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.fc = nn.Linear(dim, task.classes, bias=False)

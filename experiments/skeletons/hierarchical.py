@@ -8,7 +8,7 @@ images and small computers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from itertools import pairwise
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -98,30 +98,14 @@ class MambaOut(Skeleton):
         moe_every: MoeEvery = 1,
         balance: Balance = BALANCE,
     ) -> None:
-        super().__init__()
-        self.init = init or self.init_name
+        super().__init__(init)
         require_images(task, self.heads)
-        mixtures = ExpertOptions(experts, experts_per_token, moe_every, balance)
-        options = BlockOptions(
-            block, expansion_ratio, conv_ratio, act, bias, gate, mlp, layer_scale, mixtures
-        )
-        rates = self.drop_path_rates(drop_path, sum(self.depths))
-        with_experts = mixtures.layers(sum(self.depths))
+        mixture = ExpertOptions(experts, experts_per_token, moe_every, balance)
+        options = BlockOptions(block, expansion_ratio, conv_ratio, act, bias, gate, mlp, layer_scale, mixture)
         self.stem = Stem(task.channels, self.dims[0], self.stem_strides)
-        self.stages = nn.Sequential()
-        for stage, (depth, dim) in enumerate(zip(self.depths, self.dims, strict=True)):
-            first = sum(self.depths[:stage])
-            blocks = [
-                options.build(
-                    dim,
-                    partial(mixer, grid_rank=2, stage=stage, layer=layer),
-                    rates[layer],
-                    has_experts=layer in with_experts,
-                )
-                for layer in range(first, first + depth)
-            ]
-            downsample = Downsample(self.dims[stage - 1], dim) if stage > 0 else nn.Identity()
-            self.stages.append(Stage(downsample, blocks))
+        stages = self.build_blocks(mixer, options, self.depths, self.dims, grid_rank=2, drop_path=drop_path)
+        downsamples = [nn.Identity(), *(Downsample(*dims) for dims in pairwise(self.dims))]
+        self.stages = nn.Sequential(*map(Stage, downsamples, stages))
         self.add_head(task, self.dims, readout, head)
 
     @classmethod

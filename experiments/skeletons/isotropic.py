@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -100,31 +99,19 @@ class Isotropic(Skeleton):
         moe_every: MoeEvery = 1,
         balance: Balance = BALANCE,
     ) -> None:
-        super().__init__()
-        self.init = init or self.init_name
+        super().__init__(init)
         require_images(task, self.heads)
-        mixtures = ExpertOptions(experts, experts_per_token, moe_every, balance)
-        options = BlockOptions(
-            block, expansion_ratio, conv_ratio, act, bias, gate, mlp, layer_scale, mixtures
-        )
-        rates = self.drop_path_rates(drop_path, self.depth)
-        with_experts = mixtures.layers(self.depth)
+        mixture = ExpertOptions(experts, experts_per_token, moe_every, balance)
+        options = BlockOptions(block, expansion_ratio, conv_ratio, act, bias, gate, mlp, layer_scale, mixture)
         self.patch_embed = self.embed(task.channels, patch_size or self.patch_side)
         self.pos_embed: nn.Parameter | None = None
         if position == "learned":
             grid = [-(-side // (patch_size or self.patch_side)) for side in task.grid]
             self.pos_embed = nn.Parameter(torch.zeros(*grid, self.dim))  # (H, W, C)
-        self.blocks = nn.Sequential(
-            *(
-                options.build(
-                    self.dim,
-                    partial(mixer, grid_rank=2, stage=0, layer=layer),
-                    rates[layer],
-                    has_experts=layer in with_experts,
-                )
-                for layer in range(self.depth)
-            )
+        (blocks,) = self.build_blocks(
+            mixer, options, [self.depth], [self.dim], grid_rank=2, drop_path=drop_path
         )
+        self.blocks = nn.Sequential(*blocks)
         self.add_head(task, [self.dim], readout, head)
 
     def embed(self, channels: int, patch_size: int) -> nn.Module:

@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from experiments.interface import TaskSpec
 from experiments.tasks.base import IGNORE, Batch, example_ids, fingerprint, generator, shuffled
 from experiments.trial import stream
 from mixers.registry import InputError
@@ -24,6 +25,11 @@ targets, (n, L) or (n,), in int64."""
 REDRAWS = 200  # even where 9 rows of 10 are held out, a batch is through by then
 NOTABLY = 1.0  # points by which a guess in the row is better, to be listed
 GUESSED = 2**20  # tokens of an extra test set that are enough to tell what guesses get
+
+
+def language_spec(vocabulary: int, length: int) -> TaskSpec:
+    """Tokens in, a token of the same vocabulary as the answer at each of them, none of which sees ahead."""
+    return TaskSpec("tokens", vocabulary, (length,), vocabulary, output="per-token", causal=True)
 
 
 class GeneratedData:

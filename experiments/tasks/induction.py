@@ -53,7 +53,7 @@ class Induction(Classification):
         fresh: bool = True,
     ) -> None:
         self.length, self.vocabulary, self.fresh = length, vocabulary, fresh
-        self.train, self.validation, self.test = train, validation, test
+        self.sizes = {"train": train, "validation": validation, "test": test}
         self.test_lengths = read_lengths("induction", test_lengths)
 
     @property
@@ -61,12 +61,11 @@ class Induction(Classification):
         return TaskSpec("tokens", self.vocabulary + 1, (self.length,), self.vocabulary, causal=True)
 
     def load(self, seed: int) -> TaskData:
-        sizes = {"train": self.train, "validation": self.validation, "test": self.test}
         further = {str(length): partial(self.draw, length=length) for length in self.test_lengths}
         return GeneratedData(
             "induction",
             self.draw,
-            sizes,
+            self.sizes,
             seed,
             answers=range(self.vocabulary),
             fresh=self.fresh,

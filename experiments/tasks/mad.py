@@ -19,7 +19,7 @@ from torch import Tensor
 
 from experiments.interface import TaskSpec
 from experiments.tasks.base import IGNORE, TaskData, TokenClassification, generator
-from experiments.tasks.generated import Draw, GeneratedData
+from experiments.tasks.generated import Draw, GeneratedData, language_spec
 from mixers.registry import InputError
 
 Count = Annotated[int, Field(ge=1)]
@@ -63,7 +63,7 @@ class Recall(TokenClassification):
         test: Count = 1_280,
     ) -> None:
         self.length, self.vocabulary = length, vocabulary
-        self.train, self.validation, self.test = train, validation, test
+        self.sizes = {"train": train, "validation": validation, "test": test}
         if length % 2 or length < 4:
             raise InputError(f"task mad recall: length must be even and at least 4, got {length}")
         if self.keys < 1:
@@ -79,13 +79,11 @@ class Recall(TokenClassification):
 
     @property
     def spec(self) -> TaskSpec:
-        size = self.vocabulary
-        return TaskSpec("tokens", size, (self.length - 1,), size, output="per-token", causal=True)
+        return language_spec(self.vocabulary, self.length - 1)
 
     def load(self, seed: int) -> TaskData:
-        sizes = {"train": self.train, "validation": self.validation, "test": self.test}
         train_draw, values = next_tokens(self.draw_row), range(self.keys, 2 * self.keys)
-        return GeneratedData("mad recall", self.draw, sizes, seed, train_draw=train_draw, answers=values)
+        return GeneratedData("mad recall", self.draw, self.sizes, seed, train_draw=train_draw, answers=values)
 
     def draw(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """-> inputs and targets, (count, L - 1) each."""
@@ -166,7 +164,7 @@ class FuzzyRecall(TokenClassification):
         test: Count = 1_280,
     ) -> None:
         self.length, self.vocabulary = length, vocabulary
-        self.train, self.validation, self.test = train, validation, test
+        self.sizes = {"train": train, "validation": validation, "test": test}
         if length < 6 * PROBE_MOTIF:
             raise InputError(
                 f"task mad-fuzzy-recall: length must be at least {6 * PROBE_MOTIF}, got {length}"
@@ -184,18 +182,16 @@ class FuzzyRecall(TokenClassification):
 
     @property
     def spec(self) -> TaskSpec:
-        size = self.vocabulary
-        return TaskSpec("tokens", size, (self.length,), size, output="per-token", causal=True)
+        return language_spec(self.vocabulary, self.length)
 
     def load(self, seed: int) -> TaskData:
-        sizes = {"train": self.train, "validation": self.validation, "test": self.test}
 
         def of_any_length(count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
             return self.draw_rows(count, random, shortest_key=1)
 
         train_draw, values = next_tokens(of_any_length), range(self.letters, self.vocabulary - 1)
         return GeneratedData(
-            "mad-fuzzy-recall", self.draw, sizes, seed, train_draw=train_draw, answers=values
+            "mad-fuzzy-recall", self.draw, self.sizes, seed, train_draw=train_draw, answers=values
         )
 
     def draw(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -273,16 +269,16 @@ class MadSelectiveCopy(TokenClassification):
         if vocabulary < 4:
             raise InputError(f"task mad-selective-copy: vocabulary must be at least 4, got {vocabulary}")
         self.length, self.vocabulary, self.tokens = length, vocabulary, tokens
-        self.train, self.validation, self.test = train, validation, test
+        self.sizes = {"train": train, "validation": validation, "test": test}
 
     @property
     def spec(self) -> TaskSpec:
-        size = self.vocabulary
-        return TaskSpec("tokens", size, (self.length,), size, output="per-token", causal=True)
+        return language_spec(self.vocabulary, self.length)
 
     def load(self, seed: int) -> TaskData:
-        sizes = {"train": self.train, "validation": self.validation, "test": self.test}
-        return GeneratedData("mad-selective-copy", self.draw, sizes, seed, answers=range(self.vocabulary - 2))
+        return GeneratedData(
+            "mad-selective-copy", self.draw, self.sizes, seed, answers=range(self.vocabulary - 2)
+        )
 
     def draw(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """-> inputs and targets, (count, L) each."""
@@ -327,16 +323,16 @@ class Compression(TokenClassification):
         test: Count = 1_280,
     ) -> None:
         self.length, self.vocabulary = length, vocabulary
-        self.train, self.validation, self.test = train, validation, test
+        self.sizes = {"train": train, "validation": validation, "test": test}
 
     @property
     def spec(self) -> TaskSpec:
-        grid, size = (2 * self.length - 1,), self.vocabulary + 1
-        return TaskSpec("tokens", size, grid, size, output="per-token", causal=True)
+        return language_spec(self.vocabulary + 1, 2 * self.length - 1)
 
     def load(self, seed: int) -> TaskData:
-        sizes = {"train": self.train, "validation": self.validation, "test": self.test}
-        return GeneratedData("mad-compression", self.draw, sizes, seed, answers=range(self.vocabulary - 1))
+        return GeneratedData(
+            "mad-compression", self.draw, self.sizes, seed, answers=range(self.vocabulary - 1)
+        )
 
     def draw(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """-> inputs and targets, (count, 2 L - 1) each."""
@@ -381,19 +377,17 @@ class Memorization(TokenClassification):
         if length % 2:
             raise InputError(f"task mad-memorization: length must be even, got {length}")
         self.length, self.vocabulary = length, vocabulary
-        self.train, self.validation, self.test = train, validation, test
+        self.sizes = {"train": train, "validation": validation, "test": test}
         keys = (vocabulary - 1) // 2
         self.values = keys + torch.randperm(keys, generator=generator(MAP_SEED))  # (K,), by key
 
     @property
     def spec(self) -> TaskSpec:
-        size = self.vocabulary
-        return TaskSpec("tokens", size, (self.length,), size, output="per-token", causal=True)
+        return language_spec(self.vocabulary, self.length)
 
     def load(self, seed: int) -> TaskData:
-        sizes = {"train": self.train, "validation": self.validation, "test": self.test}
         values = range(len(self.values), 2 * len(self.values))
-        return GeneratedData("mad-memorization", self.draw, sizes, seed, answers=values)
+        return GeneratedData("mad-memorization", self.draw, self.sizes, seed, answers=values)
 
     def draw(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """-> inputs and targets, (count, L) each."""

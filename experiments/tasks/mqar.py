@@ -10,7 +10,7 @@ from torch import Tensor
 
 from experiments.interface import TaskSpec
 from experiments.tasks.base import IGNORE, TaskData, TokenClassification
-from experiments.tasks.generated import GeneratedData
+from experiments.tasks.generated import GeneratedData, language_spec
 from mixers.registry import InputError
 
 Count = Annotated[int, Field(ge=1)]
@@ -70,17 +70,15 @@ class MQAR(TokenClassification):
             )
         self.length, self.vocabulary, self.pairs = length, vocabulary, pairs
         self.power, self.random_non_queries, self.fresh = power, random_non_queries, fresh
-        self.train, self.validation, self.test = train, validation, test
+        self.sizes = {"train": train, "validation": validation, "test": test}
 
     @property
     def spec(self) -> TaskSpec:
-        size = self.vocabulary
-        return TaskSpec("tokens", size, (self.length,), size, output="per-token", causal=True)
+        return language_spec(self.vocabulary, self.length)
 
     def load(self, seed: int) -> TaskData:
-        sizes = {"train": self.train, "validation": self.validation, "test": self.test}
         values = range(self.vocabulary // 2, self.vocabulary)
-        return GeneratedData("mqar", self.draw, sizes, seed, fresh=self.fresh, answers=values)
+        return GeneratedData("mqar", self.draw, self.sizes, seed, fresh=self.fresh, answers=values)
 
     def draw(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """-> inputs and targets, (count, L) each."""

@@ -48,7 +48,7 @@ class Parity(TokenClassification):
         fresh: bool = True,
     ) -> None:
         self.length, self.target, self.fresh = length, target, fresh
-        self.train, self.validation, self.test = train, validation, test
+        self.sizes = {"train": train, "validation": validation, "test": test}
         self.test_lengths = read_lengths("parity", test_lengths)
 
     @property
@@ -57,10 +57,9 @@ class Parity(TokenClassification):
         return TaskSpec("tokens", 2, (self.length,), 2, output=output, causal=True)
 
     def load(self, seed: int) -> TaskData:
-        sizes = {"train": self.train, "validation": self.validation, "test": self.test}
         further = {str(length): partial(self.draw, length=length) for length in self.test_lengths}
         return GeneratedData(
-            "parity", self.draw, sizes, seed, answers=range(2), fresh=self.fresh, extra_tests=further
+            "parity", self.draw, self.sizes, seed, answers=range(2), fresh=self.fresh, extra_tests=further
         )
 
     def measure(self, predictions: Tensor, targets: Tensor, mean_loss: float) -> dict[str, float]:

@@ -59,7 +59,7 @@ class SceneDetection(InstanceSegmentation):
     ) -> None:
         self.ask = ask
         self.rule = SceneRule(side, digits, noise, same=0.5 if ask == "relation" else None)
-        self.train, self.validation, self.test = train, validation, test
+        self.sizes = {"train": train, "validation": validation, "test": test}
 
     @property
     def spec(self) -> TaskSpec:
@@ -68,8 +68,7 @@ class SceneDetection(InstanceSegmentation):
         return TaskSpec("image", 1, grid, classes, output="instances")
 
     def load(self, seed: int) -> TaskData:
-        sizes = {"train": self.train, "validation": self.validation, "test": self.test}
-        return DetectionData(SceneData(self.rule, sizes, seed), self.ask)
+        return DetectionData(SceneData(self.rule, self.sizes, seed), self.ask)
 
 
 class DetectionData:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from experiments.interface import TaskSpec
 from experiments.tasks.base import IGNORE, TaskData, TokenClassification
-from experiments.tasks.generated import GeneratedData
+from experiments.tasks.generated import GeneratedData, language_spec
 from mixers.registry import InputError
 
 Count = Annotated[int, Field(ge=1)]
@@ -59,17 +59,15 @@ class SelectiveCopy(TokenClassification):
                 "noise and marker; it takes 4"
             )
         self.length, self.vocabulary, self.tokens = length, vocabulary, tokens
-        self.train, self.validation, self.test, self.fresh = train, validation, test, fresh
+        self.sizes, self.fresh = {"train": train, "validation": validation, "test": test}, fresh
 
     @property
     def spec(self) -> TaskSpec:
-        grid, size = (self.length + self.tokens,), self.vocabulary
-        return TaskSpec("tokens", size, grid, size, output="per-token", causal=True)
+        return language_spec(self.vocabulary, self.length + self.tokens)
 
     def load(self, seed: int) -> TaskData:
-        sizes = {"train": self.train, "validation": self.validation, "test": self.test}
         answers = range(1, self.vocabulary - 1)
-        return GeneratedData("selective-copy", self.draw, sizes, seed, fresh=self.fresh, answers=answers)
+        return GeneratedData("selective-copy", self.draw, self.sizes, seed, fresh=self.fresh, answers=answers)
 
     def draw(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """-> inputs and targets, (count, length + M) each."""

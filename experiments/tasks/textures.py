@@ -52,7 +52,7 @@ class Textures(Classification):
         validation: Count = 200,
         test: Count = 500,
     ) -> None:
-        self.side, self.train, self.validation, self.test = side, train, validation, test
+        self.side, self.sizes = side, {"train": train, "validation": validation, "test": test}
 
     @property
     def spec(self) -> TaskSpec:
@@ -75,7 +75,7 @@ class TexturesData:
 
     def __init__(self, task: Textures, photographs: Tensor, seed: int) -> None:
         self._task, self._photographs, self._seed = task, photographs, seed
-        self.sizes = {"train": task.train, "validation": task.validation, "test": task.test}
+        self.sizes = task.sizes
         orders = [
             torch.randperm(BLOCKS, generator=generator(stream(seed, "data", "split", name)))
             for name in PHOTOGRAPHS
@@ -92,12 +92,12 @@ class TexturesData:
 
     @property
     def fingerprint(self) -> str:
-        first = next(self.train_batches(0, min(64, self._task.train)))
+        first = next(self.train_batches(0, min(64, self.sizes["train"])))
         fixed = [next(self.batches(split, self.sizes[split])).inputs for split in ("validation", "test")]
         return fingerprint(self._photographs, *self.blocks.values(), first.inputs, *fixed)
 
     def train_batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
-        for step in range(start, self._task.train // batch_size):
+        for step in range(start, self.sizes["train"] // batch_size):
             random = generator(stream(self._seed, "augmentation", epoch, step))
             pieces, labels = self._draw("train", batch_size, random)
             yield Batch(turned(pieces, random), labels, step * batch_size + torch.arange(batch_size))

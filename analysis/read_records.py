@@ -19,7 +19,6 @@ from analysis.records import (
     Arm,
     Case,
     Json,
-    Metric,
     NaiveBaseline,
     PublishedRow,
     RatePoint,
@@ -28,6 +27,7 @@ from analysis.records import (
     Study,
     Trial,
 )
+from experiments.interface import Metric
 from experiments.trial import SCHEMA_VERSION
 
 
@@ -153,25 +153,19 @@ def read_study(plan: Json, trials_folder: Path) -> Study:
 
 def _case(row: Json) -> Case:
     _check_keys(row, "a case", ("name", "at", "series", "about"), optional=("skeleton",))
-    return Case(row["name"], row["at"], row["series"], row["about"], row.get("skeleton", ""))
+    return Case(**row)
 
 
 def _published_row(row: Json) -> PublishedRow:
     keys = ("entry", "value", "source", "convention", "tolerance", "not_comparable")
     _check_keys(row, "a published number", keys)
-    return PublishedRow(
-        arm=row["entry"],
-        value=row["value"],
-        source=row["source"],
-        convention=row["convention"],
-        tolerance=row["tolerance"],
-        not_comparable=row["not_comparable"],
-    )
+    fields = dict(row)
+    return PublishedRow(arm=fields.pop("entry"), **fields)
 
 
 def _naive_baseline(row: Json) -> NaiveBaseline:
     _check_keys(row, "a naive baseline", ("name", "value", "case"))
-    return NaiveBaseline(row["name"], row["value"], row["case"])
+    return NaiveBaseline(**row)
 
 
 def _check_keys(row: Json, what: str, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:

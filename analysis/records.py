@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.quantities import metric_in_words
+from experiments.interface import Metric
 
 OK, DIVERGED, FAILED, MISSING, UNREADABLE = "ok", "diverged", "failed", "missing", "unreadable"
 
@@ -31,21 +32,6 @@ Json = dict[str, Any]
 
 class RecordError(ValueError):
     """A file that cannot be used; the message is one line that names the file and says why."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """The reported number. `difference_unit` is what differences are in: points, where the metric is in %."""
-
-    name: str
-    unit: str
-    difference_unit: str
-    higher_is_better: bool
-
-    @property
-    def direction(self) -> int:
-        """+1 if higher is better, -1 if lower is."""
-        return 1 if self.higher_is_better else -1
 
 
 @dataclass(frozen=True)

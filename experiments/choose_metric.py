@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from experiments.tasks.base import Metric, Task, TaskData
+from experiments.interface import Metric
+from experiments.tasks.base import Task, TaskData
 from mixers.registry import InputError, suggest
 
 

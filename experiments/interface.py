@@ -1,4 +1,4 @@
-"""What tasks and skeletons know of each other, so that neither imports the other. Free of torch."""
+"""What tasks, skeletons and reports know of one another, so that none imports another. Free of torch."""
 
 from __future__ import annotations
 
@@ -35,6 +35,21 @@ class TaskSpec:
     classes: int
     output: Output = "one"
     causal: bool = False
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The number that a task reports. Differences of numbers in % are in points."""
+
+    name: str
+    unit: str
+    difference_unit: str
+    higher_is_better: bool
+
+    @property
+    def direction(self) -> int:
+        """+1 if higher is better, -1 if lower is."""
+        return 1 if self.higher_is_better else -1
 
 
 class Mixer(Protocol):

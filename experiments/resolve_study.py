@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.quantities import plural
+from experiments.interface import Metric
 from experiments.plan import Plan, PlannedArm, changed_component
 from experiments.skeletons import SKELETONS
 from experiments.study import Arm, Case, Study, changed_recipe
@@ -17,9 +18,6 @@ from experiments.tasks import TASKS
 from experiments.trial import Recipe, Trial
 from mixers import MIXERS
 from mixers.registry import InputError, is_own
-
-if TYPE_CHECKING:  # it imports torch
-    from experiments.tasks.base import Metric
 
 
 def resolve(name: str, study: Study) -> Plan:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from analysis import quantities as q
 from analysis.paper.evidence import reservations, t_interval_of
 from analysis.paper.ours import OurStudy
-from analysis.records import Metric
 from analysis.statistics import Estimate, t_interval
 from analysis.summary import ArmSummary
 from analysis.table import Cell, Column, Table
+from experiments.interface import Metric
 
 MEASURED = {
     "images": {"top1": "accuracy"},

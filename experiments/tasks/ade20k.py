@@ -28,8 +28,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as colour
 
-from experiments.interface import TaskSpec
-from experiments.tasks.base import Batch, Metric, Scorer, TaskData, generator, share, shuffled
+from experiments.interface import Metric, TaskSpec
+from experiments.tasks.base import Batch, Scorer, TaskData, generator, share, shuffled
 from experiments.tasks.pixels import in_rgb
 from experiments.tasks.reading import FilesRead, Unreadable, whole
 from experiments.tasks.segmentation import at_size, pixel_loss

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -18,23 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.interface import TaskSpec
+from experiments.interface import Metric, TaskSpec
 from experiments.trial import stream
 
 Split = Literal["train", "validation", "test"]
 
 IGNORE = -100
 """Target where nothing is asked; torch's default."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What a task reports: its name, its unit, the unit of a difference, and which way is better."""
-
-    name: str
-    unit: str
-    difference_unit: str
-    higher_is_better: bool
 
 
 class Batch(NamedTuple):

@@ -21,11 +21,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from experiments.interface import TaskSpec
+from experiments.interface import Metric, TaskSpec
 from experiments.tasks.base import (
     ACCURACY,
     Batch,
-    Metric,
     TaskData,
     TokenClassification,
     example_ids,

@@ -12,8 +12,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from experiments.interface import TaskSpec
-from experiments.tasks.base import IGNORE, Batch, Classification, Metric, Task, TaskData
+from experiments.interface import Metric, TaskSpec
+from experiments.tasks.base import IGNORE, Batch, Classification, Task, TaskData
 from mixers.registry import InputError
 
 SEED = 0

@@ -21,12 +21,11 @@ from pydantic import Field
 from timm.data import create_transform
 from torch import Tensor
 
-from experiments.interface import TaskSpec
+from experiments.interface import Metric, TaskSpec
 from experiments.tasks.base import (
     Batch,
     Classification,
     ClassificationScorer,
-    Metric,
     Scorer,
     TaskData,
     share,
@@ -276,24 +275,20 @@ class ImagesData(FilesRead[Key, Stacked]):
         order = self._numbers["train"][shuffled(self.sizes["train"], self._seed, epoch)]
         places = share(batch_size, self.reading.rank, self.reading.ranks)
         steps = [order[step * batch_size :][places] for step in range(start, len(order) // batch_size)]
-        keys = (
-            [
-                ("train", number, stream(self._seed, "augmentation", epoch, number))
-                for number in numbers.tolist()
-            ]
-            for numbers in steps
-        )
+        keys = ([self._training_key(epoch, number) for number in numbers.tolist()] for numbers in steps)
         for numbers, read in zip(steps, self.read(keys), strict=True):
             images, labels, errors = read
+            self._note("train", numbers, errors)
             if len(errors) == len(numbers):
-                self._note("train", numbers, errors)
                 yield self._in_place_of(numbers, order, epoch)
                 continue
             if errors:
-                self._note("train", numbers, errors)
                 kept = _neighbours(len(numbers), errors)
                 images, labels, numbers = images[kept], labels[kept], numbers[kept]
             yield Batch(images, labels, numbers)
+
+    def _training_key(self, epoch: int, number: int) -> Key:
+        return "train", number, stream(self._seed, "augmentation", epoch, number)
 
     def _in_place_of(self, numbers: Tensor, order: Tensor, epoch: int) -> Batch:
         """The next image of the epoch that can be read, for a share of a batch in which none can.
@@ -306,9 +301,7 @@ class ImagesData(FilesRead[Key, Stacked]):
         after = int((order == numbers[-1]).nonzero()) + 1
         for number in order.roll(-after).tolist():
             try:
-                image, label = self._read_one(
-                    ("train", number, stream(self._seed, "augmentation", epoch, number))
-                )
+                image, label = self._read_one(self._training_key(epoch, number))
             except InputError:
                 continue
             labels, repeated = torch.full_like(numbers, label), torch.full_like(numbers, number)
@@ -322,9 +315,9 @@ class ImagesData(FilesRead[Key, Stacked]):
         passed_over = 0
         for numbers, read in zip(steps, self.read(keys), strict=True):
             images, labels, errors = read
+            self._note(split, numbers, errors)
+            passed_over += len(errors)
             if errors:
-                self._note(split, numbers, errors)
-                passed_over += len(errors)
                 kept = [place for place in range(len(numbers)) if place not in errors]
                 if not kept:
                     continue

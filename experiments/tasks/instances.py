@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from experiments.tasks.base import Metric
+from experiments.interface import Metric
 from experiments.tasks.coco_tools import coco_tools
 
 Target = dict[str, Tensor]

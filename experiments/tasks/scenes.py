@@ -23,17 +23,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from experiments.interface import TaskSpec
-from experiments.tasks.base import (
-    IGNORE,
-    Batch,
-    Metric,
-    Scorer,
-    example_ids,
-    fingerprint,
-    generator,
-    split_examples,
-)
+from experiments.interface import Metric, TaskSpec
+from experiments.tasks.base import IGNORE, Batch, Scorer, example_ids, fingerprint, generator, split_examples
 from experiments.tasks.digits import read_digits
 from experiments.tasks.segmentation import at_size, pixel_loss
 from experiments.trial import stream
@@ -201,7 +192,7 @@ class SceneSegmentation:
         test: Count = 500,
     ) -> None:
         self.rule = SceneRule(side, digits, noise)
-        self.train, self.validation, self.test = train, validation, test
+        self.sizes = {"train": train, "validation": validation, "test": test}
 
     @property
     def other_metrics(self) -> tuple[Metric, ...]:
@@ -217,8 +208,7 @@ class SceneSegmentation:
         return TaskSpec("image", 1, grid, len(QUESTIONS) * CLASSES, output="per-pixel")
 
     def load(self, seed: int) -> SceneData:
-        sizes = {"train": self.train, "validation": self.validation, "test": self.test}
-        return SceneData(self.rule, sizes, seed)
+        return SceneData(self.rule, self.sizes, seed)
 
     def training_loss(
         self, model: nn.Module, inputs: Tensor, targets: Mapping[str, Tensor], label_smoothing: float = 0.0

@@ -30,28 +30,17 @@ def run(arguments: Sequence[str]) -> int:
         InputError: something in it cannot be used.
     """
     verb, rest = command_line.split_verb(arguments)
-    if verb == "run" and set(command_line.HELP) & set(rest):
+    asks_for_help = not set(command_line.HELP).isdisjoint(rest)
+    if verb == "run" and asks_for_help:
         print(command_line.overview())
-    if verb in ("list", "doctor") and set(command_line.HELP) & set(rest):
+    if verb in ("list", "doctor") and asks_for_help:
         print(f"usage: run_ablation.py {verb}{' [NAME ...]' if verb == 'list' else ''}\n")
         print(command_line.COMMANDS[verb])
         return 0
-    if verb == "list":
-        return _list(rest)
-    if verb == "doctor":
-        return _doctor(rest)
-    if verb == "look":
-        return _look(rest)
-    if verb == "bench":
-        return _bench(rest)
-    if verb == "long":
-        return _long(rest)
-    if verb == "evaluate":
-        return _evaluate(rest)
-    if verb == "demo":
-        return _demo(rest)
     if verb == "report" and "--paper" in rest:
         return _paper([argument for argument in rest if argument != "--paper"])
+    if verb in BESIDE_STUDIES:
+        return BESIDE_STUDIES[verb](rest)
     try:
         return study_commands.perform(verb, rest)
     except InputError as error:
@@ -234,3 +223,15 @@ def _doctor(arguments: Sequence[str]) -> int:
     for line in examine():
         print(line, flush=True)
     return 0
+
+
+BESIDE_STUDIES = {
+    "bench": _bench,
+    "demo": _demo,
+    "doctor": _doctor,
+    "evaluate": _evaluate,
+    "list": _list,
+    "long": _long,
+    "look": _look,
+}
+"""Commands that no study is planned for."""

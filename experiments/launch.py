@@ -72,8 +72,7 @@ class Shard:
 
 def finished(folder: TrialFolder) -> bool:
     """Whether the trial came to a result; a failed one has not, it is tried again."""
-    result = folder.result()
-    return result is not None and result["status"] != "failed"
+    return folder.finished_result() is not None
 
 
 def missing(trials: Sequence[Trial], store: Store) -> list[Trial]:
@@ -128,7 +127,13 @@ def work(
         for trial in open_trials:
             if stop_requested():
                 return
-            ran |= _attempt(trial, store, runtime, session, stop_requested, run_trial)
+            folder = store.folder(trial.id)
+            if settled(folder, session):
+                continue
+            with folder.lock() as held:
+                if held and not settled(folder, session) and not folder.runs_elsewhere():
+                    _run(trial, folder, runtime, session, stop_requested, run_trial)
+                    ran = True
         open_trials = [trial for trial in open_trials if not settled(store.folder(trial.id), session)]
         if open_trials and not ran:
             time.sleep(POLL)
@@ -140,25 +145,6 @@ def settled(folder: TrialFolder, session: str) -> bool:
     if result is None:
         return False
     return result["status"] != "failed" or session in result["provenance"]["failed_in"]
-
-
-def _attempt(
-    trial: Trial,
-    store: Store,
-    runtime: Runtime,
-    session: str,
-    stop_requested: Callable[[], bool],
-    run_trial: RunTrial | None,
-) -> bool:
-    """Run the trial if nobody else does; whether it was run."""
-    folder = store.folder(trial.id)
-    if settled(folder, session):
-        return False
-    with folder.lock() as held:
-        if not held or settled(folder, session) or folder.runs_elsewhere():
-            return False
-        _run(trial, folder, runtime, session, stop_requested, run_trial)
-    return True
 
 
 def _run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from experiments import search, sources
 from experiments.plan import Plan
@@ -54,7 +53,7 @@ def find(plan: Plan, store: Store) -> Outdated:
     today: dict[tuple[str, ...], dict[str, str]] = {}
     files: dict[str, Collection[str]] = {}
     for trial_id in dict.fromkeys([*(trial.id for trial in plan.trials()), *search.trial_ids(plan)]):
-        result = _result(store, trial_id)
+        result = store.folder(trial_id).finished_result()
         before = result["provenance"].get("sources") if result else None
         if not result or not before:
             continue
@@ -73,17 +72,11 @@ def _with_other_data(plan: Plan, store: Store) -> dict[str, str]:
     found = {}
     for arm in plan.arms:
         task = str(arm.template.task)
-        first = _result(store, arm.trial(0).id) if task in plan.fingerprints else None
+        first = store.folder(arm.trial(0).id).finished_result() if task in plan.fingerprints else None
         if first and first["data"].get("fingerprint") not in (None, plan.fingerprints[task]):
             own = (arm.trial(seed).id for seed in range(plan.study.seeds))
-            found.update({trial_id: task for trial_id in own if _result(store, trial_id)})
+            found.update({trial_id: task for trial_id in own if store.folder(trial_id).finished_result()})
     return found
-
-
-def _result(store: Store, trial_id: str) -> dict[str, Any] | None:
-    """Of a finished trial; None of any other. A study of thousands reads each once."""
-    result = store.folder(trial_id).result()
-    return None if result is None or result["status"] == "failed" else result
 
 
 def _shown(trials: Collection[str]) -> str:

@@ -221,16 +221,17 @@ class TrialFolder:
 
     def progress(self) -> dict[str, Any] | None:
         """The last reported progress, or None if there is none that can be read."""
-        try:
-            stored: dict[str, Any] = json.loads((self.path / "progress.json").read_text())
-        except (OSError, ValueError):
-            return None
-        return stored if isinstance(stored, dict) and stored.keys() >= PROGRESS_FIELDS else None
+        stored = self._read("progress.json")
+        return stored if stored.keys() >= PROGRESS_FIELDS else None
 
     def timing(self) -> dict[str, Any]:
         """Seconds, speed and memory of a finished trial; empty if they cannot be read."""
+        return self._read("timing.json")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        """A file that a trial can do without; empty if it cannot be read."""
         try:
-            stored: dict[str, Any] = json.loads((self.path / "timing.json").read_bytes())
+            stored = json.loads((self.path / name).read_bytes())
         except (OSError, ValueError):
             return {}
         return stored if isinstance(stored, dict) else {}
@@ -241,25 +242,27 @@ class TrialFolder:
         A result that cannot be used (truncated, another schema version, another trial's) is not a
         result: `unusable_result` says why, `set_aside` moves it away.
         """
-        try:
-            stored = self._read_result()
-        except (OSError, ValueError):
-            return None
-        return None if stored is None or self._fault(stored) else stored
+        return self._read_result()[0]
 
-    def _read_result(self) -> Any:
-        try:
-            return json.loads((self.path / "result.json").read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+    def finished_result(self) -> dict[str, Any] | None:
+        """The result that the trial came to; None if it failed, since it is then tried again."""
+        result = self.result()
+        return None if result is None or result["status"] == "failed" else result
 
     def unusable_result(self) -> str | None:
         """Why the stored result cannot be used; None if it can, or if there is none."""
+        return self._read_result()[1]
+
+    def _read_result(self) -> tuple[dict[str, Any] | None, str | None]:
+        """The stored result if it can be used, and else why not; neither if there is none."""
         try:
-            stored = self._read_result()
+            stored = json.loads((self.path / "result.json").read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None, None
         except (OSError, ValueError) as error:
-            return f"not readable as JSON ({error})"
-        return None if stored is None else self._fault(stored)
+            return None, f"not readable as JSON ({error})"
+        fault = self._fault(stored)
+        return (stored, None) if fault is None else (None, fault)
 
     def _fault(self, stored: Any) -> str | None:
         if not isinstance(stored, dict):

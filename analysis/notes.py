@@ -51,13 +51,12 @@ def _rates(study: Study) -> str:
         return ""
     tried = {len(search.points) for search in study.searches.values()}
     count = _range(min(tried), max(tried))
-    several = len(study.search_seeds) > 1
-    seeds = q.listing([str(seed) for seed in study.search_seeds])
+    are = "are" if len(study.search_seeds) > 1 else "is"
     at_edge = [name for name, search in study.searches.items() if search.at_edge]
     edge = f"; still best at an edge of its grid: {q.listing(at_edge)}" if at_edge else ""
     return (
         f" Learning rates were chosen on validation among {count}, the same for every arm of a case, on "
-        f"{'seeds' if several else 'seed'} {seeds}, which {'are' if several else 'is'} not reported{edge}."
+        f"{q.seeds_listed(study.search_seeds)}, which {are} not reported{edge}."
     )
 
 
@@ -100,22 +99,14 @@ def _state(arms: dict[str, ArmSummary]) -> list[str]:
 def _unfinished(study: Study) -> list[str]:
     found = []
     for arm in study.arms.values():
-        for status, verb in (
-            (DIVERGED, "diverged"),
-            (FAILED, "failed"),
-            (MISSING, "missing"),
-            (UNREADABLE, "unreadable"),
-        ):
+        for status in (DIVERGED, FAILED, MISSING, UNREADABLE):
             trials = arm.with_status(status)
             if trials:
-                seeds = q.listing([str(trial.seed) for trial in trials])
+                seeds = q.seeds_listed([trial.seed for trial in trials])
                 reasons = sorted({trial.error for trial in trials if trial.error})
                 why = f": {'; '.join(reasons)}" if reasons else ""
-                word = "seed" if len(trials) == 1 else "seeds"
-                found.append(
-                    f"{len(trials)} of {q.plural(len(arm.trials), f'{arm.name} trial')} "
-                    f"{verb} ({word} {seeds}){why}."
-                )
+                planned = q.plural(len(arm.trials), f"{arm.name} trial")
+                found.append(f"{len(trials)} of {planned} {status} ({seeds}){why}.")
     return found
 
 
@@ -191,13 +182,10 @@ def _model_name(study: Study, arm: ArmSummary) -> str:
 
 
 def _unread_curves(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
-    found = []
-    for arm in arms.values():
-        if arm.unread_curves:
-            word = "seed" if len(arm.unread_curves) == 1 else "seeds"
-            seeds = q.listing([str(seed) for seed in arm.unread_curves])
-            found.append(
-                f"curve.csv of {_model_name(study, arm)} ({word} {seeds}) cannot be read: "
-                "whether training was done there is unknown."
-            )
+    found = [
+        f"curve.csv of {_model_name(study, arm)} ({q.seeds_listed(arm.unread_curves)}) cannot be read: "
+        "whether training was done there is unknown."
+        for arm in arms.values()
+        if arm.unread_curves
+    ]
     return list(dict.fromkeys(found))

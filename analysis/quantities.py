@@ -142,6 +142,12 @@ def listing(items: list[str] | tuple[str, ...], last: str = "and") -> str:
     return f"{', '.join(items[:-1])} {last} {items[-1]}"
 
 
+def first_of(items: list[str], most: int) -> str:
+    """All of them, or the first of many and how many more there are: ``a, b and 3 more``."""
+    more = [f"{len(items) - most} more"] if len(items) > most else []
+    return listing([*items[:most], *more])
+
+
 def seeds_listed(seeds: Sequence[int]) -> str:
     """``seed 3``, ``seeds 0, 1 and 4``."""
     return f"{'seed' if len(seeds) == 1 else 'seeds'} {listing([str(seed) for seed in seeds])}"

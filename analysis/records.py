@@ -164,12 +164,10 @@ class Study:
     margin_after: int = 0  # trials that were finished when the margin was first stored
     metric_after: int = 0  # the same for what is compared
     comparisons_before: int = 0  # asked of a case, these among them, if there were results of more
-    looks: list[int] = field(
-        default_factory=list
-    )  # unplanned: numbers of seeds, finished before there were more
+    looks: list[int] = field(default_factory=list)  # numbers of seeds that had finished before more came
     planned_looks: list[int] = field(
         default_factory=list
-    )  # numbers of seeds to judge at, which alpha allows for
+    )  # numbers of seeds to judge at: alpha allows for it
     looks_after: int = 0  # trials that were finished when these, or to judge once instead, were first stored
     seeds_before: int = 0  # of which there were results when fewer were asked for
     axis: str = ""  # what the cases vary

@@ -200,15 +200,9 @@ def _caption(study: Study, arms: dict[str, ArmSummary], comparisons: list[Compar
 
 def _places(study: Study) -> str:
     """Tasks, skeletons and budgets, and what is compared where that is not the same everywhere."""
-    places = ", ".join(q.listing(_first_of(values)) for values in study.settings.values() if values)
+    places = ", ".join(q.first_of(values, MOST_PLACES) for values in study.settings.values() if values)
     own = dict.fromkeys(f"{arm.metric} ({arm.case})" for arm in study.arms.values() if arm.metric)
     return places + (f". Compared: {'; '.join(own)}" if own else "")
-
-
-def _first_of(texts: list[str]) -> list[str]:
-    """All of them, or the first of many and how many more there are."""
-    more = [f"{len(texts) - MOST_PLACES} more"] if len(texts) > MOST_PLACES else []
-    return [*texts[:MOST_PLACES], *more]
 
 
 def _sampling_error(study: Study, comparisons: list[Comparison]) -> list[str]:

@@ -50,13 +50,8 @@ def _claim(comparison: Comparison, study: Study) -> str:
     margin = "" if study.margin is None else f"±{q.with_unit(study.margin, study.metric.difference_unit)}"
     if c.word in (HELPS, HURTS):
         preposition = "over" if c.word == HELPS else "relative to"
-        how = (
-            f", but {c.qualifier} of {margin}"
-            if c.qualifier == LESS
-            else f", {c.qualifier} of {margin}"
-            if c.qualifier
-            else ""
-        )
+        but = "but " if c.qualifier == LESS else ""
+        how = f", {but}{c.qualifier} of {margin}" if c.qualifier else ""
         return f"{c.arm} {c.word} {preposition} {c.baseline}{how}"
     if c.word == EQUIVALENT:
         follows = "" if c.guessing else ", so either will do"
@@ -71,14 +66,11 @@ def _why_none(c: Comparison) -> str:
     if diverged:
         return f"because {diverged} and the seeds that survived are not a fair sample"
     if c.mismatched:
-        seeds = q.listing([str(seed) for seed in c.mismatched])
-        noun = "seed" if len(c.mismatched) == 1 else "seeds"
-        return f"because the two arms saw different data on {noun} {seeds}"
+        return f"because the two arms saw different data on {q.seeds_listed(c.mismatched)}"
     if c.n < LEAST_SEEDS:
         return f"because {q.plural(c.n, 'paired seed')} finished and a verdict takes at least {LEAST_SEEDS}"
-    if c.identical:
-        return "because the results are identical on all seeds: without any spread there is no test"
-    return "because the difference is the same on all seeds: without any spread there is no test"
+    same = "results are identical" if c.identical else "difference is the same"
+    return f"because the {same} on all seeds: without any spread there is no test"
 
 
 def _diverged(c: Comparison) -> str:
@@ -189,8 +181,7 @@ def planned_looks(study: Study) -> list[str]:
             f"To judge once, at {level}, and not at several numbers of seeds as planned before, was decided"
         )
         return [f"{once} {late}: {unheeded}."] if study.looks_after else []
-    numbers = [str(look) for look in study.planned_looks]
-    seeds = f"{', '.join(numbers[:-1])} and {numbers[-1]} seeds"
+    seeds = f"{q.listing([str(look) for look in study.planned_looks])} seeds"
     if study.looks_after:
         return [f"To judge at {seeds}, each time at {level}, was planned {late}: {unheeded}."]
     return [f"To be judged at {seeds}, until decided, as planned before the run: each time at {level}."]

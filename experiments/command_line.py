@@ -195,14 +195,12 @@ def _take_dotted(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[st
             continue
         kind, option, value = match.groups()
         if value is None:
-            if not remaining or remaining[0].startswith("--"):
+            words = list(itertools.takewhile(lambda word: not word.startswith("--"), remaining))
+            values = words if kind == "train" else words[:1]  # --train.betas 0.9 0.98
+            if not values:
                 raise InputError(f"{argument} needs a value")
-            several = [remaining.pop(0)]
-            while (
-                kind == "train" and remaining and not remaining[0].startswith("--")
-            ):  # --train.betas 0.9 0.98
-                several.append(remaining.pop(0))
-            value = ",".join(several)
+            del remaining[: len(values)]
+            value = ",".join(values)
         if option.replace("-", "_") in options[kind]:
             raise InputError(f"--{kind}.{option} is given 2 times: it is given once")
         options[kind][option.replace("-", "_")] = value

@@ -70,9 +70,8 @@ class Monitor:
         seconds = folder.timing().get("train_seconds", 0.0)
         self._durations.append(seconds)
         metrics = result["metrics"]
-        test = metrics.get(
-            "test", {}
-        )  # which may have numbers that validation has not, and the other way round
+        # which may have numbers that validation has not, and the other way round
+        test = metrics.get("test", {})
         main = {name: test[name] for name in metrics.get("validation", {}) if name in test}
         scores = ", ".join(f"{name} {value:.4g}" for name, value in main.items())
         what = f"test {scores}" if result["status"] == "ok" else result["status"]

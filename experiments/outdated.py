@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from analysis.quantities import first_of
 from experiments import search, sources
 from experiments.plan import Plan
 from experiments.store import Store
@@ -34,11 +35,8 @@ class Outdated:
         said = []
         if self.files:
             files = sorted({file for changed in self.files.values() for file in changed})
-            named = files[:MOST_FILES]
-            named += [f"{len(files) - MOST_FILES} more"] if len(files) > MOST_FILES else []
-            which = " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
             have = "has" if len(files) == 1 else "have"
-            said.append(f"{which} {have} changed since {_shown(self.files)}")
+            said.append(f"{first_of(files, MOST_FILES)} {have} changed since {_shown(self.files)}")
         for task in dict.fromkeys(self.data.values()):
             own = [trial for trial, other in self.data.items() if other == task]
             said.append(f"{task} gives other data today than when {_shown(own)}")

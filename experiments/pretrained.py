@@ -63,9 +63,8 @@ def read(weights: str, skeleton: str) -> dict[str, Tensor]:
         safetensors.SafetensorError,
     ) as error:
         reason = "it is neither safetensors nor a file that torch.save wrote of tensors alone"
-        refused = isinstance(error, pickle.UnpicklingError) or isinstance(
-            error.__cause__, pickle.UnpicklingError
-        )  # timm's own sentence speaks of an option of its function
+        # timm's own sentence speaks of an option of its function
+        refused = any(isinstance(each, pickle.UnpicklingError) for each in (error, error.__cause__))
         if not refused and str(error).strip():
             reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path} cannot be read as weights: {reason}") from None

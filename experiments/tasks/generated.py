@@ -76,9 +76,8 @@ class GeneratedData:
             self._splits[split] = self._distinct(split, taken)
         self._held_out = taken
         if fresh:
-            self._fresh_examples(
-                0, 0, 1
-            )  # fails here, not in training, where there is nothing else to train on
+            # fails here, not in training, where there is nothing else to train on
+            self._fresh_examples(0, 0, 1)
         else:
             self._splits["train"] = self._distinct("train", set(taken), repeat=True)
 

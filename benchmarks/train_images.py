@@ -64,7 +64,7 @@ def recipe(batch: int) -> Recipe:
 def ours(data: Path, batch: int, size: int, loaders: int) -> dict[str, float]:
     """Images per second, and the share of time that is spent waiting for them."""
     task = TASKS.parse(study.load(study.find(STUDY)).task)
-    task = build.with_options(task, {"data": str(data), "size": size})
+    task = task.with_options({"data": str(data), "size": size})
     skeleton = SKELETONS.parse("mambaout-femto")
     trial = build.resolve(MIXERS.parse_pattern("conv"), skeleton, task, recipe(batch), seed=0)
     steps = build.create_task(trial.task).load(0).sizes["train"] // batch

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from analysis.quantities import size_in_words
-from experiments.build import count_costs, count_params, mixer_channels, with_options
+from experiments.build import count_costs, count_params, mixer_channels
 from experiments.trial import Trial
 from mixers import InputError
 
@@ -153,5 +153,5 @@ class _Search:
 
 def _at_ratio(trial: Trial, step: int) -> Trial:
     ratio = round(step * STEP, 6)
-    skeleton = with_options(trial.skeleton, {"expansion_ratio": ratio})
+    skeleton = trial.skeleton.with_options({"expansion_ratio": ratio})
     return dataclasses.replace(trial, skeleton=skeleton)

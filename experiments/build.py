@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -70,11 +69,6 @@ def _settled(task: Component) -> Component:
     """The task with the options filled in that only its data can tell, if it has such."""
     settle = getattr(TASKS.load(task.name), "settle", None)
     return task if settle is None else Component(task.name, settle(task.options))
-
-
-def with_options(component: Component, options: Mapping[str, Any]) -> Component:
-    """The component with some options replaced."""
-    return Component(component.name, {**component.options, **options})
 
 
 def create_task(component: Component) -> Task:

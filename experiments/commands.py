@@ -159,11 +159,10 @@ def _published_top1(asked: request.EvaluateRequest, classes: int) -> str:
         return f"nothing is published for this model with {classes:,} classes"
 
     from analysis import published
-    from experiments.build import with_options
     from experiments.skeletons import SKELETONS, option_defaults
     from mixers import MIXERS
 
-    skeleton = with_options(SKELETONS.parse(asked.skeleton), asked.options.get("skeleton", {}))
+    skeleton = SKELETONS.parse(asked.skeleton).with_options(asked.options.get("skeleton", {}))
     bare = SKELETONS.parse(skeleton.name)
     resolved, default = (SKELETONS.resolve(each, option_defaults(each)) for each in (skeleton, bare))
     chosen = {str(MIXERS.resolve(each)) for each in MIXERS.parse_pattern(asked.mixer)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from experiments import pretrained
-from experiments.build import build_model, choose_backend, create_task, resolve, with_options
+from experiments.build import build_model, choose_backend, create_task, resolve
 from experiments.evaluate import Evaluator
 from experiments.machine import torch_device
 from experiments.request import EvaluateRequest
@@ -50,7 +50,7 @@ def evaluate_weights(asked: EvaluateRequest) -> Evaluated:
     """
     torch.set_num_threads(asked.threads)
     skeleton = SKELETONS.parse(asked.skeleton)
-    component = with_options(TASKS.parse(asked.task), asked.options.get("task", {}))
+    component = TASKS.parse(asked.task).with_options(asked.options.get("task", {}))
     if component.name != "images":
         raise InputError(f"evaluate reads the task images, not {component.name}")
     weights = pretrained.read(asked.weights, skeleton.name)
@@ -59,8 +59,8 @@ def evaluate_weights(asked: EvaluateRequest) -> Evaluated:
     classes = len(weights[CLASSIFIER])
     trial = resolve(
         MIXERS.parse_pattern(asked.mixer),
-        with_options(skeleton, asked.options.get("skeleton", {})),
-        with_options(component, {"classes": classes, **component.options}),
+        skeleton.with_options(asked.options.get("skeleton", {})),
+        component.with_options({"classes": classes, **component.options}),
         Recipe(weights=asked.weights, precision=asked.precision),
         seed=0,
     )

@@ -292,5 +292,4 @@ def changed_component(registry: Registry, original: str, change: str | dict[str,
     """Another component in the place of the original, or the original with some options replaced."""
     if isinstance(change, str):
         return registry.parse(change)
-    component = registry.parse(original)
-    return dataclasses.replace(component, options={**component.options, **change})
+    return registry.parse(original).with_options(change)

@@ -158,8 +158,7 @@ def _with_options(kind: str, text: str, request: Request) -> str:
     from experiments.tasks import TASKS
 
     registry = TASKS if kind == "task" else SKELETONS
-    component = registry.parse(text)
-    merged = dataclasses.replace(component, options={**component.options, **given})
+    merged = registry.parse(text).with_options(given)
     registry.check_names(merged)
     return str(merged)
 

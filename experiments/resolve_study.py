@@ -92,8 +92,8 @@ def _template(study: Study, case: Case, arm: Arm) -> Trial:
     try:
         return build.resolve(
             MIXERS.parse_pattern(case.mixers.get(arm.name, arm.mixer)),
-            build.with_options(skeleton, arm.skeleton),
-            build.with_options(task, arm.task),
+            skeleton.with_options(arm.skeleton),
+            task.with_options(arm.task),
             changed_recipe(recipe, arm.train, f"arm {arm.name}: train."),
             seed=0,
         )

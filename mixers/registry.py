@@ -41,6 +41,10 @@ class Component:
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def with_options(self, options: Mapping[str, Any]) -> Component:
+        """The same component with some options replaced."""
+        return Component(self.name, {**self.options, **options})
+
     def __str__(self) -> str:
         """The text that `Registry.parse` reads back."""
         if not self.options:

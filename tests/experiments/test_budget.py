@@ -12,7 +12,7 @@ import pytest
 
 import run_ablation
 from experiments import budget, build
-from experiments.build import count_costs, with_options
+from experiments.build import count_costs
 from experiments.trial import Trial
 from mixers import MIXERS, InputError
 
@@ -25,7 +25,7 @@ MAMBA_BLOCK = "isotropic-nano(block=mamba)"
 
 
 def _with_ratio(trial: Trial, ratio: float) -> Trial:
-    skeleton = with_options(trial.skeleton, {"expansion_ratio": ratio})
+    skeleton = trial.skeleton.with_options({"expansion_ratio": ratio})
     return dataclasses.replace(trial, skeleton=skeleton)
 
 
@@ -58,8 +58,8 @@ def test_every_mixer_can_be_matched(tiny_trial: MakeTrial, mixer: str, skeleton:
     matched, matching = budget.match(trial, what, target)
     assert abs(matching.mismatch) <= budget.TOLERANCE
     assert getattr(count_costs(matched), what) == matching.achieved
-    only_the_width = with_options(matched.skeleton, {"expansion_ratio": 1.0})
-    assert only_the_width == with_options(tiny_trial(skeleton=skeleton).skeleton, {"expansion_ratio": 1.0})
+    only_the_width = matched.skeleton.with_options({"expansion_ratio": 1.0})
+    assert only_the_width == tiny_trial(skeleton=skeleton).skeleton.with_options({"expansion_ratio": 1.0})
 
 
 def test_what_matches_already_is_left_alone(tiny_trial: MakeTrial) -> None:

@@ -149,7 +149,7 @@ def test_arms_are_of_one_size_and_conv_is_the_released_model(planned: Plan) -> N
     for case, params in (("femto", 7.3e6), ("tiny", 26.5e6)):
         conv = planned.arm(f"conv @ {case}")
         assert conv.matching is None, "nothing of the paper's model is changed"
-        thousand = build.with_options(conv.template.task, {"classes": 1000})
+        thousand = conv.template.task.with_options({"classes": 1000})
         released = build.resolve(
             conv.template.mixer, conv.template.skeleton, thousand, conv.template.train, seed=0
         )

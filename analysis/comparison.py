@@ -61,7 +61,7 @@ class Comparison:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean difference, by the spread of the seeds; NaN of fewer than two."""
+        """That of the mean difference, by the spread of the seeds; NaN for fewer than two."""
         return self.interval.sd / math.sqrt(self.n) if self.n else math.nan
 
     @property

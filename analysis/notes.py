@@ -177,7 +177,7 @@ def _under_trained(study: Study, arms: dict[str, ArmSummary]) -> list[str]:
 
 
 def _model_name(study: Study, arm: ArmSummary) -> str:
-    """Of an arm that was trained: without its case where all cases are read off the same models."""
+    """What a trained arm is called: without its case where all cases are read off the same models."""
     return arm.arm.label if study.cases_share_models else arm.name
 
 

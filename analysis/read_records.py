@@ -27,6 +27,7 @@ from analysis.records import (
     Study,
     Trial,
 )
+from experiments.history import History
 from experiments.interface import Metric
 from experiments.trial import SCHEMA_VERSION
 
@@ -90,14 +91,14 @@ def load_curve(trial: Trial, column: str) -> NDArray[np.float64] | None:
 
 
 def _are_epochs(epochs: list[float], trial: Trial) -> bool:
-    """Whether they are 1, 2, ... to the last that the trial was to train, if its record says which."""
+    """Whether they are 1, 2, ... up to the last epoch of the trial, if its record says which that is."""
     recipe = (trial.result.get("trial") or {}).get("train") or {}
     last = recipe["epochs"] + recipe.get("cooldown_epochs", 0) if "epochs" in recipe else len(epochs)
     return epochs == list(range(1, last + 1))
 
 
 def _is_validated(trial: Trial, column: str) -> bool:
-    """Whether the trial has a number of the validation split that the column would be the course of."""
+    """Whether the trial has the validation metric whose course the column would be."""
     return math.isfinite(trial.metric("validation", column.removeprefix("validation_")))
 
 
@@ -134,13 +135,8 @@ def read_study(plan: Json, trials_folder: Path) -> Study:
         comparisons=comparisons,
         families=_families(plan.get("families"), len(comparisons)),
         arms=arms,
-        margin_after=int(plan.get("margin_after") or 0),
-        metric_after=int(plan.get("metric_after") or 0),
-        comparisons_before=int(plan.get("comparisons_before") or 0),
-        looks=[int(look) for look in plan.get("looks") or ()],
+        history=History.of(plan),
         planned_looks=[int(look) for look in plan.get("planned_looks") or ()],
-        looks_after=int(plan.get("looks_after") or 0),
-        seeds_before=int(plan.get("seeds_before") or 0),
         axis=str(cases.get("axis") or ""),
         log_axis=bool(cases.get("log")),
         cases=[_case(row) for row in cases.get("entries", [])],
@@ -196,7 +192,7 @@ def _positive(value: float, name: str) -> float:
 
 
 def _level(alpha: float) -> float:
-    """Below a half, since the equivalence test's interval is at 1 - 2 alpha."""
+    """alpha, which lies below a half: the interval of the equivalence test is at 1 - 2 alpha."""
     if not 0 < float(alpha) < 0.5:
         raise ValueError(f"alpha must lie between 0 and 0.5, got {alpha}")
     return float(alpha)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.quantities import metric_in_words
+from experiments.history import History
 from experiments.interface import Metric
 
 OK, DIVERGED, FAILED, MISSING, UNREADABLE = "ok", "diverged", "failed", "missing", "unreadable"
@@ -161,15 +162,8 @@ class Study:
     comparisons: list[tuple[str, str]]  # (arm, baseline)
     families: list[list[int]]  # indices into comparisons; Holm's adjustment runs within each
     arms: dict[str, Arm]
-    margin_after: int = 0  # trials that were finished when the margin was first stored
-    metric_after: int = 0  # the same for what is compared
-    comparisons_before: int = 0  # asked of a case, these among them, if there were results of more
-    looks: list[int] = field(default_factory=list)  # numbers of seeds that had finished before more came
-    planned_looks: list[int] = field(
-        default_factory=list
-    )  # numbers of seeds to judge at: alpha allows for it
-    looks_after: int = 0  # trials that were finished when these, or to judge once instead, were first stored
-    seeds_before: int = 0  # of which there were results when fewer were asked for
+    history: History = field(default_factory=History)
+    planned_looks: list[int] = field(default_factory=list)  # numbers of seeds, which alpha allows for
     axis: str = ""  # what the cases vary
     log_axis: bool = False
     cases: list[Case] = field(default_factory=list)
@@ -200,7 +194,7 @@ class Study:
 
     @property
     def first_cases(self) -> dict[str | None, str | None]:
-        """By case, the first one that tests the same trained models or more: itself, if they are new."""
+        """For each case, the first one that tests the same trained models, or these and others."""
         trained: dict[str | None, set[str]] = {}
         for arm in self.arms.values():
             trained.setdefault(arm.case, set()).update(trial.trial_id for trial in arm.trials)

@@ -231,7 +231,7 @@ def _html(
 
 
 def _shard_commands(study: Study) -> list[tuple[str, int]]:
-    """What runs the missing trials of each shard, and how many these are; a diverged trial is a result."""
+    """What runs the missing trials of each shard, and how many those are; a diverged trial is a result."""
     open_trials = [trial for trial in study.trials if trial.shard and trial.status not in (OK, DIVERGED)]
     counts = Counter({trial.trial_id: trial.shard for trial in open_trials}.values())
     return [

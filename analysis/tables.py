@@ -225,7 +225,7 @@ def _sampling_error(study: Study, comparisons: list[Comparison]) -> list[str]:
 
 
 def _in_the_intervals(test_sets: Set[TestSets | None]) -> str:
-    """How much of what another test set would change the spread over seeds shows; "" of a single seed."""
+    """Whether the intervals cover the sampling error of the test set; "" where there is a single seed."""
     if not test_sets:
         return ""
     if "the same" in test_sets:

@@ -189,7 +189,7 @@ def _compare(study: Study, arm_name: str, baseline_name: str, baselines: Baselin
 
 
 class PValues(NamedTuple):
-    """Of the tests against no difference, one of at least the margin, and one of at most the margin."""
+    """p values of the tests against no difference, a difference beyond the margin, and one within it."""
 
     difference: float
     equivalence: float

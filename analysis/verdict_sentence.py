@@ -131,7 +131,7 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
         )
     if c.word in (HELPS, HURTS, EQUIVALENT) and c.word != c.word_at_sampling_error:
         found.append(_luckily_close(c, study))
-    if study.margin_after and study.margin is not None:
+    if study.history.margin_after and study.margin is not None:
         found.append(f"The margin was {margin_set(study)}.")
     if c.word != NO_VERDICT:
         found += planned_looks(study) + settled_late([c], study)
@@ -172,55 +172,55 @@ def what_follows(comparisons: Sequence[Comparison], seeds: int, following: int) 
 
 
 def planned_looks(study: Study) -> list[str]:
-    """That a study is judged more than once, which its level allows for if that was planned in time."""
+    """Sentences on judging at several numbers of seeds, which the level allows for if planned in time."""
     level = q.percent(study.alpha)
-    late = f"when {q.plural(study.looks_after, 'trial')} had already finished"
+    late = f"when {q.plural(study.history.looks_after, 'trial')} had already finished"
     unheeded = "neither p nor interval allows for what was seen before"
     if not study.planned_looks:
         once = (
             f"To judge once, at {level}, and not at several numbers of seeds as planned before, was decided"
         )
-        return [f"{once} {late}: {unheeded}."] if study.looks_after else []
+        return [f"{once} {late}: {unheeded}."] if study.history.looks_after else []
     seeds = f"{q.listing([str(look) for look in study.planned_looks])} seeds"
-    if study.looks_after:
+    if study.history.looks_after:
         return [f"To judge at {seeds}, each time at {level}, was planned {late}: {unheeded}."]
     return [f"To be judged at {seeds}, until decided, as planned before the run: each time at {level}."]
 
 
 def settled_late(comparisons: list[Comparison], study: Study) -> list[str]:
-    """What was decided of some comparisons when there were results, and no test here allows for."""
-    found = []
-    if study.metric_after:
+    """Sentences on what was decided of comparisons when there were results: no test here allows for it."""
+    found, history = [], study.history
+    if history.metric_after:
         found.append(
-            f"What is compared was chosen when {q.plural(study.metric_after, 'trial')} had already finished: "
-            "neither p nor interval allows for a choice among metrics."
+            f"What is compared was chosen when {q.plural(history.metric_after, 'trial')} had already "
+            "finished: neither p nor interval allows for a choice among metrics."
         )
-    families = sorted({c.family_size for c in comparisons if c.family_size < study.comparisons_before})
+    families = sorted({c.family_size for c in comparisons if c.family_size < history.comparisons_before})
     if families:
         allowed = q.listing([str(size) for size in families], "or")
         found.append(
-            f"Asked with results at hand, from among {study.comparisons_before} comparisons: p allows for "
+            f"Asked with results at hand, from among {history.comparisons_before} comparisons: p allows for "
             f"{allowed}."
         )
     seeds = max((c.planned for c in comparisons), default=0)
-    looks = [str(look) for look in study.looks if look < seeds]
+    looks = [str(look) for look in history.looks if look < seeds]
     if looks:
         found.append(
             f"Seeds were added after a look at {q.listing(looks)}: neither p nor interval allows for that."
         )
-    if study.seeds_before > seeds > 0:
+    if history.seeds_before > seeds > 0:
         found.append(
-            f"There were results of {study.seeds_before} seeds when these {seeds} were asked for: neither p "
-            "nor interval allows for leaving any out."
+            f"There were results of {history.seeds_before} seeds when these {seeds} were asked for: "
+            "neither p nor interval allows for leaving any out."
         )
     return found
 
 
 def margin_set(study: Study) -> str:
     """When the margin was set; a verdict is worth less if it was after there were results."""
-    if not study.margin_after:
+    if not study.history.margin_after:
         return "fixed before the run"
-    return f"set when {q.plural(study.margin_after, 'trial')} had already finished"
+    return f"set when {q.plural(study.history.margin_after, 'trial')} had already finished"
 
 
 def _luckily_close(c: Comparison, study: Study) -> str:

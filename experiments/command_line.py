@@ -154,7 +154,7 @@ def _check_lists(form: object, arguments: Sequence[str]) -> None:
 
 
 def _nearest_flag(message: str, form: object) -> str:
-    """The flag that an unrecognized one, or a name without one, was probably meant to be; as `suggest`."""
+    """What an unrecognized flag, or a name without one, probably stands for, in the words of `suggest`."""
     unknown = re.search(r"Unrecognized options?: (--[\w.-]+|[^ ,]+)", message)
     if unknown is None:
         return ""
@@ -244,7 +244,7 @@ def split_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _without_its_flag(word: str) -> str:
-    """With which flag a name was probably meant, as `suggest` says it."""
+    """Which flag a name was probably meant for, in the words of `suggest`; "" for any other word."""
     from experiments.skeletons import SKELETONS
     from experiments.tasks import TASKS
 

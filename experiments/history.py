@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from experiments.trial import canonical_json
+
+Stored = Mapping[str, Any]
+"""A plan in the form in which it is stored."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,14 @@ class History:
     looks_after: int = 0
     seeds_before: int = 0
 
+    @classmethod
+    def of(cls, content: Stored) -> History:
+        """What a stored plan says; nothing, if it was stored by code that did not count."""
+        names = [each.name for each in fields(cls) if each.name != "looks"]
+        looks = tuple(int(look) for look in content.get("looks") or ())
+        return cls(**{name: int(content.get(name) or 0) for name in names}, looks=looks)
 
-Stored = Mapping[str, Any]
-"""A plan in the form in which it is stored."""
+
 CountFinished = Callable[[Collection[str]], int]
 """Counts the finished among trials, by their ids."""
 Asked = set[tuple[str, frozenset[str]]]
@@ -78,10 +86,10 @@ def trace(
         """How many trials were finished that no stored plan with the same setting had been there before."""
         after = f"{what}_after"
         same_in_place = [each for each in in_place if is_same(now, each)]
-        known = next((int(each.get(after, 0)) for each in same_in_place), 0)
+        known = next((getattr(History.of(each), after) for each in same_in_place), 0)
         if known or (what in fixed and len(same_in_place) == len(in_place)):
             return known
-        early = [each for each in alike if is_same(now, each) and not each.get(after)]
+        early = [each for each in alike if is_same(now, each) and not getattr(History.of(each), after)]
         return finished(_trial_ids(now).difference(*map(_trial_ids, early)))
 
     return History(
@@ -158,21 +166,21 @@ def _comparisons_before(
     before = [each for each in (own, *others) if each is not None]
     for content in before:
         if _asked(content) == asked:
-            return int(content.get("comparisons_before", 0))
+            return History.of(content).comparisons_before
     # What a file asks in another's place may be the same under a new name: of its own, only more counts.
     counted = [each for each in before if each is not own or _asked(each) > asked]
     results = (_asked(each) for each in counted if _has_results(each, finished))
     cases = Counter(case for case, _ in asked.union(*results))
     largest = max((cases[case] for case, _ in asked), default=0)
     family = max(map(len, now["families"]), default=0)
-    stored = 0 if own is None else int(own.get("comparisons_before", 0))
+    stored = 0 if own is None else History.of(own).comparisons_before
     return max(stored, largest) if largest > family else stored
 
 
 def _looks(now: Stored, stored: list[Stored], finished: CountFinished) -> tuple[int, ...]:
     """Those known, and the seeds of a plan that is finished where this one is not."""
-    looks = {int(look) for content in stored for look in content.get("looks", ())}
-    looks |= {int(content.get("seeds_before", 0)) for content in stored} - {0}
+    known = [History.of(content) for content in stored]
+    looks = {look for each in known for look in (*each.looks, each.seeds_before) if look}
     if _are_finished(_trial_ids(now), finished):
         return tuple(sorted(looks))
     arms = _trials(now).keys()
@@ -193,7 +201,7 @@ def _looks_as_planned(now: Stored, content: Stored) -> bool:
 def _seeds_before(now: Stored, stored: list[Stored], finished: CountFinished) -> int:
     """As in `History`: whoever leaves seeds out may leave out those that he would rather not have."""
     asked = max(map(len, _trials(now).values()))
-    found = [int(content.get("seeds_before", 0)) for content in stored]
+    found = [History.of(content).seeds_before for content in stored]
     for content in stored:
         trials = _trials(content)
         if _looks_as_planned(now, content):

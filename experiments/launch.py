@@ -81,7 +81,7 @@ def missing(trials: Sequence[Trial], store: Store) -> list[Trial]:
 
 
 def processors(trials: Sequence[Trial], runtime: Runtime) -> int:
-    """That a trial keeps busy: one per thread and, where examples lie in files, per process that reads."""
+    """How many a trial keeps busy: its threads and, if it reads files, the processes that read them."""
     return runtime.threads + (runtime.loaders if any(t.task.name in FROM_FILES for t in trials) else 0)
 
 

@@ -85,7 +85,7 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        """Of the last update."""
+        """That of the last update."""
         rate: float = self._optimizer.param_groups[0]["lr"]
         return rate
 
@@ -164,7 +164,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there.
+        """Go on from a stored state.
 
         Raises:
             Exception: it is not the state of such a learner; part of it may be loaded.

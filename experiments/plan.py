@@ -52,7 +52,7 @@ class PlannedArm:
 
     @property
     def name(self) -> str:
-        """Unique within the study."""
+        """The arm with its case, unique within the study."""
         return planned_name(self.arm, self.case)
 
     def trial(self, seed: int) -> Trial:
@@ -109,7 +109,7 @@ class Plan:
         return [[arm.trial(seed) for seed in range(self.study.seeds)] for arm in self.arms]
 
     def trials(self) -> list[Trial]:
-        """Seed by seed, so that pairs are complete early; a trial that stands behind two arms comes once."""
+        """All trials, each once even if two arms share it; seed by seed, so that pairs are complete early."""
         trials = (own[seed] for seed in range(self.study.seeds) for own in self._by_arm)
         return list({trial.id: trial for trial in trials}.values())
 
@@ -134,7 +134,7 @@ class Plan:
         return next(arm for arm in self.arms if arm.name == name)
 
     def to_dict(self, origin: Origin) -> dict[str, Any]:
-        """As stored in `plan.json`."""
+        """The plan as it is stored in `plan.json`."""
         study = self.study
         comparisons, families = self.comparisons()
         return {
@@ -264,7 +264,7 @@ def gated_twice(plan: Plan) -> list[str]:
 
 
 def key_of(name: str, study: Study) -> str:
-    """Stands for the source files and for all of the study that decides its models."""
+    """Hash of the source files and of all that decides the models of a study."""
     models = {
         field: value for field, value in dataclasses.asdict(study).items() if field not in BESIDE_THE_MODELS
     }

@@ -73,7 +73,7 @@ def first_of_name(request: Request, task: str) -> str:
 
 
 def _bare(component: str) -> str:
-    """Its name without options; of a class of the user's, without its file."""
+    """The name of a component without options; of a class of the user's, without its file."""
     return component.partition("(")[0].rpartition(":")[2].strip()
 
 
@@ -99,7 +99,7 @@ def _apart_from_arms_and_seeds(study: Study) -> dict[str, Any]:
 
 
 def _looks(asked: tuple[int, ...]) -> tuple[int, ...]:
-    """Those of a command line.
+    """The looks that a command line asks for.
 
     Raises:
         InputError: too few or too many seeds for one of them.

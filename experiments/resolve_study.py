@@ -121,7 +121,7 @@ def _budget(recipe: Recipe, examples: int) -> str:
 
 
 def difference_unit(study: Study) -> str:
-    """Of the study's margin."""
+    """The unit of a study's margin."""
     from experiments import build
     from experiments.choose_metric import choose_metric
 

@@ -115,7 +115,7 @@ def settle(plan: Plan, store: Store, retry: Callable[[Trial], bool] = lambda tri
 
 
 def trial_ids(plan: Plan) -> list[str]:
-    """Those that the choice of learning rates rests on; before it is settled, those of the first grid."""
+    """The trials that the choice of learning rates rests on; until it is settled, those of the first grid."""
     if plan.search:
         return [trial for arm in plan.search["arms"] for point in arm["points"] for trial in point["trials"]]
     return [

@@ -77,7 +77,7 @@ def lines(statuses: list[TrialStatus]) -> list[str]:
 
 
 def shard_lines(statuses: list[TrialStatus], shard: Shard) -> list[str]:
-    """Of which shards how much is missing."""
+    """How much is missing of each shard that is not complete."""
     said = []
     for number in range(1, shard.count + 1):
         each = Shard(number, shard.count)

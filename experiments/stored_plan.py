@@ -68,7 +68,7 @@ def load_stored(path: Path) -> dict[str, Any] | None:
 
 
 def stored_seeds(content: Mapping[str, Any]) -> int:
-    """Of a stored plan."""
+    """How many seeds a stored plan has."""
     return max(len(arm["trials"]) for arm in content["arms"])
 
 

@@ -175,7 +175,7 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
 
 
 def _work_left(found: Search, store: Store, asked: Request) -> str:
-    """How many trials of this shard are there to run, those of the search for learning rates first."""
+    """How many trials of this shard are left to run, those of the search for learning rates first."""
     trials = _own(found.plan.trials(), asked)
     done = sum(launch.finished(store.folder(trial.id)) for trial in trials)
     waiting = len(_own(list(found.open.values()), asked))

@@ -159,7 +159,7 @@ class _Run:
 
     @contextmanager
     def _watching_memory(self) -> Iterator[None]:
-        """Of training alone: one process runs many trials, and evaluates in larger batches."""
+        """Note the peak of training alone, not of tests, whose batches are larger, or of other trials."""
         if self.device.type != "cuda":
             yield
             return
@@ -204,7 +204,7 @@ class _Run:
             raise Interrupted
 
     def _seed_noise(self) -> None:
-        """Mixup is the same on all ranks, what happens inside the model is not."""
+        """Seed the draws of a step: mixup is the same on all ranks, stochastic depth in the model is not."""
         at, seed = self.progress, self.trial.seed
         seed_global_generators(stream(seed, "noise", at.epoch, at.step), self.device)
         if self.ranks.rank > 0:
@@ -227,7 +227,7 @@ class _Run:
         return self.progress.epoch * self.steps_per_epoch + self.progress.step
 
     def _seconds(self) -> float:
-        """That the run has taken so far, in all sessions: up to the last save and since."""
+        """How many the run has taken in all its sessions: up to the last save, and since then."""
         return self.progress.seconds + time.monotonic() - self.counted_from
 
     def _log(self, loss: float) -> None:
@@ -418,7 +418,7 @@ class _Run:
         return _Tested("ok", epoch, {"validation": validation, "test": test | further}, skipped, answers)
 
     def _result(self, tested: _Tested) -> dict[str, Any]:
-        """As stored: what was asked for, what came out, and on which data and code."""
+        """What is stored in `result.json`: what was asked for, what came out, and on which data and code."""
         *earlier, own = self.made_with
         return {
             "schema_version": SCHEMA_VERSION,
@@ -439,10 +439,10 @@ class _Run:
         }
 
     def _timing(self, seconds: float) -> dict[str, Any]:
-        """As stored beside the result: what differs from one run of the trial to the next.
+        """What is stored in `timing.json`: all that differs from one run of the trial to the next.
 
         Args:
-            seconds: that training and its validations took.
+            seconds: how many training and its validations took.
         """
         training = self.progress.training
         waiting = self.progress.waiting + self.metrics.session_waited
@@ -458,7 +458,7 @@ class _Run:
         }
 
     def _unreadable(self) -> dict[str, str]:
-        """What any rank passed over."""
+        """Which files any rank passed over, and why."""
         own = self.data.unreadable if isinstance(self.data, FilesRead) else {}
         return {name: problem for each in self.ranks.gather(own) for name, problem in each.items()}
 

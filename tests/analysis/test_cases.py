@@ -24,6 +24,7 @@ from analysis.summary import summarise
 from analysis.tables import comparison_table
 from analysis.verdict import judge
 from analysis.verdict_sentence import sentence, settled_late
+from experiments.history import History
 
 ARMS = {
     "conv @ 64": [90.0, 91.0, 90.4],
@@ -495,7 +496,8 @@ def test_last_epochs_may_differ_between_cases(records: Any) -> None:
 
 def test_what_was_settled_late_is_said(records: Any) -> None:
     """With each verdict and below the table, in the same words."""
-    late = replace(study_of(records), comparisons_before=5, looks=[2, 3], seeds_before=8, metric_after=6)
+    history = History(comparisons_before=5, looks=(2, 3), seeds_before=8, metric_after=6)
+    late = replace(study_of(records), history=history)
     arms = summarise(late)
     comparisons = judge(late, arms)
     table = comparison_table(late, arms, comparisons)
@@ -514,18 +516,18 @@ def test_planned_looks_are_said_with_their_level(records: Any) -> None:
     for text in (comparisons[0].sentence, " ".join(table.caption)):
         assert "To be judged at 3 and 6 seeds, until decided, as planned before the run: each time at" in text
         assert "97.5 %" in text
-    late = replace(study, looks_after=4)
+    late = replace(study, history=History(looks_after=4))
     assert "was planned when 4 trials had already finished: neither" in judge(late, arms)[0].sentence
     once = judge(replace(late, planned_looks=[], alpha=0.05), arms)[0].sentence
     assert "To judge once, at 5 %, and not at several numbers of seeds as planned before, was decided" in once
 
 
 def test_what_the_tests_allow_for_is_not_said(records: Any) -> None:
-    study = replace(study_of(records), comparisons_before=2, looks=[3])
+    study = replace(study_of(records), history=History(comparisons_before=2, looks=(3,)))
     first, second = judge(study, summarise(study))
     assert settled_late([replace(first, family_size=2)], study) == []
     assert settled_late([], study) == []
-    several = replace(study, comparisons_before=5)
+    several = replace(study, history=replace(study.history, comparisons_before=5))
     (said,) = settled_late([replace(first, family_size=3), second], several)
     assert said.endswith("p allows for 1 or 3.")
 

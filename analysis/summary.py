@@ -133,13 +133,9 @@ def _costs(arm: Arm) -> Costs:
         [trial.timing[key] for trial in arm.trials if isinstance(trial.timing.get(key), int | float)]
         for key in ("peak_memory_bytes", "examples_per_second", "train_seconds")
     )
+    counted = ("params", "params_mixer", "params_rest", "macs", "macs_mixer", "state_bytes")
     return Costs(
-        params=recorded.get("params"),
-        params_mixer=recorded.get("params_mixer"),
-        params_rest=recorded.get("params_rest"),
-        macs=recorded.get("macs"),
-        macs_mixer=recorded.get("macs_mixer"),
-        state_bytes=recorded.get("state_bytes"),
+        **{name: recorded.get(name) for name in counted},
         state_note=str(recorded.get("state_note") or ""),
         macs_convention=str(recorded.get("macs_convention") or ""),
         peak_memory_bytes=max(memory, default=None),

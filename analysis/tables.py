@@ -134,7 +134,7 @@ def _mean_and_sd(estimate: Estimate, decimals: int, n: str) -> Cell:
 
 
 def _raw(arm: ArmSummary, comparison: Comparison | None) -> Json:
-    costs, c = arm.costs, comparison
+    c = comparison
     return {
         "arm": arm.name,
         "mixer": arm.arm.mixer,
@@ -158,15 +158,11 @@ def _raw(arm: ArmSummary, comparison: Comparison | None) -> Json:
         "verdict": c.word if c else None,
         "qualifier": c.qualifier if c else None,
         "under_trained": arm.under_trained,
-        "params": costs.params,
-        "params_mixer": costs.params_mixer,
-        "params_rest": costs.params_rest,
-        "macs": costs.macs,
-        "macs_mixer": costs.macs_mixer,
-        "state_bytes": costs.state_bytes,
-        "peak_memory_bytes": costs.peak_memory_bytes,
-        "examples_per_second": costs.examples_per_second,
-        "train_seconds": costs.train_seconds,
+        **{
+            name: cost
+            for name, cost in vars(arm.costs).items()
+            if name not in ("state_note", "macs_convention")
+        },
         "backend": "; ".join(arm.backends),
     }
 

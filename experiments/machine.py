@@ -29,9 +29,7 @@ def torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def provenance(
-    device: torch.device, runtime: Runtime, backend: dict[str, str], ranks: int = 1
-) -> dict[str, Any]:
+def provenance(device: torch.device, runtime: Runtime, backend: dict[str, str], ranks: int) -> dict[str, Any]:
     """What a number was made with."""
     on_gpu = device.type == "cuda"
     return {

@@ -37,14 +37,10 @@ class Monitor:
     def __call__(self) -> None:
         """Look, and print if it is time."""
         now = time.monotonic()
-        newly = [
-            trial_id
-            for trial_id in self._labels
-            if trial_id not in self._finished and self._is_finished(trial_id)
-        ]
-        for trial_id in newly:
-            self._finished.add(trial_id)
-            self._tell(trial_id)
+        for trial_id in self._labels:
+            if trial_id not in self._finished and finished(self._store.folder(trial_id)):
+                self._finished.add(trial_id)
+                self._tell(trial_id)
         if now < self._next:
             return
         if self._out.isatty():
@@ -58,9 +54,6 @@ class Monitor:
     def close(self) -> None:
         """Clear the progress lines."""
         self._erase()
-
-    def _is_finished(self, trial_id: str) -> bool:
-        return finished(self._store.folder(trial_id))
 
     def _tell(self, trial_id: str) -> None:
         folder = self._store.folder(trial_id)

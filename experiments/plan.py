@@ -165,7 +165,8 @@ class Plan:
             ],
             "search": self.search,
             "published": [
-                {"entry": planned_name(row.arm, row.case or ""), **_without(row, "arm", "case")}
+                {"entry": planned_name(row.arm, row.case or "")}
+                | {key: value for key, value in vars(row).items() if key not in ("arm", "case")}
                 for row in study.published
             ],
         }
@@ -215,10 +216,6 @@ class Plan:
                 pairs.append(dict(zip(("arm", "baseline"), names, strict=True)))
             families.append(list(range(start, len(pairs))))
         return pairs, [family for family in families if family]
-
-
-def _without(row: Any, *fields: str) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(row).items() if name not in fields}
 
 
 def differences(one: Trial, other: Trial) -> dict[str, Any]:

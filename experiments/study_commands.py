@@ -348,7 +348,7 @@ def _train(what: str, trials: list[Trial], labels: Mapping[str, str], store: Sto
 
 
 def _write_report(
-    planned: Plan, store: Store, folder: Path, share: Shard | None = None
+    planned: Plan, store: Store, folder: Path, share: Shard | None
 ) -> tuple[int, Sequence[Comparison]]:
     """Tables, figures and report; print the verdict and name what is missing.
 

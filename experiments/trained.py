@@ -52,24 +52,24 @@ class Trained:
         return model
 
 
-def trained(runs: Path, study: str | None = None, seed: int = 0) -> Iterator[Trained]:
-    """The trained trials of one seed, study by study, arm by arm, in the order of the plans.
+def trained(runs: Path, study: str | None = None) -> Iterator[Trained]:
+    """The trained trials of seed 0, study by study, arm by arm, in the order of the plans.
 
     Cases that read different numbers off the same trained models do not repeat them.
 
     Args:
         runs: a runs folder.
         study: only those of this one.
-        seed: of the trials.
 
     Raises:
         InputError: that study was never planned there, or a plan cannot be read.
     """
-    known = [plan.parent.name for plan in sorted((runs / "studies").glob("*/plan.json"))]
+    plans = sorted((runs / "studies").glob("*/plan.json"))
+    known = [plan.parent.name for plan in plans]
     if study is not None and study not in known:
         there = f"there: {', '.join(known)}" if known else "nothing is there"
         raise InputError(f"no study {study!r} in {runs}{suggest(study, known)} ({there})")
-    for plan in sorted((runs / "studies").glob("*/plan.json")):
+    for plan in plans:
         if study not in (None, plan.parent.name):
             continue
         try:
@@ -78,7 +78,7 @@ def trained(runs: Path, study: str | None = None, seed: int = 0) -> Iterator[Tra
                 (arm["name"], arm.get("arm") or arm["name"], trial["trial_id"])
                 for arm in arms
                 for trial in arm["trials"]
-                if trial["seed"] == seed
+                if trial["seed"] == 0
             ]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{plan} is not a plan that can be read: {error!r}") from None

@@ -101,11 +101,7 @@ def t_interval(values: ArrayLike, alpha: float = 0.05) -> Estimate:
 
 def t_test(values: ArrayLike) -> float:
     """Two-sided p of ``mean = 0``: ``2 F(-|m| sqrt(n) / s; n - 1)`` (Student 1908). NaN if n < 2 or s = 0."""
-    x = np.asarray(values, dtype=float)
-    sd = standard_deviation(x)
-    if not sd > 0:
-        return math.nan
-    return float(2 * stdtr(x.size - 1, -abs(float(x.mean())) * math.sqrt(x.size) / sd))
+    return _two_sided(values, 0.0)
 
 
 def equivalence_test(values: ArrayLike, margin: float) -> float:
@@ -139,6 +135,10 @@ def minimum_effect_test(values: ArrayLike, margin: float) -> float:
     """
     if not margin > 0:
         raise ValueError(f"the margin must be positive, got {margin}")
+    return _two_sided(values, margin)
+
+
+def _two_sided(values: ArrayLike, margin: float) -> float:
     x = np.asarray(values, dtype=float)
     sd = standard_deviation(x)
     if not sd > 0:

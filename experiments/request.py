@@ -16,7 +16,10 @@ from experiments.runtime import Placement, Runtime
 from experiments.trial import Precision, Recipe
 from mixers.registry import InputError
 
-OF_STUDY = "(default: the study's)"
+
+def of_study(metavar: str) -> object:
+    """What the help says of a flag whose default the study has."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: the study's)")
 
 
 @dataclass(frozen=True)
@@ -24,34 +27,27 @@ class Request:
     """Does this task need the SSM? Trains what is missing of a study, then writes its table, figures,
     verdict and report. Options of a task or skeleton also go by dotted name: --task.canvas 20."""
 
-    mixer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MIXER ...", help_behavior_hint=OF_STUDY)] = ()
+    mixer: Annotated[tuple[str, ...], of_study("MIXER ...")] = ()
     """Arms to judge, e.g. ssm attention "ssm(d_state=8, scan=forward)". The name of one of the study's arms
     means that arm, with its options."""
-    baseline: Annotated[str | None, tyro.conf.arg(metavar="ARM", help_behavior_hint=OF_STUDY)] = None
+    baseline: Annotated[str | None, of_study("ARM")] = None
     """Arm that they are judged against and matched to."""
     study: str = studies.DEFAULT
     """A checked-in study (see `list`) or a path to your own .toml file."""
-    task: Annotated[str | None, tyro.conf.arg(metavar="TASK", help_behavior_hint=OF_STUDY)] = None
+    task: Annotated[str | None, of_study("TASK")] = None
     """Task in place of the study's, e.g. "digits(canvas=20)"."""
-    skeleton: Annotated[str | None, tyro.conf.arg(metavar="SKELETON", help_behavior_hint=OF_STUDY)] = None
+    skeleton: Annotated[str | None, of_study("SKELETON")] = None
     """Skeleton in place of the study's, e.g. "mambaout-nano(readout=last)"."""
-    seeds: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=OF_STUDY)] = None
+    seeds: Annotated[int | None, of_study("N")] = None
     """Paired seeds per arm; a verdict needs at least 3."""
-    looks: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N ...", help_behavior_hint=OF_STUDY)] = (
-        None
-    )
+    looks: Annotated[tuple[int, ...] | None, of_study("N ...")] = None
     """Numbers of seeds at which to judge, e.g. 5 10 20: on to the next while anything is undecided. Planned
     before the run, at a share of 5 % each, this is a test; seeds that are added without a plan are not."""
-    match: Annotated[
-        Literal["params", "macs", "none"] | None,
-        tyro.conf.arg(metavar="{params,macs,none}", help_behavior_hint=OF_STUDY),
-    ] = None
+    match: Annotated[Literal["params", "macs", "none"] | None, of_study("{params,macs,none}")] = None
     """What the arms have in common in size; the block's hidden width is solved for it."""
-    margin: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint=OF_STUDY)] = None
+    margin: Annotated[float | None, of_study("X")] = None
     """Differences within this count as equivalent, in the metric's unit."""
-    lr_grid: Annotated[
-        tuple[float, ...] | None, tyro.conf.arg(metavar="LR ...", help_behavior_hint=OF_STUDY)
-    ] = None
+    lr_grid: Annotated[tuple[float, ...] | None, of_study("LR ...")] = None
     """Learning rates to choose from on validation, for every arm; a single one is simply taken."""
     train: Recipe = field(default_factory=Recipe)
     """How every arm is trained."""

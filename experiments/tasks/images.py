@@ -103,7 +103,8 @@ class Images(Classification):
     ) -> None:
         self.data, self.dataset, self.size, self.unreadable = data, dataset, size, unreadable
         self.held_out = held_out
-        self.splits = {"train": train_split, "validation": validation_split, "test": test_split}
+        train = train_split or WHOLE
+        self.splits = {"train": train, "validation": validation_split or train, "test": test_split or train}
         self._classes = classes
         self.evaluating = {"crop_pct": crop_pct, "interpolation": interpolation}
         self.training = {
@@ -138,8 +139,7 @@ class Images(Classification):
             InputError: no data was named, or it cannot be opened.
         """
         data = self._where()
-        train = self.splits["train"] or WHOLE
-        name = self.splits[split] or train
+        train, name = self.splits["train"], self.splits[split]
         first = open_source(self.dataset, data, train)
         return first if name == train else open_source(self.dataset, data, name, tuple(first.classes))
 
@@ -175,21 +175,19 @@ class Images(Classification):
         Raises:
             InputError: it cannot be opened, or it has another number of classes than was said.
         """
-        divided = "test" in self.held_out_splits()
-        split = self.splits["train" if divided else "test"] or WHOLE
-        source = open_source(self.dataset, self._where(), split)
+        source = open_source(self.dataset, self._where(), self.splits["test"])
         if len(source.classes) != self.spec.classes:
             raise InputError(
                 f"{source.where} has {len(source.classes):,} classes, but the weights answer for "
                 f"{self.spec.classes:,}"
             )
-        splits = ["train", *self.held_out_splits()] if divided else ["test"]
+        held_out = self.held_out_splits()
+        splits = ["train", *held_out] if "test" in held_out else ["test"]
         return ImagesData(self, 0, dict.fromkeys(splits, source))
 
     def held_out_splits(self) -> list[str]:
         """Those that are held out of the training split, in the order of their shares."""
-        train = self.splits["train"] or WHOLE
-        return [split for split in ("validation", "test") if (self.splits[split] or train) == train]
+        return [split for split in ("validation", "test") if self.splits[split] == self.splits["train"]]
 
     def transform(self, training: bool) -> Any:
         """timm's transform, image -> (3, size, size).

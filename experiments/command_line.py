@@ -14,7 +14,7 @@ from typing import TypeVar
 import tyro
 
 from experiments import study as studies
-from experiments.request import EvaluateRequest, Request
+from experiments.request import EvaluateRequest, Request, require_at_least
 from experiments.trial import Recipe
 from mixers import MIXERS
 from mixers.registry import InputError, suggest
@@ -51,9 +51,8 @@ def parse_evaluate(arguments: Sequence[str]) -> EvaluateRequest:
     if options.pop("train"):
         raise InputError("evaluate trains nothing: it takes no --train options")
     asked = read(EvaluateRequest(), rest, "run_ablation.py evaluate")
-    for name, least in (("threads", 1), ("loaders", 0)):
-        if getattr(asked, name) < least:
-            raise InputError(f"--{name} must be at least {least}, got {getattr(asked, name)}")
+    require_at_least(1, asked, "threads")
+    require_at_least(0, asked, "loaders")
     return dataclasses.replace(asked, options=options)
 
 

@@ -22,6 +22,19 @@ def of_study(metavar: str) -> object:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: the study's)")
 
 
+def require_at_least(least: int, asked: object, *names: str) -> None:
+    """Refuse what is less, of flags with a number, with several, or with none.
+
+    Raises:
+        InputError: a number that is.
+    """
+    for name in names:
+        given = getattr(asked, name)
+        for number in given if isinstance(given, tuple) else (given,):
+            if number is not None and number < least:
+                raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {number}")
+
+
 @dataclass(frozen=True)
 class Request:
     """Does this task need the SSM? Trains what is missing of a study, then writes its table, figures,
@@ -137,10 +150,7 @@ class Request:
         Raises:
             InputError: a number of workers, threads or examples that makes no sense.
         """
-        for name in ("threads", "workers", "micro_batch", "log_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        require_at_least(1, self, "threads", "workers", "micro_batch", "log_every")
         if not 0 < self.checkpoint_every < float("inf"):
             raise InputError(f"--checkpoint-every must be positive minutes, got {self.checkpoint_every:g}")
         if self.loaders < 0:
@@ -229,10 +239,7 @@ class LongRequest:
         Raises:
             InputError: a number that makes no sense.
         """
-        for name in ("dims", "patch"):
-            for value in getattr(self, name):
-                if value < 1:
-                    raise InputError(f"--{name} must be at least 1, got {value}")
+        require_at_least(1, self, "dims", "patch")
         if not 0 <= self.mlp_ratio < float("inf"):
             raise InputError(f"--mlp-ratio must be finite and not negative, got {self.mlp_ratio:g}")
 
@@ -301,11 +308,7 @@ class BenchRequest:
         Raises:
             InputError: a number that makes no sense.
         """
-        for name in ("length", "dim", "batch", "threads"):
-            values = getattr(self, name)
-            for value in values if isinstance(values, tuple) else (values,):
-                if value < 1:
-                    raise InputError(f"--{name} must be at least 1, got {value}")
+        require_at_least(1, self, "length", "dim", "batch", "threads")
         if not 0 < self.seconds < float("inf"):
             raise InputError(f"--seconds must be positive and finite, got {self.seconds:g}")
 

@@ -30,8 +30,6 @@ def run(arguments: Sequence[str]) -> int:
         InputError: something in it cannot be used.
     """
     verb, rest = command_line.split_verb(arguments)
-    if verb == "run" and set(command_line.HELP) & set(rest):
-        print(command_line.overview())
     if verb in ("list", "doctor") and set(command_line.HELP) & set(rest):
         print(f"usage: run_ablation.py {verb}{' [NAME ...]' if verb == 'list' else ''}\n")
         print(command_line.COMMANDS[verb])
@@ -217,12 +215,11 @@ def _bench(arguments: Sequence[str]) -> int:
 
 
 def _list(arguments: Sequence[str]) -> int:
+    from analysis.terminal_lines import terminal_width
     from experiments import listing
 
-    print(
-        "\n\n".join(listing.describe(name, listing.WIDTH) for name in arguments)
-        or listing.overview(listing.WIDTH)
-    )
+    width = terminal_width()
+    print("\n\n".join(listing.describe(name, width) for name in arguments) or listing.overview(width))
     return 0
 
 

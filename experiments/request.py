@@ -17,6 +17,7 @@ from experiments.trial import Precision, Recipe
 from mixers.registry import InputError
 
 OF_STUDY = "(default: the study's)"
+OF_RUNS = "(default: all of the runs folder)"
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,27 @@ class Request:
     """How every arm is trained."""
     runs: Path = Path("runs")
     """Folder of trials and studies."""
-    workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Trials run at once; default: one per GPU, without GPUs cores / threads."""
+    workers: Annotated[
+        int | None,
+        tyro.conf.arg(metavar="N", help_behavior_hint="(default: one per GPU, without GPUs cores / threads)"),
+    ] = None
+    """Trials run at once."""
     executor: Literal["local", "ray", "slurm"] = "local"
     """Who runs them: this machine, the Ray cluster that RAY_ADDRESS names, or the SLURM queue."""
-    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
+    shard: Annotated[
+        str | None, tyro.conf.arg(metavar="I/N", help_behavior_hint="(default: all of them)")
+    ] = None
     """Run only the I-th of N shares of the trials; each of N machines runs its own."""
     retrain: bool = False
     """Run finished trials again whose mixer or task has changed since, as far as results tell; the old
     results are kept beside the new."""
-    gpus_per_trial: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
-    """GPU of one trial: 1, or a share of one (0.5: two trials on each); default: 1 where there are any."""
-    slurm: Annotated[tuple[str, ...], tyro.conf.arg(metavar="OPTION=VALUE ...")] = ()
+    gpus_per_trial: Annotated[
+        float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: 1 where there are any)")
+    ] = None
+    """GPU of one trial: 1, or a share of one (0.5: two trials on each)."""
+    slurm: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="OPTION=VALUE ...", help_behavior_hint="(default: none)")
+    ] = ()
     """Options of sbatch for --executor slurm, e.g. partition=gpu time=240 (minutes)."""
     checkpoint_every: Annotated[float, tyro.conf.arg(metavar="MINUTES")] = 1.0
     """Minutes between two checkpoints of a trial, which is what a power cut can cost."""
@@ -80,7 +90,9 @@ class Request:
     """Kernels of scans and causal convolutions; see `doctor`."""
     keep_weights: bool = True
     """Of finished trials, for `look` and `demo`."""
-    micro_batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    micro_batch: Annotated[
+        int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the whole batch)")
+    ] = None
     """Examples per forward and backward pass, where the whole batch does not fit into memory."""
     compile: bool = False
     """Run training steps through torch.compile."""
@@ -178,14 +190,30 @@ class LongRequest:
     Transformer block that grow with the number of tokens L, with its square, and from which L on the
     latter are more (24 D^2 L + 4 D L^2, so L > 6 D)."""
 
-    backbone: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
-    """Published ones, e.g. vit-s mambaout-tiny; default: all, unless --dims gives another."""
-    dims: Annotated[tuple[int, ...], tyro.conf.arg(metavar="D ...")] = ()
+    backbone: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(default: all, unless --dims gives another)"),
+    ] = ()
+    """Published ones, e.g. vit-s mambaout-tiny."""
+    dims: Annotated[
+        tuple[int, ...], tyro.conf.arg(metavar="D ...", help_behavior_hint="(default: none)")
+    ] = ()
     """Channels of a backbone of your own, one number per stage."""
-    patch: Annotated[tuple[int, ...], tyro.conf.arg(metavar="PIXELS ...")] = ()
-    """Its pixels per token along a side, per stage; default: 16 for one stage, 4 8 16 32 for four."""
-    size: Annotated[tuple[str, ...], tyro.conf.arg(metavar="HEIGHTxWIDTH ...")] = ()
-    """Images in pixels, e.g. 224 512x2048; default: those of ImageNet, COCO and ADE20K in the paper."""
+    patch: Annotated[
+        tuple[int, ...],
+        tyro.conf.arg(
+            metavar="PIXELS ...", help_behavior_hint="(default: 16 for one stage, 4 8 16 32 for four)"
+        ),
+    ] = ()
+    """Its pixels per token along a side, per stage."""
+    size: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            metavar="HEIGHTxWIDTH ...",
+            help_behavior_hint="(default: those of ImageNet, COCO and ADE20K in the paper)",
+        ),
+    ] = ()
+    """Images in pixels, e.g. 224 512x2048."""
     mlp_ratio: float = 4.0
     """Hidden channels of the block's MLP over D."""
     causal: bool = False
@@ -267,8 +295,8 @@ class LookRequest:
 
     mixer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MIXER ...")] = LOOKED_AT
     """Mixers to look at on their own."""
-    study: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Trained models of this study only; default: all of the runs folder."""
+    study: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=OF_RUNS)] = None
+    """Trained models of this study only."""
     side: int = 15
     """Tokens along a side of the image that a single mixer is looked at on."""
     runs: Path = Path("runs")
@@ -280,8 +308,14 @@ class BenchRequest:
     """Latency, throughput and memory of token mixers against length and width, beside what the machine
     can do at most, with the lengths at which one overtakes another."""
 
-    mixer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MIXER ...")] = ()
-    """Mixers to measure; default: all that take sequences, in their causal form if they have one."""
+    mixer: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            metavar="MIXER ...",
+            help_behavior_hint="(default: all that take sequences, in their causal form if they have one)",
+        ),
+    ] = ()
+    """Mixers to measure."""
     length: Annotated[tuple[int, ...], tyro.conf.arg(metavar="L ...")] = (256, 1024, 4096)
     """Tokens."""
     dim: Annotated[tuple[int, ...], tyro.conf.arg(metavar="C ...")] = (64,)
@@ -319,9 +353,11 @@ class DemoRequest:
     """A page to play with trained image models: their answers side by side, and what each depends on.
     Needs Gradio (uv sync --extra demo). MambaOut weights that timm has downloaded before are offered too."""
 
-    study: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Models of this study only; default: all of the runs folder."""
-    weights: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")] = ()
+    study: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=OF_RUNS)] = None
+    """Models of this study only."""
+    weights: Annotated[
+        tuple[Path, ...], tyro.conf.arg(metavar="FILE ...", help_behavior_hint="(default: none)")
+    ] = ()
     """MambaOut weights with timm's names, or those of the official release."""
     port: int = 7860
     """Of the page, on this machine only."""

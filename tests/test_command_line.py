@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -165,6 +166,31 @@ def test_the_help_names_the_commands(asked: list[str], capsys: pytest.CaptureFix
     for command in ("list", "doctor"):
         assert run_ablation.main([command, "--help"]) == 0
         assert COMMANDS[command] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [[], *([each] for each in COMMANDS), ["report", "--paper"]])
+def test_help_fits_the_terminal_and_says_each_default_once(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with contextlib.suppress(SystemExit):
+        run_ablation.main([*command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > 80 and not line.startswith("usage: ")] == []
+    assert re.findall(r"default: [^()]* \(default: \w*\)", " ".join(" ".join(lines).split())) == []
+
+
+def test_a_plan_fits_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_ablation.main(["plan", "--mixer", "ssm", "--runs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "\n  ssm: ssm(d_state=16, scan=bidirectional, conv=symmetric, kernel_size=7,\n      selective=all"
+        in said
+    )
+    assert max(map(len, said.splitlines())) <= 80
 
 
 def test_help_is_heard_behind_a_name(capsys: pytest.CaptureFixture[str]) -> None:

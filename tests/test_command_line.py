@@ -207,6 +207,33 @@ def test_an_empty_folder_of_runs_is_not_the_working_directory(
     assert "--runs is empty: it takes a folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # written at once, or when the command ends
+@pytest.mark.parametrize(
+    ("output", "code", "said"),
+    [
+        ("/dev/full", 1, "run_ablation.py: no space is left for the output; make room and run it again\n"),
+        ("closed pipe", 0, ""),  # as behind `| head -1`
+    ],
+)
+def test_output_that_cannot_be_written(output: str, code: int, said: str, unbuffered: str) -> None:
+    if output == "/dev/full":
+        stdout = os.open(output, os.O_WRONLY)
+    else:
+        reader, stdout = os.pipe()
+        os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "run_ablation.py", "list", "--help"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        check=False,
+    )
+    os.close(stdout)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_output_of_any_encoding(encoding: str) -> None:
     """No sign ends a command, a minus stays one, and what is wrong is the same sentence."""

@@ -302,13 +302,14 @@ def test_a_runs_folder_that_is_a_file(verb: str, tmp_path: Path, capsys: pytest.
     assert "cannot write to the runs folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("warm_up", "said"), [("1", "1 epoch"), ("2", "2 epochs")])
 def test_a_warm_up_that_takes_all_of_training_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    warm_up: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And fields of several values are given as several words."""
-    recipe = ["--train.epochs", "2", "--train.betas", "0.9", "0.95", "--runs"]
-    assert run_ablation.main(["plan", "--mixer", "conv", *recipe, str(tmp_path)]) == 0
-    assert "a warm-up of 2 epochs does not end within 2" in capsys.readouterr().out
+    recipe = ["--train.warmup-epochs", warm_up, "--train.epochs", warm_up, "--train.betas", "0.9", "0.95"]
+    assert run_ablation.main(["plan", "--mixer", "conv", *recipe, "--runs", str(tmp_path)]) == 0
+    assert f"a warm-up of {said} does not end within {warm_up}" in capsys.readouterr().out
     (stored,) = tmp_path.glob("studies/*/plan.json")
     assert json.loads(stored.read_text())["arms"][0]["template"]["train"]["betas"] == [0.9, 0.95]
 

@@ -6,6 +6,8 @@ pre-emption), both after saving: the same command continues.
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -49,7 +51,10 @@ def _run(arguments: list[str]) -> int:
     from mixers.registry import InputError
 
     try:
-        return commands.run(arguments)
+        try:
+            return commands.run(arguments)
+        finally:
+            sys.stdout.flush()  # a full disk or a closed pipe shows here and not when Python ends
     except InputError as error:
         print(f"run_ablation.py: {error}", file=sys.stderr)
         return 2
@@ -67,8 +72,20 @@ def _run(arguments: list[str]) -> int:
         )
         return 1
     except BrokenPipeError:
-        sys.stderr.close()
+        _leave_output()
+        sys.stderr.close()  # which may be the same pipe
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print("run_ablation.py: no space is left for the output; make room and run it again", file=sys.stderr)
+        _leave_output()
+        return 1
+
+
+def _leave_output() -> None:
+    """What is still to be printed goes nowhere: Python would fail on it once more while it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

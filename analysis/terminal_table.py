@@ -5,7 +5,6 @@ The columns are split into two blocks, results and costs, the rows by case, and 
 
 from __future__ import annotations
 
-import shutil
 import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -13,15 +12,9 @@ from itertools import zip_longest
 from analysis import quantities as q
 from analysis.column_widths import column_widths
 from analysis.table import COST_KEYS, Block, Column, Table, once, within_group
+from analysis.terminal_lines import fit, terminal_width
 
-TERMINAL_WIDTH = 100  # where none is told
-WIDEST = 120
 RESULT_KEYS = ("arm", "metric", "against", "difference", "p", "verdict")
-
-
-def terminal_width() -> int:
-    """Of the terminal, as far as lines of that width can be read."""
-    return min(WIDEST, shutil.get_terminal_size((TERMINAL_WIDTH, 24)).columns)
 
 
 def terminal(table: Table, width: int | None = None) -> str:
@@ -35,10 +28,10 @@ def terminal(table: Table, width: int | None = None) -> str:
     blocks = [table.block(keys) for keys in (RESULT_KEYS, ("arm", *COST_KEYS))]
     texts = ["\n".join(_text_block(once(block), width)) for block in blocks]
     if table.naive_rows:
-        texts.insert(1, "\n".join(_wrapped(_naive_line(table), width)))
-    remarks = [line for warning in table.warnings for line in _wrapped(f"! {warning}", width)]
-    texts += ["\n".join(lines) for lines in (remarks, _wrapped(" ".join(table.caption), width)) if lines]
-    return "\n\n".join(texts) + "\n"
+        texts.insert(1, fit(_naive_line(table), width))
+    remarks = "\n".join(f"! {warning}" for warning in table.warnings)
+    texts += [fit(text, width) for text in (remarks, " ".join(table.caption)) if text]
+    return "\n\n".join(texts)
 
 
 def _naive_line(table: Table) -> str:
@@ -84,9 +77,3 @@ def _laid_out(cells: Sequence[list[str]], widths: Sequence[int], columns: Sequen
         ).rstrip()
         for lines in zip_longest(*cells, fillvalue="")
     ]
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(
-        text, width, subsequent_indent="  " if text.startswith("! ") else "", break_on_hyphens=False
-    )

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import tyro
 
+from analysis.terminal_lines import fit
 from experiments import study as studies
 from experiments.request import EvaluateRequest, Request, require_at_least
 from experiments.trial import Recipe
@@ -24,13 +25,13 @@ Form = TypeVar("Form")
 COMMANDS = {
     "plan": "what would run, and in what the arms differ; trains nothing",
     "status": "how far a study is, while it runs here or elsewhere; trains nothing",
-    "report": "table, figures, verdict and report again, from what is stored; --paper for the paper's own",
+    "report": "table, figures, verdict and report again; --paper for the paper's own",
     "long": "which stages of any backbone see long sequences, at any resolution",
     "evaluate": "accuracy of trained weights on a data set",
     "look": "what a token can see, mixer by mixer, before and after training",
     "bench": "latency and memory of mixers against length and width",
     "demo": "a page to play with trained models",
-    "list": "mixers, skeletons, tasks and studies; with names, each of them in full",
+    "list": "mixers, skeletons, tasks and studies; with a name, all of it",
     "doctor": "which kernels run on this machine",
 }
 """What each does, by its name; without one, a study is run."""
@@ -72,15 +73,21 @@ def parse(arguments: Sequence[str], verb: str = "run") -> Request:
         studies.load(studies.find(chosen)).train, options.pop("train"), "--train."
     )
     program = "run_ablation.py" if verb == "run" else f"run_ablation.py {verb}"
-    about = None if verb == "run" else f"{COMMANDS[verb][0].upper()}{COMMANDS[verb][1:]}."
+    about = _overview() if verb == "run" else f"{COMMANDS[verb][0].upper()}{COMMANDS[verb][1:]}."
     asked = read(Request(train=recipe), rest, program, about)
     return dataclasses.replace(asked, options=options)
 
 
-def overview() -> str:
-    """The commands, a line for each."""
+def _overview() -> str:
+    """What a command line without a command does, and the commands, a line for each."""
     lines = (f"  {name:9} {what}" for name, what in COMMANDS.items())
-    return "\n".join(["Commands, each with a --help of its own; a study is run without one:", *lines, ""])
+    title = "Commands, each with a --help of its own; a study is run without one:"
+    return "\n".join([_about(Request), "", title, *lines])
+
+
+def _about(form: type) -> str:
+    """What the docstring of a dataclass of flags says, on one line."""
+    return " ".join((form.__doc__ or "").split())
 
 
 def _check_values(arguments: Sequence[str]) -> None:
@@ -114,11 +121,13 @@ def read(default: Form, arguments: Sequence[str], program: str, about: str | Non
     _check_lists(default, arguments)
     if _value_of("--runs", arguments) == "":
         raise InputError("--runs is empty: it takes a folder")
+    if set(HELP) & set(arguments):  # tyro would leave it in a single line, however wide the terminal
+        print(f"{fit(about or _about(type(default)))}\n")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                type(default), args=list(arguments), default=default, prog=program, description=about
+                type(default), args=list(arguments), default=default, prog=program, description=""
             )
     except SystemExit as leaving:
         if leaving.code in (0, None):

@@ -30,10 +30,7 @@ def run(arguments: Sequence[str]) -> int:
         InputError: something in it cannot be used.
     """
     verb, rest = command_line.split_verb(arguments)
-    asks_for_help = not set(command_line.HELP).isdisjoint(rest)
-    if verb == "run" and asks_for_help:
-        print(command_line.overview())
-    if verb in ("list", "doctor") and asks_for_help:
+    if verb in ("list", "doctor") and not set(command_line.HELP).isdisjoint(rest):
         print(f"usage: run_ablation.py {verb}{' [NAME ...]' if verb == 'list' else ''}\n")
         print(command_line.COMMANDS[verb])
         return 0
@@ -205,12 +202,11 @@ def _bench(arguments: Sequence[str]) -> int:
 
 
 def _list(arguments: Sequence[str]) -> int:
+    from analysis.terminal_lines import terminal_width
     from experiments import listing
 
-    print(
-        "\n\n".join(listing.describe(name, listing.WIDTH) for name in arguments)
-        or listing.overview(listing.WIDTH)
-    )
+    width = terminal_width()
+    print("\n\n".join(listing.describe(name, width) for name in arguments) or listing.overview(width))
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from analysis.terminal_lines import fit
 from experiments import study
 from experiments.skeletons import SKELETONS, option_defaults
 from experiments.tasks import TASKS
@@ -19,7 +20,6 @@ from mixers.registry import Component, InputError, Registry, is_own, suggest
 
 REGISTRIES = (MIXERS, SKELETONS, TASKS)
 KINDS = {int: "integer", float: "number", bool: "True | False", str: "text", types.NoneType: "None"}
-WIDTH = 100  # characters of a line in the terminal
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
@@ -34,15 +34,11 @@ def overview(width: int) -> str:
 def _all_of(kind: str, width: int) -> str:
     """All mixers, skeletons, tasks or studies."""
     if kind == "studies":
-        return "\n".join(
-            [kind, *(f"  {each}: {study.load(study.find(each)).question}" for each in study.names())]
-        )
+        questions = (f"  {each}: {study.load(study.find(each)).question}" for each in study.names())
+        return fit("\n".join([kind, *questions]), width)
     registry = next(each for each in REGISTRIES if kind == f"{each.kind}s")
-    lines = [f"{kind}, with their options"]
-    for component in map(registry.parse, registry):
-        text = str(_with_defaults(registry, component))
-        lines.append(textwrap.fill(text, width, initial_indent="  ", subsequent_indent=" " * 6))
-    return "\n".join(lines)
+    components = (f"  {_with_defaults(registry, registry.parse(name))}" for name in registry)
+    return fit("\n".join([f"{kind}, with their options", *components]), width)
 
 
 def describe(name: str, width: int) -> str:
@@ -84,10 +80,10 @@ def _component(registry: Registry, component: Component, width: int) -> str:
     entry = registry.load(component.name)
     what, *_ = re.split(r"^(?:Args|Raises|Returns|Attributes):$", _doc(entry), flags=re.MULTILINE)
     defaults = _with_defaults(registry, component).options
-    said = [f"{registry.kind} {component.name}", "", what.strip(), ""]
+    said = [f"{registry.kind} {component.name}", "", _filled(what.strip(), width), ""]
     for option, field in registry.options(component.name).items():
         values = f"  {option}={defaults[option]}: {_values(field.annotation, field.metadata)}"
-        said.append(textwrap.fill(values, width, subsequent_indent=" " * 6))
+        said.append(fit(values, width))
         meaning = _meaning(entry, option)
         if meaning:
             said.append(textwrap.fill(meaning, width, initial_indent=" " * 6, subsequent_indent=" " * 6))
@@ -96,17 +92,23 @@ def _component(registry: Registry, component: Component, width: int) -> str:
 
 def _study(name: str, width: int) -> str:
     header = study.load(study.find(name))
-    parts = [f"study {name}"]
-    for field in ("question", "varied", "fixed", "cost", "answer"):
-        text = f"{field}: {getattr(header, field).strip()}"
-        parts.append(textwrap.fill(text, width, initial_indent="  ", subsequent_indent=" " * 6))
-    parts.append(f"  arms: {', '.join(arm.name for arm in header.all_arms())}; {header.seeds} seeds")
-    return "\n".join(parts)
+    fields = ("question", "varied", "fixed", "cost", "answer")
+    said = (f"  {field}: {' '.join(getattr(header, field).split())}" for field in fields)
+    arms = f"  arms: {', '.join(arm.name for arm in header.all_arms())}; {header.seeds} seeds"
+    return fit("\n".join([f"study {name}", *said, arms]), width)
 
 
 def _doc(entry: Any) -> str:
     """Its own: what it inherits speaks of something else."""
     return inspect.cleandoc(vars(entry).get("__doc__") or "")
+
+
+def _filled(text: str, width: int) -> str:
+    """Paragraphs in lines of this width; what is indented is a picture and stays as it is."""
+    return "\n\n".join(
+        part if part.startswith(" ") else textwrap.fill(" ".join(part.split()), width)
+        for part in text.split("\n\n")
+    )
 
 
 def _meaning(entry: Any, option: str) -> str:

@@ -157,8 +157,8 @@ def _no_search_line(wanted: study.Study, asked: Request) -> str:
 def _warm_up_lines(planned: Plan) -> str:
     recipes = dict.fromkeys(arm.template.train for arm in planned.arms)
     return "".join(
-        f"note: a warm-up of {recipe.warmup_epochs:g} epochs does not end within {recipe.epochs}: the "
-        f"learning rate stays below its {recipe.lr:g} (--train.warmup-epochs)\n"
+        f"note: a warm-up of {recipe.warmup_epochs:g} epoch{'s' * (recipe.warmup_epochs != 1)} does not end "
+        f"within {recipe.epochs}: the learning rate stays below its {recipe.lr:g} (--train.warmup-epochs)\n"
         for recipe in recipes
         if recipe.warmup_epochs >= recipe.epochs
     )

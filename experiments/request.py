@@ -16,10 +16,13 @@ from experiments.runtime import Placement, Runtime
 from experiments.trial import Precision, Recipe
 from mixers.registry import InputError
 
+OF_STUDY = "the study's"
+OF_RUNS = "all of the runs folder"
 
-def of_study(metavar: str) -> object:
-    """What the help says of a flag whose default the study has."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: the study's)")
+
+def flag(metavar: str, default: str) -> object:
+    """What the help says of a flag: what to put there, and in words what happens without it."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 def require_at_least(least: int, asked: object, *names: str) -> None:
@@ -40,44 +43,44 @@ class Request:
     """Does this task need the SSM? Trains what is missing of a study, then writes its table, figures,
     verdict and report. Options of a task or skeleton also go by dotted name: --task.canvas 20."""
 
-    mixer: Annotated[tuple[str, ...], of_study("MIXER ...")] = ()
+    mixer: Annotated[tuple[str, ...], flag("MIXER ...", OF_STUDY)] = ()
     """Arms to judge, e.g. ssm attention "ssm(d_state=8, scan=forward)". The name of one of the study's arms
     means that arm, with its options."""
-    baseline: Annotated[str | None, of_study("ARM")] = None
+    baseline: Annotated[str | None, flag("ARM", OF_STUDY)] = None
     """Arm that they are judged against and matched to."""
     study: str = studies.DEFAULT
     """A checked-in study (see `list`) or a path to your own .toml file."""
-    task: Annotated[str | None, of_study("TASK")] = None
+    task: Annotated[str | None, flag("TASK", OF_STUDY)] = None
     """Task in place of the study's, e.g. "digits(canvas=20)"."""
-    skeleton: Annotated[str | None, of_study("SKELETON")] = None
+    skeleton: Annotated[str | None, flag("SKELETON", OF_STUDY)] = None
     """Skeleton in place of the study's, e.g. "mambaout-nano(readout=last)"."""
-    seeds: Annotated[int | None, of_study("N")] = None
+    seeds: Annotated[int | None, flag("N", OF_STUDY)] = None
     """Paired seeds per arm; a verdict needs at least 3."""
-    looks: Annotated[tuple[int, ...] | None, of_study("N ...")] = None
+    looks: Annotated[tuple[int, ...] | None, flag("N ...", OF_STUDY)] = None
     """Numbers of seeds at which to judge, e.g. 5 10 20: on to the next while anything is undecided. Planned
     before the run, at a share of 5 % each, this is a test; seeds that are added without a plan are not."""
-    match: Annotated[Literal["params", "macs", "none"] | None, of_study("{params,macs,none}")] = None
+    match: Annotated[Literal["params", "macs", "none"] | None, flag("{params,macs,none}", OF_STUDY)] = None
     """What the arms have in common in size; the block's hidden width is solved for it."""
-    margin: Annotated[float | None, of_study("X")] = None
+    margin: Annotated[float | None, flag("X", OF_STUDY)] = None
     """Differences within this count as equivalent, in the metric's unit."""
-    lr_grid: Annotated[tuple[float, ...] | None, of_study("LR ...")] = None
+    lr_grid: Annotated[tuple[float, ...] | None, flag("LR ...", OF_STUDY)] = None
     """Learning rates to choose from on validation, for every arm; a single one is simply taken."""
     train: Recipe = field(default_factory=Recipe)
     """How every arm is trained."""
     runs: Path = Path("runs")
     """Folder of trials and studies."""
-    workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Trials run at once; default: one per GPU, without GPUs cores / threads."""
+    workers: Annotated[int | None, flag("N", "one per GPU, without GPUs cores / threads")] = None
+    """Trials run at once."""
     executor: Literal["local", "ray", "slurm"] = "local"
     """Who runs them: this machine, the Ray cluster that RAY_ADDRESS names, or the SLURM queue."""
-    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
+    shard: Annotated[str | None, flag("I/N", "all of them")] = None
     """Run only the I-th of N shares of the trials; each of N machines runs its own."""
     retrain: bool = False
     """Run finished trials again whose mixer or task has changed since, as far as results tell; the old
     results are kept beside the new."""
-    gpus_per_trial: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
-    """GPU of one trial: 1, or a share of one (0.5: two trials on each); default: 1 where there are any."""
-    slurm: Annotated[tuple[str, ...], tyro.conf.arg(metavar="OPTION=VALUE ...")] = ()
+    gpus_per_trial: Annotated[float | None, flag("X", "1 where there are any")] = None
+    """GPU of one trial: 1, or a share of one (0.5: two trials on each)."""
+    slurm: Annotated[tuple[str, ...], flag("OPTION=VALUE ...", "none")] = ()
     """Options of sbatch for --executor slurm, e.g. partition=gpu time=240 (minutes)."""
     checkpoint_every: Annotated[float, tyro.conf.arg(metavar="MINUTES")] = 1.0
     """Minutes between two checkpoints of a trial, which is what a power cut can cost."""
@@ -89,7 +92,7 @@ class Request:
     """Kernels of scans and causal convolutions; see `doctor`."""
     keep_weights: bool = True
     """Of finished trials, for `look` and `demo`."""
-    micro_batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    micro_batch: Annotated[int | None, flag("N", "the whole batch")] = None
     """Examples per forward and backward pass, where the whole batch does not fit into memory."""
     compile: bool = False
     """Run training steps through torch.compile."""
@@ -184,14 +187,16 @@ class LongRequest:
     Transformer block that grow with the number of tokens L, with its square, and from which L on the
     latter are more (24 D^2 L + 4 D L^2, so L > 6 D)."""
 
-    backbone: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
-    """Published ones, e.g. vit-s mambaout-tiny; default: all, unless --dims gives another."""
-    dims: Annotated[tuple[int, ...], tyro.conf.arg(metavar="D ...")] = ()
+    backbone: Annotated[tuple[str, ...], flag("NAME ...", "all, unless --dims gives another")] = ()
+    """Published ones, e.g. vit-s mambaout-tiny."""
+    dims: Annotated[tuple[int, ...], flag("D ...", "none")] = ()
     """Channels of a backbone of your own, one number per stage."""
-    patch: Annotated[tuple[int, ...], tyro.conf.arg(metavar="PIXELS ...")] = ()
-    """Its pixels per token along a side, per stage; default: 16 for one stage, 4 8 16 32 for four."""
-    size: Annotated[tuple[str, ...], tyro.conf.arg(metavar="HEIGHTxWIDTH ...")] = ()
-    """Images in pixels, e.g. 224 512x2048; default: those of ImageNet, COCO and ADE20K in the paper."""
+    patch: Annotated[tuple[int, ...], flag("PIXELS ...", "16 for one stage, 4 8 16 32 for four")] = ()
+    """Its pixels per token along a side, per stage."""
+    size: Annotated[
+        tuple[str, ...], flag("HEIGHTxWIDTH ...", "those of ImageNet, COCO and ADE20K in the paper")
+    ] = ()
+    """Images in pixels, e.g. 224 512x2048."""
     mlp_ratio: float = 4.0
     """Hidden channels of the block's MLP over D."""
     causal: bool = False
@@ -270,8 +275,8 @@ class LookRequest:
 
     mixer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MIXER ...")] = LOOKED_AT
     """Mixers to look at on their own."""
-    study: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Trained models of this study only; default: all of the runs folder."""
+    study: Annotated[str | None, flag("NAME", OF_RUNS)] = None
+    """Trained models of this study only."""
     side: int = 15
     """Tokens along a side of the image that a single mixer is looked at on."""
     runs: Path = Path("runs")
@@ -283,8 +288,10 @@ class BenchRequest:
     """Latency, throughput and memory of token mixers against length and width, beside what the machine
     can do at most, with the lengths at which one overtakes another."""
 
-    mixer: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MIXER ...")] = ()
-    """Mixers to measure; default: all that take sequences, in their causal form if they have one."""
+    mixer: Annotated[
+        tuple[str, ...], flag("MIXER ...", "all that take sequences, in their causal form if they have one")
+    ] = ()
+    """Mixers to measure."""
     length: Annotated[tuple[int, ...], tyro.conf.arg(metavar="L ...")] = (256, 1024, 4096)
     """Tokens."""
     dim: Annotated[tuple[int, ...], tyro.conf.arg(metavar="C ...")] = (64,)
@@ -318,9 +325,9 @@ class DemoRequest:
     """A page to play with trained image models: their answers side by side, and what each depends on.
     Needs Gradio (uv sync --extra demo). MambaOut weights that timm has downloaded before are offered too."""
 
-    study: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Models of this study only; default: all of the runs folder."""
-    weights: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")] = ()
+    study: Annotated[str | None, flag("NAME", OF_RUNS)] = None
+    """Models of this study only."""
+    weights: Annotated[tuple[Path, ...], flag("FILE ...", "none")] = ()
     """MambaOut weights with timm's names, or those of the official release."""
     port: int = 7860
     """Of the page, on this machine only."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import shlex
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.quantities import plural
+from analysis.terminal_lines import fit
 from experiments import (
     command_line,
     executors,
@@ -124,7 +124,7 @@ def _run_at(asked: Request, name: str, wanted: study.Study, path: Path, command:
     _check_margin(planned, asked)
     store = Store(asked.runs)
     _store_plan(planned, path, store, asked, command)
-    print(plan_text.matching_lines(planned) + plan_text.notes(planned, wanted, asked), end="")
+    print(fit(plan_text.matching_lines(planned) + plan_text.notes(planned, wanted, asked)), end="")
     _meet_outdated(planned, store, asked.share, retrain=asked.retrain)
     chosen = _choose_rates(planned, store, asked)
     if chosen.open:
@@ -146,7 +146,7 @@ def _run_at(asked: Request, name: str, wanted: study.Study, path: Path, command:
     if asked.seeds is None:
         from analysis.verdict_sentence import what_follows
 
-        print(f"\n{what_follows(comparisons, wanted.seeds, later[0])}\n", flush=True)
+        print(f"\n{fit(what_follows(comparisons, wanted.seeds, later[0]))}\n", flush=True)
     return code, any(each.is_open for each in comparisons)
 
 
@@ -163,14 +163,15 @@ def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
     _check_margin(planned, asked)
     if not path.exists():  # the run, and whoever asks for the plan again, need no torch to read it
         _store_plan(planned, path, store, asked, command)
-    print(plan_text.overview(planned) + plan_text.differences(planned), end="")
-    print(plan_text.matching_lines(planned) + plan_text.notes(planned, wanted, asked), end="")
+    print(fit(plan_text.overview(planned) + plan_text.differences(planned)), end="")
+    print(fit(plan_text.matching_lines(planned) + plan_text.notes(planned, wanted, asked)), end="")
     found = search.settle(planned, store)
-    print(plan_text.rates_ahead(found) if found.open else plan_text.rate_lines(found.plan), end="")
+    rates = plan_text.rates_ahead(found) if found.open else plan_text.rate_lines(found.plan)
+    print(fit(rates), end="")
     print(_work_left(found, store, asked))
     _meet_outdated(found.plan, store, asked.share, retrain=False)
     if wanted.cost:
-        print(f"What the study file says of its cost: {wanted.cost}")
+        print(fit(f"What the study file says of its cost: {wanted.cost}"))
     return 0
 
 
@@ -188,7 +189,7 @@ def _meet_outdated(planned: Plan, store: Store, share: Shard | None, *, retrain:
     """Say which finished trials the code or data of today would not give, or set those of the shard aside."""
     old = outdated.find(search.settle(planned, store).plan, store)
     if not retrain:
-        print("".join(f"note: {sentence}\n" for sentence in old.sentences()), end="")
+        print(fit("".join(f"note: {sentence}\n" for sentence in old.sentences())), end="")
         return
     own = [trial_id for trial_id in old.trials if share is None or share.of(trial_id) == share]
     aside = [name for trial_id in own if (name := store.folder(trial_id).set_aside("outdated"))]
@@ -200,7 +201,7 @@ def _status(asked: Request, name: str, wanted: study.Study) -> int:
     wanted = study_folder.with_stored_seeds(wanted, path, asked)
     store = Store(asked.runs)
     found = search.settle(stored_plan.make(name, wanted, path), store)
-    print(f"{name}: {wanted.question}")
+    print(fit(f"{name}: {wanted.question}"))
     labels = {trial_id: found.labels[trial_id] for trial_id in (*found.open, *found.failed)}
     statuses = status.examine(labels, dict.fromkeys(labels, "learning rates"), store)
     if not found.open:
@@ -220,7 +221,7 @@ def _report(asked: Request, name: str, wanted: study.Study) -> int:
     with holding(path.parent):
         why_left = stored_plan.renew(planned, path, study_folder.history_of(planned, path, store, asked))
         if why_left:
-            print(f"note: {why_left}")
+            print(fit(f"note: {why_left}"))
         return _write_report(planned, store, path.parent, asked.share)[0]
 
 
@@ -288,7 +289,7 @@ def _choose_rates(planned: Plan, store: Store, asked: Request) -> Search:
         _train(f"{planned.name}: learning rates", own, found.labels, store, asked)
         attempted |= {trial.id for trial in own}
         found = search.settle(planned, store, retry)
-    print(plan_text.rate_lines(found.plan), end="")
+    print(fit(plan_text.rate_lines(found.plan)), end="")
     return found
 
 
@@ -356,14 +357,13 @@ def _write_report(
         The exit code, and what was judged.
     """
     from analysis.report import write_study
-    from analysis.terminal_table import terminal_width
 
     report = write_study(folder, store.trials, outdated.find(planned, store).sentences())
     if not report.paths:
         raise InputError(" ".join(report.verdict_lines))
     print(report.terminal_table)
     for line in report.verdict_lines:
-        print(f"\n{textwrap.fill(line, terminal_width())}")
+        print(f"\n{fit(line)}")
     print()
     for label, name in SHOWN.items():
         if name in report.paths:  # there is no figure before there are results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -167,6 +168,31 @@ def test_the_help_names_the_commands(asked: list[str], capsys: pytest.CaptureFix
         assert COMMANDS[command] in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [[], *([each] for each in COMMANDS), ["report", "--paper"]])
+def test_help_fits_the_terminal_and_says_each_default_once(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with contextlib.suppress(SystemExit):
+        run_ablation.main([*command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > 80 and not line.startswith("usage: ")] == []
+    assert re.findall(r"default: [^()]* \(default: \w*\)", " ".join(" ".join(lines).split())) == []
+
+
+def test_a_plan_fits_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_ablation.main(["plan", "--mixer", "ssm", "--runs", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "\n  ssm: ssm(d_state=16, scan=bidirectional, conv=symmetric, kernel_size=7,\n      selective=all"
+        in said
+    )
+    assert max(map(len, said.splitlines())) <= 80
+
+
 def test_help_is_heard_behind_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_ablation.main(["list", "ssm", "--help"]) == 0
     assert "usage: run_ablation.py list [NAME ...]" in capsys.readouterr().out
@@ -179,6 +205,33 @@ def test_an_empty_folder_of_runs_is_not_the_working_directory(
     """As a script with an unset variable gives it."""
     assert run_ablation.main([*command, "--runs", ""]) == 2
     assert "--runs is empty: it takes a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # written at once, or when the command ends
+@pytest.mark.parametrize(
+    ("output", "code", "said"),
+    [
+        ("/dev/full", 1, "run_ablation.py: no space is left for the output; make room and run it again\n"),
+        ("closed pipe", 0, ""),  # as behind `| head -1`
+    ],
+)
+def test_output_that_cannot_be_written(output: str, code: int, said: str, unbuffered: str) -> None:
+    if output == "/dev/full":
+        stdout = os.open(output, os.O_WRONLY)
+    else:
+        reader, stdout = os.pipe()
+        os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "run_ablation.py", "list", "--help"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        check=False,
+    )
+    os.close(stdout)
+    assert (done.returncode, done.stderr) == (code, said)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
@@ -249,13 +302,14 @@ def test_a_runs_folder_that_is_a_file(verb: str, tmp_path: Path, capsys: pytest.
     assert "cannot write to the runs folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("warm_up", "said"), [("1", "1 epoch"), ("2", "2 epochs")])
 def test_a_warm_up_that_takes_all_of_training_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    warm_up: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And fields of several values are given as several words."""
-    recipe = ["--train.epochs", "2", "--train.betas", "0.9", "0.95", "--runs"]
-    assert run_ablation.main(["plan", "--mixer", "conv", *recipe, str(tmp_path)]) == 0
-    assert "a warm-up of 2 epochs does not end within 2" in capsys.readouterr().out
+    recipe = ["--train.warmup-epochs", warm_up, "--train.epochs", warm_up, "--train.betas", "0.9", "0.95"]
+    assert run_ablation.main(["plan", "--mixer", "conv", *recipe, "--runs", str(tmp_path)]) == 0
+    assert f"a warm-up of {said} does not end within {warm_up}" in capsys.readouterr().out
     (stored,) = tmp_path.glob("studies/*/plan.json")
     assert json.loads(stored.read_text())["arms"][0]["template"]["train"]["betas"] == [0.9, 0.95]
 

@@ -270,7 +270,7 @@ def test_a_study_from_end_to_end_and_again(
     study.write_text(study.read_text().replace("batch_size = 32", "batch_size = 16"))
     capsys.readouterr()
     assert ablate("report", *arguments) == 1
-    output = capsys.readouterr().out
+    output = " ".join(capsys.readouterr().out.split())
     assert "identity, conv would be other trials today: this is the report of what ran" in output
     assert "conv seed 2 not run" in output
     assert page.read_bytes() == told

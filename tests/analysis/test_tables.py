@@ -18,7 +18,8 @@ from analysis.notes import warnings
 from analysis.read_records import load_study
 from analysis.summary import summarise
 from analysis.table import Table, markdown
-from analysis.terminal_table import TERMINAL_WIDTH, terminal
+from analysis.terminal_lines import TERMINAL_WIDTH
+from analysis.terminal_table import terminal
 from analysis.verdict import judge
 
 Write = Callable[..., Any]

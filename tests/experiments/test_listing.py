@@ -47,6 +47,16 @@ def test_the_overview_names_everything() -> None:
         assert f"\n  {name}" in said
 
 
+@pytest.mark.parametrize("name", ["mixers", "studies", "images", "digits-ladder"])
+def test_lines_fit(name: str) -> None:
+    assert max(map(len, listing.describe(name, 72).splitlines())) <= 72
+
+
+def test_a_picture_is_not_filled() -> None:
+    said = listing.describe("induction", 60)
+    assert "\n\n    input   2 0 4 3 1 1 0 4\n    target                3\n\n" in said
+
+
 def test_options_may_be_given() -> None:
     assert "  d_state=4: integer" in listing.describe("ssm(d_state=4)", 100)
     with pytest.raises(InputError, match="nothing is called 'SSM'; did you mean 'ssm'"):

@@ -274,15 +274,20 @@ class TrialFolder:
             return f"the result of trial {stored['trial_id']}"
         return None
 
-    def set_aside(self, why: str = "unusable") -> Path | None:
+    def set_aside(self, why: str = "unusable", seen: Mapping[str, Any] | None = None) -> Path | None:
         """Rename `result.json` out of the way, keeping it under a name that says why.
+
+        Args:
+            why: what was found of it.
+            seen: of which result, as `result` gave it: by now another command may have stored a new one,
+                which stays.
 
         Returns:
             The new name; None if another command has been faster, or is at work on the trial.
         """
         source = self.path / "result.json"
         with self.lock() as held:
-            if not held or not source.exists():
+            if not held or self.result() != seen or not source.exists():
                 return None
             for number in range(1, 1_000):
                 target = self.path / f"result.{why}-{number}.json"

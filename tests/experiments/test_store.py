@@ -146,6 +146,12 @@ def test_of_two_commands_one_sets_a_result_aside(folder: TrialFolder) -> None:
     with folder.lock():
         assert folder.set_aside("outdated") is None
     assert result.read_bytes() == b"new"
+    seen, new = (a_result(folder.trial_id, metrics={"test": number}) for number in (1, 2))
+    write_json(result, new)
+    assert folder.set_aside() is None, "it was unusable when this command looked, and is not any more"
+    assert folder.set_aside("outdated", seen) is None
+    assert folder.result() == new
+    assert folder.set_aside("outdated", new) is not None
 
 
 def test_one_holder_at_a_time(folder: TrialFolder) -> None:

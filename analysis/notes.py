@@ -140,7 +140,10 @@ def _facts(provenance: Json) -> dict[str, str]:
         for name in ("device", "hardware", "threads", "code")
         if provenance.get(name) is not None
     }
-    return facts | {"micro-batch": str(provenance.get("micro_batch") or "the whole batch")}
+    return facts | {
+        "micro-batch": str(provenance.get("micro_batch") or "the whole batch"),
+        "processes per trial": str(provenance.get("ranks") or 1),  # older records do not say
+    }
 
 
 def _mixed(study: Study) -> list[str]:

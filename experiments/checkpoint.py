@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,7 @@ def read(folder: TrialFolder, trial_id: str, like: Mapping[str, Any]) -> dict[st
         like: the state of a run that has just begun, whose fields it must have.
     """
     try:
+        _check_sums(folder)
         saved = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
@@ -69,6 +71,19 @@ def read(folder: TrialFolder, trial_id: str, like: Mapping[str, Any]) -> dict[st
         folder.note("checkpoint of another version of this code, starting anew")
         return None
     return saved
+
+
+def _check_sums(folder: TrialFolder) -> None:
+    """Compare the checksums that the archive has of its parts: `torch.load` does not, and would take a byte
+    that the disk has changed for a weight.
+
+    Raises:
+        BadZipFile: it is no archive, or a part of it is damaged.
+    """
+    with zipfile.ZipFile(folder.checkpoint) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
 def _has_fields_of(saved: Any, like: Mapping[str, Any]) -> bool:

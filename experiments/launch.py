@@ -192,7 +192,7 @@ def _run(
 
 def _disk_full(folder: TrialFolder) -> str:
     kept = "its last checkpoint is kept" if folder.checkpoint.exists() else "it has no checkpoint yet"
-    return f"no space left for the files of trial {folder.trial_id}: {kept}, and so is all that is finished"
+    return f"no space left for the files of trial {folder.trial_id}: {kept}; all that is finished is kept"
 
 
 def record_failure(trial: Trial, folder: TrialFolder, error: str, session: str) -> None:

@@ -30,10 +30,10 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,17 +65,18 @@ def naming_full_disks(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def naming_unusable_folders(path: Path) -> Iterator[None]:
-    """Turn what else the system says where a trial's folder cannot be written to into an `InputError`."""
+def naming_unusable_folders(path: Path, use: str = "no trial can be run") -> Iterator[None]:
+    """Turn what else the system says where a folder cannot be locked or written to into an `InputError`."""
     try:
         with naming_full_disks(path):
             yield
     except DiskFull:
         raise
     except OSError as error:
+        file = f" ({error.filename})" if error.filename else ""
         raise InputError(
-            f"no trial can be run in {path}: {error.strerror} ({error.filename}); move it away or "
-            "make it writable, or give another --runs"
+            f"{use} in {path}: {error.strerror or error}{file}; move it away or make it writable, or give "
+            "another --runs"
         ) from None
 
 
@@ -276,15 +277,20 @@ class TrialFolder:
             return f"the result of trial {stored['trial_id']}"
         return None
 
-    def set_aside(self, why: str = "unusable") -> Path | None:
+    def set_aside(self, why: str = "unusable", seen: Mapping[str, Any] | None = None) -> Path | None:
         """Rename `result.json` out of the way, keeping it under a name that says why.
+
+        Args:
+            why: what was found of it.
+            seen: of which result, as `result` gave it: by now another command may have stored a new one,
+                which stays.
 
         Returns:
             The new name; None if another command has been faster, or is at work on the trial.
         """
         source = self.path / "result.json"
         with self.lock() as held:
-            if not held or not source.exists():
+            if not held or self.result() != seen or not source.exists():
                 return None
             for number in range(1, 1_000):
                 target = self.path / f"result.{why}-{number}.json"
@@ -337,26 +343,42 @@ class TrialFolder:
 
         Raises:
             DiskFull: there is no space for the folder or its lock.
-            InputError: the folder or its lock cannot be made or opened, and so nobody can work on the trial.
+            InputError: the folder or its lock cannot be made, opened or locked, and so nobody can work on
+                the trial.
         """
-        with naming_unusable_folders(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / "lock", "a")  # noqa: SIM115  # closed below
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with ExitStack() as opened:
+            with naming_unusable_folders(self.path):
+                file = opened.enter_context(_lock_file(self.path))
+                held = _is_taken(file)
+            yield held
+
+
+def _lock_file(folder: Path) -> TextIO:
+    folder.mkdir(parents=True, exist_ok=True)
+    return open(folder / "lock", "a")
+
+
+def _is_taken(file: TextIO) -> bool:
+    """Take the lock if nobody else has it; whether that worked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # what SMB says of one that another machine holds
+        return False
+    return True
 
 
 @contextmanager
 def holding(folder: Path) -> Iterator[None]:
-    """Wait for the lock of a study's folder, and hold it: what one command stores there, it also reports."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Wait for the lock of a study's folder, and hold it: what one command stores there, it also reports.
+
+    Raises:
+        DiskFull: there is no space for the folder or its lock.
+        InputError: the folder or its lock cannot be made, opened or locked.
+    """
+    with ExitStack() as opened:
+        with naming_unusable_folders(folder, "no study can be stored"):
+            file = opened.enter_context(_lock_file(folder))
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

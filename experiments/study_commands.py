@@ -192,7 +192,7 @@ def _meet_outdated(planned: Plan, store: Store, share: Shard | None, *, retrain:
         print(fit("".join(f"note: {sentence}\n" for sentence in old.sentences())), end="")
         return
     own = [trial_id for trial_id in old.trials if share is None or share.of(trial_id) == share]
-    aside = [name for trial_id in own if (name := store.folder(trial_id).set_aside("outdated"))]
+    aside = [name for trial_id in own if (name := old.set_aside(trial_id, store))]
     print(f"{plural(len(aside), 'trial')} set aside to be trained again, as result.outdated-*.json")
 
 

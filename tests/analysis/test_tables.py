@@ -169,6 +169,10 @@ def test_a_curve_that_cannot_be_read_is_said(
             "Mixed micro-batch: 16 (1 trial), the whole batch (11 trials).",
         ),
         (
+            {"provenance": {"ranks": 1, "earlier_sessions": [{"ranks": 2}]}},
+            "Mixed processes per trial: 1 (11 trials), 1 and 2 (1 trial).",
+        ),
+        (
             {"provenance": {"hardware": "a cluster"}},
             "Mixed hardware: a cluster (1 trial), a laptop (11 trials).",
         ),

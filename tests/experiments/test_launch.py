@@ -294,7 +294,8 @@ def test_a_full_disk_stops_the_work_and_keeps_the_checkpoint(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(DiskFull, match=f"files of trial {trial.id}: its last checkpoint is kept"):
+    said = f"files of trial {trial.id}: its last checkpoint is kept; all that is finished is kept"
+    with pytest.raises(DiskFull, match=said):
         launch.work([trial], store, Runtime(), "second")
     assert folder.checkpoint.read_bytes() == kept
     assert not list(folder.path.glob(".*")), "no half-written files"

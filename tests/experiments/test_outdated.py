@@ -6,11 +6,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import run_ablation
-from experiments import sources
+from experiments import outdated, sources
 from experiments.code_version import ROOT
 from experiments.outdated import Outdated
 
@@ -70,6 +71,30 @@ def test_an_edited_mixer_is_told_and_trained_again_when_asked(checkout: Path, ab
     with open(checkout / "experiments" / "tasks" / "digits.py", "a") as file:
         file.write("\n# another rule\n")
     assert "changed since" not in ablate("plan", *COMMAND)
+
+
+def test_what_another_command_has_trained_again_stays(
+    checkout: Path, ablate: Ablate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both were told to, and both have seen the same outdated results."""
+    ablate(*COMMAND)
+    with open(checkout / "mixers" / "identity.py", "a") as file:
+        file.write("\n# another definition\n")
+    find = outdated.find
+
+    def find_before_another_is_done(*given: Any) -> Outdated:
+        monkeypatch.setattr(outdated, "find", find)
+        found = find(*given)
+        for path in results(checkout):
+            result = json.loads(path.read_text())
+            result["provenance"]["sources"] = sources.digests(["identity"], "digits")
+            path.write_text(json.dumps(result))
+        return found
+
+    monkeypatch.setattr(outdated, "find", find_before_another_is_done)
+    said = ablate(*COMMAND, "--retrain")
+    assert "0 trials set aside" in said
+    assert "0 of 2 trials to run" in said
 
 
 def test_other_data_are_told_where_the_plan_is_made_anew(checkout: Path, ablate: Ablate) -> None:

@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.store import HEARTBEAT, RESULT_FIELDS, DiskFull, Store, TrialFolder, write_bytes, write_json
+from experiments.store import (
+    HEARTBEAT,
+    RESULT_FIELDS,
+    DiskFull,
+    Store,
+    TrialFolder,
+    holding,
+    write_bytes,
+    write_json,
+)
 from experiments.trial import SCHEMA_VERSION, Trial
 from mixers.registry import InputError
 
@@ -137,6 +146,12 @@ def test_of_two_commands_one_sets_a_result_aside(folder: TrialFolder) -> None:
     with folder.lock():
         assert folder.set_aside("outdated") is None
     assert result.read_bytes() == b"new"
+    seen, new = (a_result(folder.trial_id, metrics={"test": number}) for number in (1, 2))
+    write_json(result, new)
+    assert folder.set_aside() is None, "it was unusable when this command looked, and is not any more"
+    assert folder.set_aside("outdated", seen) is None
+    assert folder.result() == new
+    assert folder.set_aside("outdated", new) is not None
 
 
 def test_one_holder_at_a_time(folder: TrialFolder) -> None:
@@ -192,6 +207,54 @@ def test_a_folder_that_cannot_be_used_is_said(store: Store, folder: TrialFolder,
     assert folder.unusable_result() is None
     with pytest.raises(InputError, match=f"no trial can be run in {folder.path}: .*; move it away"):
         folder.check()
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.EACCES])
+def test_a_lock_that_another_machine_holds(
+    folder: TrialFolder, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """As most file systems say it, and as SMB does."""
+
+    def held(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", held)
+    with folder.lock() as taken:
+        assert not taken
+
+
+def test_a_folder_that_cannot_be_locked_is_said(folder: TrialFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial's or a study's, as where the lock service of a network file system is gone; errors meanwhile
+    are not taken for that."""
+    with pytest.raises(OSError, match="something else"), holding(folder.path):
+        raise OSError(errno.ENOLCK, "something else")
+    with pytest.raises(OSError, match="something else"), folder.lock():
+        raise OSError(errno.ENOLCK, "something else")
+
+    def gone(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", gone)
+    with pytest.raises(InputError, match=f"no trial can be run in {folder.path}: No locks available; "):
+        folder.is_free()
+    said = f"no study can be stored in {folder.path}: No locks available; "
+    with pytest.raises(InputError, match=said), holding(folder.path):
+        pass
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_a_study_whose_lock_cannot_be_opened_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """On a full disk, or in a folder that another user made."""
+
+    def refused(path: Path, mode: str) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr("builtins.open", refused)
+    kind, said = (DiskFull, "no space left") if code == errno.ENOSPC else (InputError, "Permission denied")
+    with pytest.raises(kind, match=said), holding(tmp_path):
+        pass
 
 
 def test_files_are_for_whom_the_umask_allows(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from experiments import build, learner
+from experiments import build, checkpoint, learner
 from experiments import evaluate as evaluation
 from experiments.build import build_model, create_task
 from experiments.cost import token_mixers
@@ -200,6 +200,22 @@ def test_a_damaged_checkpoint_starts_anew(tiny_trial: MakeTrial, store: Store) -
     run(trial, store)
     assert folder.result() is not None
     assert "checkpoint not readable" in folder.log.read_text()
+
+
+def test_a_byte_that_the_disk_has_changed_is_no_weight(tiny_trial: MakeTrial, store: Store) -> None:
+    trial = tiny_trial("identity", epochs=1, batch_size=128)
+    steps = iter(range(1, 100))
+    with pytest.raises(Interrupted):
+        run(trial, store, stop=lambda: next(steps) == 2)
+    folder = store.folder(trial.id)
+    content = bytearray(folder.checkpoint.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    folder.checkpoint.write_bytes(content)
+    saved = torch.load(folder.checkpoint, weights_only=True)
+    assert saved["progress"]["step"] == 2, "torch reads it"
+    assert checkpoint.read(folder, trial.id, like=saved) is None
+    assert "checkpoint not readable, starting anew: " in (said := folder.log.read_text())
+    assert said.endswith(" is damaged\n")
 
 
 def another_field(saved: dict) -> None:

@@ -287,7 +287,26 @@ def test_no_decay_is_too_strong_and_no_sequence_too_long() -> None:
     torch.testing.assert_close(got.double(), one_by_one(q, k, v, log_decay), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("decayed", [False, True])
+@pytest.mark.parametrize("recurrence", [linear_recurrence, one_by_one])
+def test_autocast_does_not_reach_the_recurrence(recurrence: Callable[..., Tensor], decayed: bool) -> None:
+    q, k, v = normal(3, 2, 3, 70, 4).float()
+    log_decay = -normal(2, 3, 70, 4, seed=3).float().square() if decayed else None
+    expected = recurrence(q, k, v, log_decay)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(recurrence(q, k, v, log_decay), expected)
+
+
 # ---- linear attention
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_autocast_does_not_reach_the_fraction(causal: bool) -> None:
+    q, k, v = normal(3, 2, 3, 70, 4).float()
+    features = elu_plus_one(q), elu_plus_one(k)
+    expected = linear_attention(features, features, v, causal=causal)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(linear_attention(features, features, v, causal=causal), expected)
 
 
 @pytest.mark.parametrize("rope", ROPE)
@@ -370,7 +389,8 @@ def test_without_forgetting_gla_is_linear_attention_without_denominator(
     scores = q @ k.mT / math.sqrt(2)
     # both directions count the token itself
     mixed = (scores.tril() if scan == "forward" else (scores.tril() + scores.triu()) / 2) @ v
-    expected = mixer.proj(mixer.norm(mixed.transpose(1, 2)).flatten(2)).view_as(x)
+    normed = mixed / (mixed.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    expected = mixer.proj(normed.transpose(1, 2).flatten(2)).view_as(x)
     torch.testing.assert_close(mixer(x), expected, **CLOSE)
 
 
@@ -440,6 +460,8 @@ def test_the_second_direction_of_gla_costs_a_gate_and_a_recurrence() -> None:
         (WindowAttention(64, 1, window=4, causal=True), 10, 2 * 4 * 64),
         (CausalLinearAttention(64, 1), 10, 2 * (32 * 32 + 32)),
         (GatedLinearAttention(64, 1, scan="forward"), 10, 2 * 16 * 32),
+        (GatedLinearAttention(6, 1, scan="forward", head_dim=3), 10, 2 * 1 * 3),  # keys rounded down
+        (GatedLinearAttention(2, 1, scan="forward", head_dim=1), 10, 2 * 1 * 1),  # to no less than 1
     ],
 )
 def test_numbers_carried_between_tokens(mixer: TokenMixer, length: int, expected: int) -> None:

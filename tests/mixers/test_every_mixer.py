@@ -24,7 +24,7 @@ VARIANTS = {
     "ssm": [
         "ssm(scan=forward, conv=causal, kernel_size=3)",
         "ssm(scan=forward, conv=none)",
-        "ssm(d_state=3)",
+        "ssm(d_state=3, scan=forward)",  # symmetric, so not causal
         "ssm(selective=none)",
         "ssm(selective=delta)",
         "ssm(selective=B+C, scan=forward, conv=causal, kernel_size=3)",

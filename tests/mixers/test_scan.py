@@ -165,6 +165,18 @@ def test_autocast_keeps_the_state_in_float32(backend: str) -> None:
     assert torch.equal(y, expected)
 
 
+@pytest.mark.parametrize("wide", [*((name,) for name in NAMES), NAMES], ids=str)
+def test_an_input_in_float64_is_computed_in_float64(wide: tuple[str, ...]) -> None:
+    exact = double(make_inputs(1, 5, 3, 2))
+    inputs = {name: t if name in wide else t.float() for name, t in exact.items()}
+    y, last_state = selective_scan(**inputs, return_state=True)
+    expected, last_expected = selective_scan(**exact, return_state=True)
+    assert y.dtype == inputs["u"].dtype
+    assert last_state.dtype == torch.float64
+    torch.testing.assert_close(last_state, last_expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(y, expected.to(y.dtype))
+
+
 def test_float64_stays_float64() -> None:
     inputs = double(make_inputs(1, 5, 3, 2))
     before = backends.calls["reference"]

@@ -533,6 +533,18 @@ def test_a_model_is_told_its_backends() -> None:
         choose_backend(model, "causal_conv1d", torch.device("cpu"))
 
 
+@pytest.mark.parametrize("name", list(MIXERS))
+def test_a_mixer_runs_on_what_it_was_told(name: str) -> None:
+    """Each of its parts that has a choice of kernels asks for the one by name."""
+    mixer = MIXERS.create(MIXERS.resolve(MIXERS.parse(name), MIXERS.load(name).place_defaults(1, True)), 4, 1)
+    parts = [each for each in mixer.modules() if isinstance(each, backends.HasBackend) and each.operation]
+    for part in parts:
+        part.backend = "abacus"
+        with pytest.raises(ValueError, match=f"unknown {part.operation} backend 'abacus'"):
+            mixer(torch.randn(1, 5, 4))
+        part.backend = "auto"
+
+
 def test_nvcc_for_one_kind_of_gpu(tmp_path: Path) -> None:
     """It drops every kind that a setup.py names and hands on the rest."""
     nvcc = tmp_path / "bin" / "nvcc"

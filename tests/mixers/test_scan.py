@@ -1,6 +1,7 @@
 """The CPU kernel against the float64 reference, in outputs, last state and every gradient."""
 
 import multiprocessing
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
@@ -196,18 +197,25 @@ def test_gradcheck_of_the_reference(reverse: bool) -> None:
 
 
 def test_small_decays_are_exact() -> None:
-    """exp over its range: a state of ones decays by exp(Delta A) in one step, here from 1 to 1e-26."""
+    """exp over its range: a state of ones decays by exp(Delta A) in one step, here from 1 to 1e-75.
+
+    So does the gradient. What is below 1e-30 is zero, in both.
+    """
     dim = 4096
-    A = -torch.linspace(0, 85, dim).reshape(dim, 1)
+    A = -torch.linspace(0, 250, dim).reshape(dim, 1)
     zeros = torch.zeros(1, 1, dim)
     one = torch.zeros(1, 1, 1)
+    start = torch.ones(1, dim, 1, requires_grad=True)
     _, state = selective_scan(
-        zeros, zeros, A, one, one, initial_state=torch.ones(1, dim, 1), return_state=True, backend="cpu"
+        zeros, zeros, A, one, one, initial_state=start, return_state=True, backend="cpu"
     )
+    (gradient,) = torch.autograd.grad(state.sum(), start)
     expected = torch.exp(A.double() * torch.log(torch.tensor(2.0, dtype=torch.float64)))  # softplus(0) = ln 2
     # rounding Delta A itself to float32 costs |Delta A| 2**-23
     allowed = 3e-7 + A.double().abs() * 2**-22
-    assert ((state[0] - expected).abs() <= allowed * expected + 1e-30).all()
+    for decayed in (state[0], gradient[0]):
+        assert ((decayed - expected).abs() <= allowed * expected + 1e-30).all()
+        assert not decayed[expected < 9e-31].any()
 
 
 @settings(max_examples=25, deadline=None)
@@ -270,12 +278,13 @@ def test_steps_are_the_sequence(without: tuple[str, ...]) -> None:
     torch.testing.assert_close(state, last_state, rtol=1e-5, atol=1e-5)
 
 
-def test_nan_stays_visible() -> None:
-    inputs = make_inputs(1, 40, 18, 5)
-    inputs["u"][0, 20, 3] = float("nan")
-    y = selective_scan(**inputs, backend="cpu")
-    assert y[0, 20:, 3].isnan().all()
-    assert y.isnan().sum() == 20
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_stays_visible(name: str) -> None:
+    inputs = make_inputs(2, 40, 18, 5)
+    inputs[name].view(-1)[len(inputs[name].view(-1)) // 3] = float("nan")
+    y, expected = (selective_scan(**inputs, backend=backend) for backend in ("cpu", "reference"))
+    assert 0 < expected.isnan().sum() < expected.numel()
+    assert torch.equal(y.isnan(), expected.isnan())
 
 
 # ---- the operator ------------------------------------------------------------------------------------------
@@ -319,6 +328,17 @@ def test_spawned_processes() -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         theirs = pool.submit(_checksum).result()
     assert theirs == _checksum()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_makes_a_pool_of_its_own() -> None:
+    """That of its parent has no threads there, so that a scan would wait for ever."""
+    pool = scan_cpu._pool(1)
+    child = os.fork()
+    if child == 0:
+        os._exit(scan_cpu._pool(1) is pool)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_memory_has_no_state_axis() -> None:

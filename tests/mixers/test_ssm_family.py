@@ -337,6 +337,15 @@ def test_ssd_goes_on_where_it_stopped(length: int, chunk_size: int) -> None:
     same_gradients(ours, theirs, [*inputs, start])
 
 
+@pytest.mark.parametrize("length", [7, 65])  # one chunk, and two
+def test_ssd_starts_from_zeros(length: int) -> None:
+    inputs, zeros = ssd_inputs(length), torch.zeros(2, 3, 2, 4, dtype=torch.float64)
+    y, last = ssd_scan(*inputs, chunk_size=64, return_state=True)
+    expected = ssd_scan(*inputs, chunk_size=64, initial_state=zeros, return_state=True)
+    assert torch.equal(y, expected[0])
+    assert torch.equal(last, expected[1])
+
+
 @pytest.mark.parametrize("length", [1, 50, 196])
 def test_ssd_is_s6_with_one_decay_per_head(length: int) -> None:
     inputs = x, delta, A, B, C, D = ssd_inputs(length)

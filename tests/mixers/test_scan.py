@@ -297,6 +297,18 @@ def test_opcheck(without: tuple[str, ...]) -> None:
     torch.library.opcheck(torch.ops.mixers.selective_scan.default, arguments)
 
 
+def test_the_compiler_is_told_the_types_of_gradients() -> None:
+    inputs = make_inputs(2, 40, 18, 5)
+    u, delta, A, B, C, *vectors = (inputs[name] for name in NAMES[:7])
+    tensors = (u.bfloat16(), delta.bfloat16(), A, B.bfloat16(), C.bfloat16(), *vectors)
+    y, last_state, states = torch.ops.mixers.selective_scan(*tensors, None, False, True)
+    torch.library.opcheck(
+        torch.ops.mixers.selective_scan_backward.default,
+        (y, last_state, *tensors, states, False),
+        test_utils="test_faketensor",
+    )
+
+
 def test_gradient_through_the_last_state_alone() -> None:
     inputs = {name: t.requires_grad_() for name, t in make_inputs(2, 40, 18, 5).items()}
     gradients = {}
@@ -364,12 +376,20 @@ def test_memory_has_no_state_axis() -> None:
     assert grown_kib * 1024 < everything / 2
 
 
-def test_no_states_are_kept_without_gradients() -> None:
+def test_no_states_are_kept_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_inputs(1, 320, 16, 4)
     arguments = [inputs.get(name) for name in NAMES]
     states = [torch.ops.mixers.selective_scan(*arguments, False, keep)[2] for keep in (False, True)]
     assert states[0].shape[1] == 1
     assert states[1].shape[1] == 11
+    backends.resolve("cpu", "cpu")  # which trains, to try the kernel out
+    kept, forward = [], scan_cpu._scan._forward
+    monkeypatch.setattr(scan_cpu._scan, "_forward", lambda *call: kept.append(call[-1]) or forward(*call))
+    for trained, mode in ((True, True), (True, False), (False, True)):
+        inputs["u"].requires_grad_(trained)
+        with torch.set_grad_enabled(mode):
+            selective_scan(**inputs, backend="cpu")
+    assert kept == [True, False, False]
 
 
 def test_flops_on_the_meta_device() -> None:

@@ -51,7 +51,7 @@ class GatedLinearAttention(TokenMixer):
         dim: channels.
         grid_rank: 1 or 2; an image is read in raster order.
         head_dim: value channels per head; the number of heads is `dim // head_dim`, at least 1.
-        expand_k: key channels per value channel, half in the paper.
+        expand_k: key channels per value channel, half in the paper; rounded down to whole ones, at least 1.
         scan: "forward", or "bidirectional".
         output_gate: multiply the normalised output by swish(W x), as the paper's layer does; off where the
             block brings a gate of its own.

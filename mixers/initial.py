@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-DELTA_MIN, DELTA_MAX, DELTA_FLOOR = 1e-3, 1e-1, 1e-4
+DELTA_MIN, DELTA_MAX = 1e-3, 1e-1
 
 
 def parameter(values: Callable[[], Tensor]) -> nn.Parameter:
@@ -28,7 +28,7 @@ def parameter(values: Callable[[], Tensor]) -> nn.Parameter:
 def initial_delta(size: int) -> Tensor:
     """(size,) step sizes, from the global generator."""
     span = math.log(DELTA_MAX) - math.log(DELTA_MIN)
-    return torch.exp(torch.rand(size) * span + math.log(DELTA_MIN)).clamp(min=DELTA_FLOOR)
+    return torch.exp(torch.rand(size) * span + math.log(DELTA_MIN))
 
 
 def inverse_softplus(delta: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class CausalLinearAttention(LinearAttention):
         if self.state_size(1) is None:
             return super().step(x, state)
         q, k, v = (each[:, :, 0] for each in self._features(x[:, None]))  # (B, heads, head_dim)
-        S, z = state[0].to(q), state[1].to(q)
+        S, z = state
         if self.rope:
             S = self._one_token_on(S)
         numerator, S = linear_recurrence_step(q, k, v, S)

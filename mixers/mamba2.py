@@ -99,7 +99,7 @@ class Mamba2(TokenMixer, HasBackend):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., C) -> z (..., E C), what is convolved (..., E C + 2 N), Delta (..., H)."""
         z, xBC, delta = self.in_proj(x).split(self.widths, dim=-1)
-        return z, xBC, F.softplus(delta.to(self.dt_bias.dtype) + self.dt_bias)
+        return z, xBC, F.softplus(delta + self.dt_bias)
 
     def _gate_and_project(self, y: Tensor, z: Tensor) -> Tensor:
         """(..., E C) twice -> (..., C)."""

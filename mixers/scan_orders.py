@@ -116,9 +116,7 @@ class ScanPattern:
             lengths = torch.tensor(order.segments)
             segments = torch.arange(len(lengths)).repeat_interleave(lengths)
             same = segments[sources] == segments[steps]
-            visible |= same & (sources >= steps)
-            if self.both_ways:
-                visible |= same & (sources <= steps)
+            visible |= same if self.both_ways else same & (sources >= steps)
         return visible
 
 

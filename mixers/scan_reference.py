@@ -22,10 +22,13 @@ def selective_scan_reference(
 ) -> tuple[Tensor, Tensor]:
     """Return `(y, last_state)`; arguments as in `mixers.scan.selective_scan`.
 
-    Inputs narrower than float32 are computed in float32. `y` has `u`'s dtype, `last_state` the dtype of the
-    computation. Autograd keeps the state of every token, so memory is O(batch * length * dim * d_state).
+    The computation is in the widest dtype of the inputs, float32 at least. `y` has `u`'s dtype, `last_state`
+    that of the computation. Autograd keeps the state of every token, so memory is
+    O(batch * length * dim * d_state).
     """
-    dtype = torch.promote_types(u.dtype, torch.float32)
+    dtype = torch.float32
+    for given in (u, delta, A, B, C, D, delta_bias, initial_state):
+        dtype = dtype if given is None else torch.promote_types(dtype, given.dtype)
     x, dt, A, B, C = (tensor.to(dtype) for tensor in (u, delta, A, B, C))
     if delta_bias is not None:
         dt = dt + delta_bias.to(dtype)

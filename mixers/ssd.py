@@ -96,7 +96,7 @@ class SSDCore(ScanCore):
     def _select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., C) -> Delta (..., H), B (..., N), C (..., N)."""
         B, C, delta = self.x_proj(u).split(self.widths, dim=-1)
-        return F.softplus(delta.to(self.dt_bias.dtype) + self.dt_bias), B, C
+        return F.softplus(delta + self.dt_bias), B, C
 
     def forward(self, u: Tensor, *, reverse: bool = False) -> Tensor:
         """(B, L, C) -> (B, L, C)."""

@@ -30,7 +30,7 @@ def ssd_scan_reference(
     under autocast the matrix products are not.
     """
     length = x.shape[1]
-    _, size = equal_chunks(length, chunk_size)
+    size = _equal_chunk(length, chunk_size)
     dtype = torch.promote_types(delta.dtype, torch.float32)
     x, delta, B, C = (_chunks(each.to(dtype), size) for each in (x, delta, B, C))
     delta = delta.transpose(2, 3)  # (B, K, H, Q); x is (B, K, Q, H, P)
@@ -51,16 +51,16 @@ def ssd_scan_reference(
         if initial_state is not None:
             state = initial_state.permute(0, 3, 1, 2)
         before, state = _pass_states(written.to(dtype), last.exp()[:, :, None], state.to(dtype))
-        last_state = state.permute(0, 2, 3, 1)
+        last_state = state.permute(0, 2, 3, 1) if return_state else None
         read = (C @ before.flatten(3)).unflatten(3, heads)  # (B, K, Q, H, P)
         y = y + read * total.exp().mT[..., None].to(read.dtype)
     return y.flatten(1, 2)[:, :length], last_state
 
 
-def equal_chunks(length: int, largest: int) -> tuple[int, int]:
-    """K and Q: as few chunks as possible, and as little to fill up."""
+def _equal_chunk(length: int, largest: int) -> int:
+    """Q, for as few chunks as possible, and as little to fill up."""
     chunks = -(-length // largest)
-    return chunks, -(-length // chunks)
+    return -(-length // chunks)
 
 
 def _chunks(x: Tensor, size: int) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixers import MIXERS
-from mixers.attention import Attention, CausalAttention
+from mixers.attention import Attention, CausalAttention, attend_last
 from mixers.base import TokenMixer, as_sequence
+from mixers.conv import DepthwiseConv
 from mixers.gated_linear_attention import GatedLinearAttention
 from mixers.heads import MultiHeadMixer
 from mixers.linear_attention import CausalLinearAttention, LinearAttention, elu_plus_one, linear_attention
@@ -120,6 +121,18 @@ def test_rope_leaves_what_was_there_without_it(mixer_class: type[MultiHeadMixer]
     assert MIXERS.resolve(MIXERS.parse(str(with_rope))) == with_rope
 
 
+def test_rope_in_bfloat16_still_tells_places_apart() -> None:
+    """bfloat16 has no 257: the angles are float32, in a whole sequence and in a cache."""
+    mixer = Attention(8, 1, rope=True)
+    q, k, v = normal(3, 1, 1, 500, 8).bfloat16()
+    turned = mixer.turn(q, (500,))
+    assert turned.dtype == torch.bfloat16
+    torch.testing.assert_close(turned.double(), mixer.turn(q.double(), (500,)), rtol=0, atol=0.02)
+    last = attend_last(q[:, :, -1:], k, v, rope=True)
+    expected = attend_last(q[:, :, -1:].double(), k.double(), v.double(), rope=True)
+    torch.testing.assert_close(last.double(), expected, rtol=0, atol=0.02)
+
+
 # ---- parity with timm
 
 
@@ -148,6 +161,23 @@ def test_axial_rope_is_timm_s() -> None:
 
 
 # ---- softmax attention, whole and in a window
+
+
+@pytest.mark.parametrize("mixer_class", [Attention, LinearAttention, GatedLinearAttention])
+def test_heads_are_whole(mixer_class: type[TokenMixer]) -> None:
+    """Of 40 channels two heads of 16 are made, and what they give is 40 channels again."""
+    mixer = mixer_class(40, 1, head_dim=16)
+    assert mixer.num_heads == 2
+    assert mixer.proj.weight.shape == (40, 32)
+    assert mixer(normal(1, 3, 40).float()).shape == (1, 3, 40)
+
+
+@pytest.mark.parametrize(("grid", "taps"), [((9,), 3), ((3, 3), 8)])
+def test_the_convolution_of_attention_starts_where_torch_draws_it(grid: tuple[int, ...], taps: int) -> None:
+    torch.manual_seed(0)
+    weight = CausalAttention(32, len(grid), qkv_conv=3).conv.weight
+    for end in (weight.max(), -weight.min()):
+        assert 0.9 * taps**-0.5 < end <= taps**-0.5
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -223,6 +253,8 @@ def test_the_window_of_a_place() -> None:
     assert WindowAttention.place_defaults(2, False) == {"causal": False}
     assert WindowAttention.place_defaults(1, False) == {"window": 32, "causal": False}
     assert WindowAttention.place_defaults(1, True) == {"window": 64, "causal": True}
+    mask = WindowAttention(8, 2).dependency_mask((9, 8))
+    assert torch.equal(mask, DepthwiseConv(8, 2).dependency_mask((9, 8)))
 
 
 @pytest.mark.parametrize("rope", ROPE)
@@ -287,7 +319,26 @@ def test_no_decay_is_too_strong_and_no_sequence_too_long() -> None:
     torch.testing.assert_close(got.double(), one_by_one(q, k, v, log_decay), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("decayed", [False, True])
+@pytest.mark.parametrize("recurrence", [linear_recurrence, one_by_one])
+def test_autocast_does_not_reach_the_recurrence(recurrence: Callable[..., Tensor], decayed: bool) -> None:
+    q, k, v = normal(3, 2, 3, 70, 4).float()
+    log_decay = -normal(2, 3, 70, 4, seed=3).float().square() if decayed else None
+    expected = recurrence(q, k, v, log_decay)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(recurrence(q, k, v, log_decay), expected)
+
+
 # ---- linear attention
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_autocast_does_not_reach_the_fraction(causal: bool) -> None:
+    q, k, v = normal(3, 2, 3, 70, 4).float()
+    features = elu_plus_one(q), elu_plus_one(k)
+    expected = linear_attention(features, features, v, causal=causal)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(linear_attention(features, features, v, causal=causal), expected)
 
 
 @pytest.mark.parametrize("rope", ROPE)
@@ -318,7 +369,16 @@ def test_a_query_without_features_gets_nothing(causal: bool) -> None:
     y = linear_attention(features, features, v, causal=causal)
     assert not y[..., 2, :].any()
     assert y[..., [0, 1, 3, 4], :].all()
-    assert all(each.isfinite().all() for each in torch.autograd.grad(y.square().sum(), [q, k, v]))
+    assert all(each.isfinite().all() for each in torch.autograd.grad(y.sum(), [q, k, v]))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_fraction_is_that_of_features_of_any_size(causal: bool) -> None:
+    q, k, v = normal(3, 1, 1, 5, 4).float()
+    q, k = elu_plus_one(q), elu_plus_one(k)
+    small = 1e-20 * q, k
+    expected = linear_attention((q, k), (q, k), v, causal=causal)
+    torch.testing.assert_close(linear_attention(small, small, v, causal=causal), expected)
 
 
 @pytest.mark.parametrize("name", ["linear-attention", "causal-linear-attention", "mila-attention"])
@@ -370,7 +430,8 @@ def test_without_forgetting_gla_is_linear_attention_without_denominator(
     scores = q @ k.mT / math.sqrt(2)
     # both directions count the token itself
     mixed = (scores.tril() if scan == "forward" else (scores.tril() + scores.triu()) / 2) @ v
-    expected = mixer.proj(mixer.norm(mixed.transpose(1, 2)).flatten(2)).view_as(x)
+    normed = mixed / (mixed.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    expected = mixer.proj(normed.transpose(1, 2).flatten(2)).view_as(x)
     torch.testing.assert_close(mixer(x), expected, **CLOSE)
 
 
@@ -381,6 +442,7 @@ def test_the_decay_of_gla_is_the_paper_s() -> None:
     assert gate.down.weight.shape == (16, 8)
     alpha = torch.sigmoid(gate.up(gate.down(x))) ** (1 / 16)
     torch.testing.assert_close(gate(x).exp(), alpha, **CLOSE)
+    assert gate.bfloat16()(x.bfloat16()).dtype == torch.float32  # where a decay near 1 is not 1
 
 
 def test_gla_read_both_ways_commutes_with_reversal_when_its_gates_are_swapped() -> None:
@@ -440,6 +502,8 @@ def test_the_second_direction_of_gla_costs_a_gate_and_a_recurrence() -> None:
         (WindowAttention(64, 1, window=4, causal=True), 10, 2 * 4 * 64),
         (CausalLinearAttention(64, 1), 10, 2 * (32 * 32 + 32)),
         (GatedLinearAttention(64, 1, scan="forward"), 10, 2 * 16 * 32),
+        (GatedLinearAttention(6, 1, scan="forward", head_dim=3), 10, 2 * 1 * 3),  # keys rounded down
+        (GatedLinearAttention(2, 1, scan="forward", head_dim=1), 10, 2 * 1 * 1),  # to no less than 1
     ],
 )
 def test_numbers_carried_between_tokens(mixer: TokenMixer, length: int, expected: int) -> None:

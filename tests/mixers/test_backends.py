@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from experiments.build import choose_backend
-from mixers import MIXERS, InputError, backends
+from mixers import MIXERS, InputError, backends, scan_cpu
 from mixers.conv import causal_conv_reference
 from mixers.conv_cuda import causal_conv_cuda
 from mixers.scan import selective_scan
@@ -78,18 +78,32 @@ def test_auto_falls_back_when_the_kernel_fails_and_says_why(monkeypatch: pytest.
     def broken(*arguments: object) -> tuple[Tensor, Tensor]:
         raise OSError("no compiler\nmore lines")
 
-    monkeypatch.setattr(sys.modules["mixers.scan_cpu"], "selective_scan_cpu", broken)
+    monkeypatch.setattr(scan_cpu, "selective_scan_cpu", broken)
     assert backends.resolve("auto", "cpu") == ("reference", "auto; cpu: OSError: no compiler")
     with pytest.raises(backends.BackendUnavailable, match=r"no compiler.*Fix: pip install numba"):
         backends.resolve("cpu", "cpu")
 
 
-def test_a_wrong_result_is_not_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(*arguments: object) -> tuple[Tensor, Tensor]:
-        y, last_state = selective_scan_reference(*arguments)  # type: ignore[arg-type]
-        return y * 1.01, last_state
+def with_another_gradient(y: Tensor) -> Tensor:
+    return y * 1.01 - y.detach() * 0.01
 
-    monkeypatch.setattr(sys.modules["mixers.scan_cpu"], "selective_scan_cpu", wrong)
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda y, last_state: (y * 1.01, last_state),
+        lambda y, last_state: (y, last_state * 1.01),
+        lambda y, last_state: (with_another_gradient(y), last_state),
+    ],
+    ids=["y", "last_state", "gradient"],
+)
+def test_a_wrong_result_is_not_a_backend(
+    spoil: Callable[..., tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*arguments: object) -> tuple[Tensor, Tensor]:
+        return spoil(*selective_scan_reference(*arguments))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scan_cpu, "selective_scan_cpu", wrong)
     assert not backends.probe("cpu", "cpu").ran
     assert "differs from the reference" in backends.probe("cpu", "cpu").reason
 
@@ -511,6 +525,18 @@ def test_the_other_kernels_without_their_packages(operation: str, name: str) -> 
     assert backends.resolve("auto", "cpu", operation=operation) == ("reference", "auto")
 
 
+@pytest.mark.parametrize(("operation", "name"), [*OTHERS, ("scan", "mamba_ssm")])
+def test_auto_takes_the_packages_kernels_on_cuda_for_what_they_can(
+    operation: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "probe", lambda name, *_: backends.Probe(name, True, "1", True, "", ""))
+    assert backends.resolve("auto", "cuda", operation=operation) == (name, "auto")
+    for need in ("float64", "forward_ad", "torch.func"):
+        chosen, reason = backends.resolve("auto", "cuda", {need}, operation)
+        assert chosen == "reference"
+        assert reason.startswith(f"auto; {name} has no {need}")
+
+
 def test_a_model_is_told_its_backends() -> None:
     """What has no backend of the name asked for stays at auto; what has no choice is not recorded."""
     texts = ["ssm(scan=forward, conv=causal, kernel_size=4)", "ssd(scan=forward, conv=causal, kernel_size=7)"]
@@ -531,6 +557,18 @@ def test_a_model_is_told_its_backends() -> None:
         choose_backend(model, "numba", torch.device("cpu"))
     with pytest.raises(InputError, match="conv backend 'causal_conv1d': does not run on cpu"):
         choose_backend(model, "causal_conv1d", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", list(MIXERS))
+def test_a_mixer_runs_on_what_it_was_told(name: str) -> None:
+    """Each of its parts that has a choice of kernels asks for the one by name."""
+    mixer = MIXERS.create(MIXERS.resolve(MIXERS.parse(name), MIXERS.load(name).place_defaults(1, True)), 4, 1)
+    parts = [each for each in mixer.modules() if isinstance(each, backends.HasBackend) and each.operation]
+    for part in parts:
+        part.backend = "abacus"
+        with pytest.raises(ValueError, match=f"unknown {part.operation} backend 'abacus'"):
+            mixer(torch.randn(1, 5, 4))
+        part.backend = "auto"
 
 
 def test_nvcc_for_one_kind_of_gpu(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ VARIANTS = {
     "ssm": [
         "ssm(scan=forward, conv=causal, kernel_size=3)",
         "ssm(scan=forward, conv=none)",
-        "ssm(d_state=3)",
+        "ssm(d_state=3, scan=forward)",  # symmetric, so not causal
         "ssm(selective=none)",
         "ssm(selective=delta)",
         "ssm(selective=B+C, scan=forward, conv=causal, kernel_size=3)",
@@ -291,6 +291,22 @@ def test_step_by_step_equals_forward(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", RECURRENT)
+def test_step_by_step_with_weights_in_bfloat16(text: str) -> None:
+    """The state that `init_state` gives, in float32, needs no care of the caller's."""
+    mixer = build(text, 1, causal=True).bfloat16()
+    x = inputs((7,)).bfloat16()
+    state = mixer.init_state(2)
+    outputs = []
+    for token in x.unbind(1):
+        y, state = mixer.step(token, state)
+        assert y.dtype == torch.bfloat16
+        outputs.append(y.double())
+    expected = mixer.double()(x.double())
+    allowed = 0.05 * expected.abs().max().item()
+    torch.testing.assert_close(torch.stack(outputs, dim=1), expected, rtol=0.05, atol=allowed)
+
+
+@pytest.mark.parametrize("text", RECURRENT)
 def test_state_size_is_what_is_carried(text: str) -> None:
     mixer = build(text, 1, causal=True)
     state = tuple(part.double() for part in mixer.init_state(1))
@@ -308,12 +324,17 @@ def test_step_leaves_the_state_it_was_given(text: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, state, strict=True))
 
 
-@pytest.mark.parametrize(("text", "rank"), [case for case in ranks() if case[0] not in RECURRENT])
+@pytest.mark.parametrize(
+    ("text", "rank"),
+    [case for case in ranks() if case[0] not in RECURRENT or (case[1] == 2 and case[0] != "identity")],
+)
 def test_without_a_recurrent_form_it_says_so(text: str, rank: int) -> None:
     mixer = build(text, rank)
     assert mixer.state_size(4) is None
     with pytest.raises(TypeError, match="no recurrent form"):
         mixer.init_state(1)
+    with pytest.raises(TypeError, match="no recurrent form"):
+        mixer.step(inputs((1,))[:, 0], ())
 
 
 WITHOUT_ORDER = {

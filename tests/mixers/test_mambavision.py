@@ -37,6 +37,13 @@ def test_it_has_the_parameters_of_the_released_code() -> None:
     assert count == D * D + h * (R + 2 * N) + R * h + h + h * N + h + 2 * h * k + D * D
 
 
+def test_its_convolutions_start_where_torch_draws_them() -> None:
+    torch.manual_seed(0)
+    taps = MambaVision(64, 1).dwconv
+    for end in (taps.max(), -taps.min()):
+        assert 0.9 * 3**-0.5 < end <= 3**-0.5
+
+
 def test_the_slip_of_its_initialisation_is_an_option() -> None:
     slip, paper = (
         MIXERS.create(MIXERS.parse(f"mambavision{text}"), 64, 1) for text in ("(zero_dt_bias=true)", "")

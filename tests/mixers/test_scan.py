@@ -1,6 +1,7 @@
 """The CPU kernel against the float64 reference, in outputs, last state and every gradient."""
 
 import multiprocessing
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
@@ -165,6 +166,18 @@ def test_autocast_keeps_the_state_in_float32(backend: str) -> None:
     assert torch.equal(y, expected)
 
 
+@pytest.mark.parametrize("wide", [*((name,) for name in NAMES), NAMES], ids=str)
+def test_an_input_in_float64_is_computed_in_float64(wide: tuple[str, ...]) -> None:
+    exact = double(make_inputs(1, 5, 3, 2))
+    inputs = {name: t if name in wide else t.float() for name, t in exact.items()}
+    y, last_state = selective_scan(**inputs, return_state=True)
+    expected, last_expected = selective_scan(**exact, return_state=True)
+    assert y.dtype == inputs["u"].dtype
+    assert last_state.dtype == torch.float64
+    torch.testing.assert_close(last_state, last_expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(y, expected.to(y.dtype))
+
+
 def test_float64_stays_float64() -> None:
     inputs = double(make_inputs(1, 5, 3, 2))
     before = backends.calls["reference"]
@@ -184,18 +197,25 @@ def test_gradcheck_of_the_reference(reverse: bool) -> None:
 
 
 def test_small_decays_are_exact() -> None:
-    """exp over its range: a state of ones decays by exp(Delta A) in one step, here from 1 to 1e-26."""
+    """exp over its range: a state of ones decays by exp(Delta A) in one step, here from 1 to 1e-75.
+
+    So does the gradient. What is below 1e-30 is zero, in both.
+    """
     dim = 4096
-    A = -torch.linspace(0, 85, dim).reshape(dim, 1)
+    A = -torch.linspace(0, 250, dim).reshape(dim, 1)
     zeros = torch.zeros(1, 1, dim)
     one = torch.zeros(1, 1, 1)
+    start = torch.ones(1, dim, 1, requires_grad=True)
     _, state = selective_scan(
-        zeros, zeros, A, one, one, initial_state=torch.ones(1, dim, 1), return_state=True, backend="cpu"
+        zeros, zeros, A, one, one, initial_state=start, return_state=True, backend="cpu"
     )
+    (gradient,) = torch.autograd.grad(state.sum(), start)
     expected = torch.exp(A.double() * torch.log(torch.tensor(2.0, dtype=torch.float64)))  # softplus(0) = ln 2
     # rounding Delta A itself to float32 costs |Delta A| 2**-23
     allowed = 3e-7 + A.double().abs() * 2**-22
-    assert ((state[0] - expected).abs() <= allowed * expected + 1e-30).all()
+    for decayed in (state[0], gradient[0]):
+        assert ((decayed - expected).abs() <= allowed * expected + 1e-30).all()
+        assert not decayed[expected < 9e-31].any()
 
 
 @settings(max_examples=25, deadline=None)
@@ -258,12 +278,13 @@ def test_steps_are_the_sequence(without: tuple[str, ...]) -> None:
     torch.testing.assert_close(state, last_state, rtol=1e-5, atol=1e-5)
 
 
-def test_nan_stays_visible() -> None:
-    inputs = make_inputs(1, 40, 18, 5)
-    inputs["u"][0, 20, 3] = float("nan")
-    y = selective_scan(**inputs, backend="cpu")
-    assert y[0, 20:, 3].isnan().all()
-    assert y.isnan().sum() == 20
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_stays_visible(name: str) -> None:
+    inputs = make_inputs(2, 40, 18, 5)
+    inputs[name].view(-1)[len(inputs[name].view(-1)) // 3] = float("nan")
+    y, expected = (selective_scan(**inputs, backend=backend) for backend in ("cpu", "reference"))
+    assert 0 < expected.isnan().sum() < expected.numel()
+    assert torch.equal(y.isnan(), expected.isnan())
 
 
 # ---- the operator ------------------------------------------------------------------------------------------
@@ -274,6 +295,18 @@ def test_opcheck(without: tuple[str, ...]) -> None:
     inputs = {name: t.requires_grad_() for name, t in make_inputs(2, 40, 18, 5, without).items()}
     arguments = (*(inputs.get(name) for name in NAMES), False, True)
     torch.library.opcheck(torch.ops.mixers.selective_scan.default, arguments)
+
+
+def test_the_compiler_is_told_the_types_of_gradients() -> None:
+    inputs = make_inputs(2, 40, 18, 5)
+    u, delta, A, B, C, *vectors = (inputs[name] for name in NAMES[:7])
+    tensors = (u.bfloat16(), delta.bfloat16(), A, B.bfloat16(), C.bfloat16(), *vectors)
+    y, last_state, states = torch.ops.mixers.selective_scan(*tensors, None, False, True)
+    torch.library.opcheck(
+        torch.ops.mixers.selective_scan_backward.default,
+        (y, last_state, *tensors, states, False),
+        test_utils="test_faketensor",
+    )
 
 
 def test_gradient_through_the_last_state_alone() -> None:
@@ -309,6 +342,17 @@ def test_spawned_processes() -> None:
     assert theirs == _checksum()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_makes_a_pool_of_its_own() -> None:
+    """That of its parent has no threads there, so that a scan would wait for ever."""
+    pool = scan_cpu._pool(1)
+    child = os.fork()
+    if child == 0:
+        os._exit(scan_cpu._pool(1) is pool)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_memory_has_no_state_axis() -> None:
     """Neither what autograd keeps nor the peak grows like (batch, length, dim, d_state)."""
     resource = pytest.importorskip("resource")
@@ -332,12 +376,20 @@ def test_memory_has_no_state_axis() -> None:
     assert grown_kib * 1024 < everything / 2
 
 
-def test_no_states_are_kept_without_gradients() -> None:
+def test_no_states_are_kept_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_inputs(1, 320, 16, 4)
     arguments = [inputs.get(name) for name in NAMES]
     states = [torch.ops.mixers.selective_scan(*arguments, False, keep)[2] for keep in (False, True)]
     assert states[0].shape[1] == 1
     assert states[1].shape[1] == 11
+    backends.resolve("cpu", "cpu")  # which trains, to try the kernel out
+    kept, forward = [], scan_cpu._scan._forward
+    monkeypatch.setattr(scan_cpu._scan, "_forward", lambda *call: kept.append(call[-1]) or forward(*call))
+    for trained, mode in ((True, True), (True, False), (False, True)):
+        inputs["u"].requires_grad_(trained)
+        with torch.set_grad_enabled(mode):
+            selective_scan(**inputs, backend="cpu")
+    assert kept == [True, False, False]
 
 
 def test_flops_on_the_meta_device() -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixers import MIXERS
+from mixers.continuous_scan import ContinuousScan
 from mixers.scan_orders import (
     columns,
     moves,
@@ -244,7 +245,7 @@ def test_vertical_scan_and_the_slip_of_its_code(grid: tuple[int, int]) -> None:
     assert torch.equal(right(x), wrong(x)) == (grid[0] == grid[1])
 
 
-@pytest.mark.parametrize(("step", "grid"), [(2, (4, 6)), (2, (5, 3)), (2, (1, 3)), (3, (5, 7))])
+@pytest.mark.parametrize(("step", "grid"), [(2, (4, 6)), (2, (5, 3)), (2, (1, 3)), (3, (6, 7))])
 def test_atrous_scan_against_strided_slices(step: int, grid: tuple[int, int]) -> None:
     mixer = make(f"ssm(scan=atrous, atrous_step={step}, conv=none)")
     x = noise(2, *grid, 3)
@@ -286,6 +287,11 @@ def test_continuous_scan_against_four_walks(raster_params: bool) -> None:
             h = h + (delta * u[place])[:, None] * (B + move)
             expected[place] += (h @ C + core.D * u[place]) / 4
     close(mixer(x)[0], expected)
+
+
+def test_moves_start_as_in_the_code_of_plain_mamba() -> None:
+    torch.manual_seed(0)
+    assert ContinuousScan(2, 1000).move_B.std().item() == pytest.approx(0.02, rel=0.05)
 
 
 @pytest.mark.parametrize(

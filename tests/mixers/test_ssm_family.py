@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -137,17 +138,19 @@ def test_what_is_not_selective_is_constant(selective: str) -> None:
 @pytest.mark.parametrize("selective", SELECTIONS)
 def test_the_selections_start_from_the_same_draws(selective: str) -> None:
     torch.manual_seed(3)
-    everything = SelectiveScan(20, 3)
+    everything = SelectiveScan(20, 400)
     torch.manual_seed(3)
-    core = SelectiveScan(20, 3, selective=selective)
+    core = SelectiveScan(20, 400, selective=selective)
     assert torch.equal(core.delta_bias, everything.delta_bias)
-    parts = everything.x_proj.weight.split((2, 3, 3))
+    parts = everything.x_proj.weight.split((2, 400, 400))
     kept = [part for name, part in zip(("delta", "B", "C"), parts, strict=True) if name in core.widths]
     if kept:
         assert torch.equal(core.x_proj.weight, torch.cat(kept))
         assert core.x_proj.out_features == len(core.x_proj.weight)
     if "B" not in core.widths:
-        assert torch.equal(core.B, torch.ones(1, 3))
+        assert torch.equal(core.B, torch.ones(1, 400))
+    if "C" not in core.widths:
+        assert core.C.std().item() == pytest.approx(1, rel=0.1)
     if "delta" in core.widths:
         assert torch.equal(core.dt_proj.weight, everything.dt_proj.weight)
 
@@ -323,12 +326,24 @@ def test_ssd_goes_on_where_it_stopped(length: int, chunk_size: int) -> None:
             tokens.insert(2, A)
             y, last = ssd_scan(*tokens, D, chunk_size=chunk_size, initial_state=state, return_state=True)
             assert last is not None
+            alone = ssd_scan(*tokens, D, chunk_size=chunk_size, initial_state=state)
+            assert torch.equal(alone[0], y)
+            assert alone[1] is None
             halves, state = [*halves, y], last
     ours, theirs = (
         torch.cat([y.flatten(), last.flatten()])
         for y, last in ((torch.cat(halves, dim=1), state), (torch.stack(ys, dim=1), h))
     )
     same_gradients(ours, theirs, [*inputs, start])
+
+
+@pytest.mark.parametrize("length", [7, 65])  # one chunk, and two
+def test_ssd_starts_from_zeros(length: int) -> None:
+    inputs, zeros = ssd_inputs(length), torch.zeros(2, 3, 2, 4, dtype=torch.float64)
+    y, last = ssd_scan(*inputs, chunk_size=64, return_state=True)
+    expected = ssd_scan(*inputs, chunk_size=64, initial_state=zeros, return_state=True)
+    assert torch.equal(y, expected[0])
+    assert torch.equal(last, expected[1])
 
 
 @pytest.mark.parametrize("length", [1, 50, 196])
@@ -483,6 +498,17 @@ def test_s4d_is_its_recurrence(length: int) -> None:
         close(core(u, reverse=reverse), expected)
 
 
+@pytest.mark.parametrize("length", [DIRECT_LENGTH, DIRECT_LENGTH + 1])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_autocast_does_not_reach_the_long_convolution(length: int, reverse: bool) -> None:
+    torch.manual_seed(0)
+    core = S4DCore(3, 6)
+    u = noise(2, length, 3, dtype=torch.float32)
+    expected = core(u, reverse=reverse)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(core(u, reverse=reverse), expected)
+
+
 def test_s4d_selects_nothing() -> None:
     """Superposition, which no selective scan has."""
     core = S4DCore(3, 6).double()
@@ -497,9 +523,9 @@ def test_s4d_starts_as_in_the_paper() -> None:
     inverse = S4DCore(2, 8, A_init="inv").A_imag[0]
     torch.testing.assert_close(inverse, 8 / math.pi * (torch.tensor([8, 8 / 3, 8 / 5, 8 / 7]) - 1))
     torch.manual_seed(0)
-    assert S4DCore(1000, 8).C.std(dim=(0, 1)).tolist() == pytest.approx(
-        [0.5**0.5] * 2, rel=0.05
-    )  # |C|^2 is 1
+    core = S4DCore(1000, 8)
+    assert core.C.std(dim=(0, 1)).tolist() == pytest.approx([0.5**0.5] * 2, rel=0.05)  # |C|^2 is 1
+    assert core.D.std().item() == pytest.approx(1, rel=0.1)
     with pytest.raises(ValueError, match="d_state must be even"):
         S4DCore(2, 7)
 
@@ -584,6 +610,23 @@ def test_the_mean_over_passes_keeps_the_scale(name: str) -> None:
         core.load_state_dict(forward.scans[0].state_dict())
     x = noise(2, 1, 1, 6, dtype=torch.float32)
     torch.testing.assert_close(cross(x), forward(x))
+
+
+@pytest.mark.parametrize(
+    "step_sizes",
+    [
+        lambda: F.softplus(SelectiveScan(2000, 1).delta_bias),
+        lambda: F.softplus(SSDCore(2000, 1, head_dim=1, chunk_size=64).dt_bias),
+        lambda: F.softplus(Mamba2(1000, 1, d_state=1, head_dim=1).dt_bias),
+        lambda: S4DCore(2000, 2).log_dt.exp(),
+    ],
+    ids=["s6", "ssd", "mamba2", "s4d"],
+)
+def test_step_sizes_start_log_uniform(step_sizes: Callable[[], Tensor]) -> None:
+    """A draw for each, as many in every tenth of the way from log 0.001 to log 0.1."""
+    torch.manual_seed(0)
+    counts = torch.histc(step_sizes().log10(), bins=10, min=-3, max=-1)
+    assert ((counts / 2000 - 0.1).abs() < 0.03).all()
 
 
 def test_states_have_the_declared_sizes() -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,19 @@ def test_the_data_of_a_curve_are_those_of_the_figure(write_records: Any) -> None
     )
 
 
+def test_an_arm_far_below_is_not_in_the_enlarged_panel(
+    write_records: Any, drawn: Callable[..., Figure]
+) -> None:
+    records = write_records(
+        {"identity": [40.0, 42.0], "conv": [95.0, 96.0], "ssm": [97.0, 97.5], "gru": [93.0, 94.0]}
+    )
+    study = load_study(records.study, records.trials)
+    everything, enlarged = drawn(curves, study, list(summarise(study).values())).axes
+    assert [line.get_label() for line in everything.get_lines()] == ["identity", "conv", "ssm", "gru"]
+    assert [line.get_label() for line in enlarged.get_lines()] == ["conv", "ssm", "gru"]
+    assert enlarged.get_ylim()[0] > 80
+
+
 def test_many_lines_have_no_bands(write_records: Any, drawn: Callable[..., Figure]) -> None:
     for count, banded in ((7, True), (8, False)):
         records = write_records({f"arm{number}": [80.0 + number, 81.0 + number] for number in range(count)})
@@ -97,7 +111,7 @@ def test_an_arm_stands_at_its_price_with_its_interval(
     write_records: Any, drawn: Callable[..., Figure]
 ) -> None:
     records = write_records(
-        {"cheap": [80.0, 81.0, 80.5], "dear": [83.0, 84.0, 88.5], "close": [88.0, 89.0, 87.0]}
+        {"cheap": [80.0, 81.0, 80.5], "dear": [83.0, 84.0, 88.5], "close": [99.0, 100.0, 92.0]}
     )
     for place, arm in enumerate(("cheap", "dear", "close")):
         for seed in range(3):
@@ -119,7 +133,8 @@ def test_an_arm_stands_at_its_price_with_its_interval(
             cost = getattr(arm.costs, price)
             assert mark.get_xydata().tolist() == [[cost, arm.test.mean]]
             assert same_colour(mark, looks[arm.name])
-            np.testing.assert_allclose(bar.get_segments()[0], [[cost, arm.test.low], [cost, arm.test.high]])
+            top = min(arm.test.high, 100)  # as far as a percentage can be
+            np.testing.assert_allclose(bar.get_segments()[0], [[cost, arm.test.low], [cost, top]])
         left, right = axes.get_xlim()
         known = [getattr(arm.costs, price) for arm in arms]
         assert left < 0.95 * min(known)
@@ -132,6 +147,26 @@ def test_an_arm_stands_at_its_price_with_its_interval(
     assert [axes.get_xscale() for axes in panels] == ["linear", "log", "log", "log", "linear"]
     labels = [label.get_text() for label in panels[2].get_xticklabels()]
     assert {"512 B", "1 KiB", "2 KiB"} & set(labels)
+
+
+@pytest.mark.parametrize(
+    ("price", "direction", "front"),
+    [
+        ("params", 1, [(100, 90), (300, 95)]),
+        ("params", -1, [(100, 85), (200, 80)]),
+        ("examples_per_second", 1, [(300, 95)]),
+        ("examples_per_second", -1, [(200, 80), (300, 95)]),
+    ],
+)
+def test_of_equal_price_the_better_and_of_throughput_the_higher_is_on_the_front(
+    price: str, direction: int, front: list[tuple[int, int]]
+) -> None:
+    found = [(100, 85), (100, 90), (200, 80), (None, 99), (300, 95), (150, 86)]
+    arms: Any = [
+        SimpleNamespace(costs=SimpleNamespace(**{price: cost}), test=SimpleNamespace(mean=mean))
+        for cost, mean in found
+    ]
+    assert [*zip(*pareto_front(arms, price, direction), strict=True)] == front
 
 
 def test_the_data_of_the_costs_have_the_bounds(write_records: Any) -> None:

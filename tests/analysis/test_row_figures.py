@@ -94,6 +94,20 @@ def test_bars_are_the_intervals_and_whiskers_those_that_decide(study: Study, dra
     assert hairline < thin < thick
 
 
+def test_whiskers_do_not_widen_the_axis(write_records: Any, drawn: Draw) -> None:
+    """Those of three seeds and four comparisons are twice as long as the intervals."""
+    records = write_records({name: values[:3] for name, values in ACCURACIES.items()})
+    study = load_study(records.study, records.trials)
+    comparisons = judge(study, summarise(study))
+    (axes,) = drawn(row_figures.differences, study, arms_of(study), comparisons).axes
+    left, right = axes.get_xlim()
+    reached = [end for c in comparisons for end in (c.interval.low, c.interval.high, *c.differences)]
+    assert left < min(reached)
+    assert max(reached) < right
+    whiskers = [each.interval for each in deciding_intervals(study, comparisons)]
+    assert min(each.low for each in whiskers) < left
+
+
 def test_a_comparison_alone_has_no_whiskers(write_records: Any, drawn: Draw) -> None:
     records = write_records({name: ACCURACIES[name] for name in ("conv", "close")})
     study = load_study(records.study, records.trials)
@@ -155,6 +169,9 @@ def test_a_row_far_out_is_a_number_at_its_side(write_records: Any, drawn: Draw) 
     assert said[1][2].startswith("+27.67 [")
     assert said[1][2].endswith("] \N{BLACK RIGHT-POINTING TRIANGLE}")
     assert {math.floor(height) for height in bars(axes)} == {1, 2}
+    wide = replace(study, margin=10.0)  # beside whose zone nothing would be squeezed
+    (axes,) = drawn(row_figures.differences, wide, arms_of(study), comparisons).axes
+    assert {math.floor(height) for height in bars(axes)} == {0, 1, 2, 3}
 
     arms = [arm for arm in arms_of(study) if arm.name != "above"]
     (axes,) = drawn(row_figures.seeds, study, arms).axes

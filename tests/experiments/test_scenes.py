@@ -20,6 +20,7 @@ from experiments.tasks.scenes import (
     cut_up,
     handwriting,
 )
+from experiments.trial import Purpose, stream
 from mixers.registry import InputError
 
 
@@ -66,6 +67,12 @@ def test_a_scene_is_its_digits_in_their_cells_and_a_frame(side: int, digits: int
             )
             tile.zero_()
         assert image.abs().sum() == 0
+
+
+def test_noise_has_the_standard_deviation_that_was_asked_for() -> None:
+    added = draw(noise=0.2).images - draw().images
+    assert added.std().item() == pytest.approx(0.2, rel=0.01)
+    assert added.mean().item() == pytest.approx(0, abs=0.002)
 
 
 def test_painted_masks_are_the_bright_pixels() -> None:
@@ -149,6 +156,32 @@ def test_the_fingerprint_follows_the_seed_and_every_knob() -> None:
     assert one == load().fingerprint
     others = [load(1), load(digits=4), load(side=5), load(noise=0.1), load(train=63), load(test=99)]
     assert len({one, *(other.fingerprint for other in others)}) == 7
+
+
+@pytest.mark.parametrize(
+    ("purpose", "governed"), [("init", set()), ("data", {"test", "training"}), ("order", set())]
+)
+def test_streams_govern_what_they_name(
+    purpose: str, governed: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn() -> dict[str, Tensor]:
+        data = load()
+        return {"test": data.scenes("test").images, "training": data.train_scenes(1, 0, 16).images}
+
+    def other(seed: int, asked: Purpose, *index: int | str) -> int:
+        return stream(seed + (asked == purpose), asked, *index)
+
+    before = drawn()
+    for module in ("base", "scenes"):
+        monkeypatch.setattr(f"experiments.tasks.{module}.stream", other)
+    after = drawn()
+    assert {part for part in before if not torch.equal(before[part], after[part])} == governed
+
+
+def test_splits_differ_in_more_than_their_handwriting() -> None:
+    data = load(validation=100, test=100)
+    cells = [data.scenes(split).cells for split in ("validation", "test")]
+    assert (cells[0] == cells[1]).double().mean() < 0.2
 
 
 def test_randomness_is_its_own_and_an_epoch_can_be_resumed() -> None:

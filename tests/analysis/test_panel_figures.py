@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from analysis.drawing import coinciding, colour_and_marker, paper_style
+from analysis.drawing import coinciding, colour_and_marker, cut_note, paper_style
 from analysis.panel_figures import costs, curves, pareto_front
 from analysis.read_records import load_study
 from analysis.records import Study
@@ -238,6 +238,21 @@ def test_marks_on_one_another_are_named(write_records: Any) -> None:
 def test_what_is_not_drawn_hides_nothing() -> None:
     nan = float("nan")
     assert coinciding({"a": [1.0, nan], "b": [1.0, nan], "c": [2.0], "d": [2.0]}) == [["c", "d"]]
+    assert coinciding({"a": [1.0], "b": [1.0 + 1e-12], "c": [1.001]}) == [["a", "b"]]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "unit", "said"),
+    [
+        ([0.0, 100.0], "%", False),
+        ([-0.1, 50.0], "%", True),
+        ([50.0, 100.1], "%", True),
+        ([float("nan")], "%", False),
+        ([-5.0, 500.0], "bits", False),
+    ],
+)
+def test_what_is_cut_is_said(bounds: list[float], unit: str, said: bool) -> None:
+    assert bool(cut_note(bounds, unit)) == said
 
 
 def test_a_bar_ends_where_its_interval_ends() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from experiments import build
 from experiments.runtime import Runtime
 from experiments.skeletons import SKELETONS
 from experiments.store import Store, TrialFolder
-from experiments.tasks import TASKS
+from experiments.tasks import TASKS, images
 from experiments.tasks.base import share
 from experiments.tasks.image_source import Rows, Source
 from experiments.tasks.images import Images, ImagesData
@@ -263,6 +264,51 @@ def test_the_fingerprint_follows_the_listing(tmp_path: Path, write_digits: Write
 
 def test_whoever_reads_reads_the_same(digit_folder: Path, check_reading: Callable[..., None]) -> None:
     check_reading(lambda: load(digit_folder))
+
+
+def test_every_option_of_augmentation_reaches_timms_transform() -> None:
+    def parts(training: bool, **options: Any) -> dict[str, Any]:
+        made = Images(data="there", classes=2, size=32, **options).transform(training)
+        return {type(part).__name__: part for part in made.transforms}
+
+    def bicubic(part: Any) -> bool:
+        return "bicubic" in str(part.interpolation).lower()
+
+    plain = {"hflip": 0.0, "re_prob": 0.0, "auto_augment": None, "color_jitter": 0.0}
+    found = parts(True, scale=0.3, train_interpolation="bicubic", **plain)
+    crop = found.pop("RandomResizedCropAndInterpolation")
+    assert (crop.scale, bicubic(crop)) == ((0.3, 1.0), True)
+    assert not {"RandomHorizontalFlip", "RandomErasing", "RandAugment", "ColorJitter"} & set(found)
+    found = parts(True, **(plain | {"hflip": 0.1, "re_prob": 0.7, "color_jitter": 0.2}))
+    assert found["RandomHorizontalFlip"].p == 0.1
+    assert (found["RandomErasing"].probability, found["RandomErasing"].mode) == (0.7, "pixel")
+    assert tuple(found["ColorJitter"].brightness) == (0.8, 1.2)
+    assert "RandAugment" in parts(True, **(plain | {"auto_augment": "rand-m5"}))
+    for interpolation in ("bilinear", "bicubic"):
+        found = parts(False, crop_pct=0.5, interpolation=interpolation)
+        assert found["Resize"].size == 64
+        assert bicubic(found["Resize"]) == (interpolation == "bicubic")
+
+
+def test_every_global_generator_has_the_seed_inside_and_goes_on_outside() -> None:
+    """timm draws the operations of a policy from NumPy's, their strength from Python's, pixels from torch's."""
+
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), np.random.random(), torch.rand(()).item()
+
+    def inside(seed: int | None) -> tuple[float, float, float]:
+        with images._seeded(seed):
+            return drawn()
+
+    one, other = inside(2**40 + 1), inside(2**40 + 2)
+    assert one == inside(2**40 + 1)
+    assert all(first != second for first, second in zip(one, other, strict=True))
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    inside(3)
+    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    drawn_without = inside(None)
+    assert before[0] != random.getstate(), "without a seed they are left alone"
+    assert drawn_without != inside(None)
 
 
 def test_augmentation_depends_on_seed_epoch_and_example_alone(digit_folder: Path) -> None:

@@ -291,7 +291,7 @@ def test_every_option_of_augmentation_reaches_timms_transform() -> None:
 
 
 def test_every_global_generator_has_the_seed_inside_and_goes_on_outside() -> None:
-    """timm draws the operations of a policy from NumPy's, their strength from Python's, pixels from torch's."""
+    """A policy draws its operations from NumPy's, their strength from Python's, and erasing from torch's."""
 
     def drawn() -> tuple[float, float, float]:
         return random.random(), np.random.random(), torch.rand(()).item()

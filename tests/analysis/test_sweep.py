@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,6 +31,7 @@ ARMS = {
     "ssm @ 1024": [95.2, 96.0, 95.1],
 }
 LENGTHS = ("64", "256", "1024")
+RATES = (1e-3, 1e-2, 1e-1)
 
 
 @pytest.fixture
@@ -47,19 +49,12 @@ def records(write_records: Any) -> Any:
     plan = json.loads((written.study / "plan.json").read_text())
     for arm in plan["arms"]:
         arm["arm"], _, arm["case"] = arm["name"].partition(" @ ")
-    found = [
-        {
-            "name": arm,
-            "chosen": 0.01,
-            "at_edge": None,
-            "points": [
-                {"lr": rate, "trials": [written.ids[arm, seed]]}
-                for seed, rate in enumerate((1e-3, 1e-2, 1e-1))
-            ],
-        }
-        for arm in ARMS
-    ]
-    search = {"metric": "accuracy", "seeds": [1000], "arms": found}
+    found = []
+    for arm in ARMS:
+        trials = [[written.ids[arm, seed], written.ids[arm, (seed + 1) % 3]] for seed in range(3)]
+        points = [{"lr": rate, "trials": each} for rate, each in zip(RATES, trials, strict=True)]
+        found.append({"name": arm, "chosen": 0.01, "at_edge": None, "points": points})
+    search = {"metric": "accuracy", "seeds": [1000, 1001], "arms": found}
     written.edit_plan(arms=plan["arms"], search=search)
     return written
 
@@ -122,6 +117,34 @@ def test_a_second_series_has_open_markers_and_a_line_of_its_own(study: Study, dr
             assert (line.get_markerfacecolor() == "white") == second
 
 
+def test_the_data_of_a_sweep_have_the_intervals_and_the_caption_the_series(study: Study) -> None:
+    series = ("one layer", "one layer", "two layers")
+    cases = [replace(case, series=name) for case, name in zip(study.cases, series, strict=True)]
+    study = replace(study, cases=cases)
+    arms = summarise(study)
+    comparisons = judge(study, arms)
+    drawing = sweep.sweep(study, arms, comparisons)
+    assert drawing is not None
+    assert "Filled markers: one layer; open: two layers." in drawing.caption
+    assert "Verdicts are after Holm's adjustment, these intervals are not." in drawing.caption
+    rows = list(csv.DictReader(drawing.files["csv"].decode().splitlines()))
+    found = {(row["panel"], row["name"], row["case"]): row for row in rows}
+    assert len(found) == 9
+    for estimate, key in (
+        (arms["conv @ 256"].test, ("metric", "conv", "256")),
+        (comparisons[1].interval, ("difference", "ssm \N{MINUS SIGN} conv", "256")),
+    ):
+        row = found[key]
+        numbers = [float(row[name]) for name in ("mean", "low", "high", "n", "at")]
+        assert numbers == [estimate.mean, estimate.low, estimate.high, 3, 256]
+
+
+def test_cases_that_test_the_same_models_share_a_panel(study: Study, drawn: Draw) -> None:
+    same = {f"{arm} @ 256": study.searches[f"{arm} @ 64"] for arm in ("conv", "ssm")}
+    panels = drawn(sweep.learning_rates, replace(study, searches=study.searches | same)).axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["64", "1024"]
+
+
 def test_cases_without_numbers_stand_side_by_side_at_their_names(study: Study, drawn: Draw) -> None:
     study = replace(study, cases=[replace(case, at=None) for case in study.cases])
     arms = summarise(study)
@@ -143,9 +166,8 @@ def test_the_chosen_rate_is_ringed(study: Study, drawn: Draw) -> None:
         for line, ring in zip(lines, rings, strict=True):
             search = study.searches[f"{line.get_label()} @ {axes.get_title(loc='left')}"]
             means = [sum(point.values) / len(point.values) for point in search.points]
-            assert line.get_xydata().tolist() == [
-                [10.0**power, mean] for power, mean in zip((-3, -2, -1), means, strict=True)
-            ]
+            assert all(len(point.values) == 2 for point in search.points)
+            assert line.get_xydata().tolist() == [*map(list, zip(RATES, means, strict=True))]
             assert ring.get_xydata().tolist() == [[0.01, means[1]]]
             assert ring.get_markerfacecolor() == "none"
             assert ring.get_markersize() > line.get_markersize()
@@ -161,5 +183,5 @@ def test_beyond_four_panels_the_caption_says_what_is_left_out(
     assert drawing is not None
     assert "Still best at an edge of its grid: ssm @ 256 (high)." in drawing.caption
     assert drawing.caption.endswith(" Drawn: the first 2 of 3 cases; the data file has all.")
-    assert "mean over seed 1000 (kept for the search, not reported)" in drawing.caption
-    assert drawing.files["csv"].decode().count("ssm @ 1024") == 3
+    assert "mean over seeds 1000 and 1001 (kept for the search, not reported)" in drawing.caption
+    assert drawing.files["csv"].decode().count("ssm @ 1024") == 6

@@ -232,6 +232,21 @@ def test_three_folders_are_three_splits(tmp_path: Path, write_digits: Write) -> 
     root = write_digits(tmp_path, {"train": 8, "val": 4, "test": 4})
     data = load(root, validation_split="val", test_split="test")
     assert data.sizes == {"train": 24, "validation": 12, "test": 12}
+    ids = {
+        split: [int(n) for batch in data.batches(split, 5) for n in batch.examples] for split in data.sizes
+    }
+    assert [number for split in ids for number in ids[split]] == list(range(48)), "no id is of two images"
+    swapped = load(root, validation_split="test", test_split="val")
+    assert torch.equal(everything(data, "validation")[0], everything(swapped, "test")[0]), "not augmented"
+
+
+@pytest.mark.parametrize(("classes", "share"), [(7, 50.0), (3, 100.0)])
+def test_among_the_five_likeliest(classes: int, share: float) -> None:
+    """Of two examples one is the fifth likeliest, the other the sixth, where there are so many."""
+    scorer = Images(data="there", classes=classes).scorer()
+    logits = -torch.arange(classes).float().expand(2, classes)
+    scorer.add(logits, torch.tensor([4, 5]).clamp(max=classes - 1), torch.arange(2))
+    assert scorer.metrics()["top_5"] == share
 
 
 def test_a_guess_is_the_most_frequent_class(digit_folder: Path) -> None:
@@ -242,6 +257,11 @@ def test_a_guess_is_the_most_frequent_class(digit_folder: Path) -> None:
     guesses = data.baselines()
     assert max(guesses.values()) == next(iter(guesses.values())) == max(often, 100 / classes)
     assert guesses["a random class"] == 100 / classes
+    assert list(guesses) == ["a random class"], "all are as frequent"
+    uneven = data.baselines("validation")
+    assert list(uneven) == ["the most frequent class", "a random class"]
+    _, labels = everything(data, "validation")
+    assert uneven["the most frequent class"] == 100 * labels.bincount().max().item() / len(labels)
 
 
 def test_the_number_of_classes_is_part_of_the_trial(digit_folder: Path) -> None:

@@ -102,6 +102,8 @@ def test_the_price_of_causality_has_its_marks_and_intervals(study: ours.OurStudy
             assert spans == [[each.low, each.high] for each in (c.interval, decides.interval)]
     assert looks == [FILLED, HOLLOW, CROSS]
     assert row_of(right, first + 2)[1] == []
+    for axes in (left, right):
+        assert [first - 0.5] * 2 in [list(line.get_ydata()) for line in axes.get_lines()], "ours are below"
     vit = published.load("mambaout_fig3_causal_vit")
     means = [
         vit.find(model="ViT-Ti", attention_mode=mode).number("imagenet_top1")
@@ -141,6 +143,27 @@ def test_an_ingredient_stands_at_what_it_was_worth(study: ours.OurStudy, drawn: 
     }
     assert ticks[-3] == "\N{MINUS SIGN}3"
     assert legend_of(figure) == LEGEND
+
+
+def test_ingredients_of_another_task_or_metric_are_on_no_axis_of_ours(
+    write_records_in: Write, tmp_path: Path, drawn: Draw
+) -> None:
+    values = {"conv": [97.0, 97.5, 97.2], "ssm": [97.1, 97.9, 97.0], "gru": [97.1, 97.9, 97.4]}
+    key = {"name": "key_accuracy", "unit": "%", "difference_unit": "points", "higher_is_better": True}
+    found = []
+    for name, changes in (("here", {}), ("elsewhere", {"task": "mqar"}), ("by-key", {"metric": key})):
+        arms = values if name == "here" else {arm: values[arm] for arm in ("conv", "ssm")}
+        records = write_records_in(tmp_path / name, arms, **changes)
+        records.edit_plan(study={"name": name})
+        for arm, seed in records.ids:
+            accuracy = arms[arm][seed]
+            records.edit(arm, seed, metrics={"test": {"accuracy": accuracy, "key_accuracy": accuracy}})
+        records.study.rename(records.study.with_name(name))
+        found.append(Path(records.study).parents[1])
+    studies, _ = ours.find_studies(found)
+    assert {each.study.name for each in studies} == {"here", "elsewhere", "by-key"}
+    _, bottom = drawn(figures.ingredients, studies).axes
+    assert names_of(bottom) == [f"{name} in place of conv (here)" for name in ("ssm", "gru")]
 
 
 def test_a_margin_is_a_bar_of_its_height_below_its_task(drawn: Draw) -> None:

@@ -187,6 +187,15 @@ def test_what_training_draws_is_new_in_every_epoch_and_step(name: str) -> None:
     assert len(set(drawn)) > 180
 
 
+@pytest.mark.parametrize("name", ["digits", "mqar"])
+def test_every_epoch_has_an_order_of_its_own(name: str) -> None:
+    data = load(name)
+    one, again, other = (
+        [int(n) for batch in data.train_batches(epoch, 16) for n in batch.examples] for epoch in (1, 1, 2)
+    )
+    assert one == again != other
+
+
 @names
 def test_splits_have_nothing_in_common(name: str) -> None:
     data = load(name)
@@ -514,6 +523,20 @@ def test_the_examples_of_the_docstrings() -> None:
 def test_training_asks_for_every_next_token(name: str) -> None:
     for batch in load(name).train_batches(0, 16):
         assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_whatever_may_be_asked_for_is(name: str) -> None:
+    data: Any = load(name)
+    _, targets = all_of(data, "test")
+    assert set(targets[targets != IGNORE].tolist()) == set(data._answers)
+
+
+def test_blanks_of_mads_copy_are_put_before_data() -> None:
+    inputs, _ = all_of(load("mad-selective-copy"), "test")
+    assert (inputs[:, 24 - 4 - 2] < 14).all(), "the copy token follows the last of the data"
+    first = (inputs < 14).int().argmax(1).double().mean().item()
+    assert first == pytest.approx(15 / 4, abs=0.4), "of 15 blanks"
 
 
 @pytest.mark.parametrize("name", ON_NEXT_TOKENS)

@@ -246,9 +246,9 @@ def test_a_crop_may_start_anywhere() -> None:
 
 
 def test_training_images_are_mirrored_or_not_and_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the crop's own size and with colours kept, these two are all that can come out."""
+    """Of the crop's own size, and with what stands in for other colours, two pictures can come out."""
     monkeypatch.setattr(ade20k, "SCALES", (1.0, 1.0))
-    monkeypatch.setattr(ade20k, "distorted", lambda image, random: image)
+    monkeypatch.setattr(ade20k, "distorted", lambda image, random: 1 - image)
     image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(256).view(16, 16) % 7
     mean, std = (torch.tensor(each)[:, None, None] for each in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
@@ -256,7 +256,7 @@ def test_training_images_are_mirrored_or_not_and_normalised(monkeypatch: pytest.
     for seed in range(100):
         picture, asked = augmented(image, labels, 16, torch.Generator().manual_seed(seed))
         flipped = not torch.equal(asked, labels)
-        torch.testing.assert_close(picture * std + mean, image.flip(2) if flipped else image)
+        torch.testing.assert_close(1 - (picture * std + mean), image.flip(2) if flipped else image)
         assert torch.equal(asked, labels.flip(1) if flipped else labels)
         mirrored += flipped
     assert 30 < mirrored < 70

@@ -1,9 +1,10 @@
-"""One fixture that writes the records of a synthetic study, as `experiments` would leave them."""
+"""Writes the records of a synthetic study, as `experiments` would leave them; gives a figure's artists."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+
+from analysis.drawing import paper_style
 
 
 @dataclass
@@ -33,6 +37,20 @@ class Records:
     def edit_plan(self, **changes: Any) -> None:
         path = self.study / "plan.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Figure]:
+    """Call what draws a figure; what comes back is that figure, with its artists, and not its files."""
+
+    def drawn(draw: Callable[..., Any], *arguments: Any) -> Figure:
+        module = sys.modules[draw.__module__]
+        monkeypatch.setattr(module, "finished_drawing", lambda name, title, caption, figure, rows: figure)
+        with paper_style():
+            figure: Figure = draw(*arguments)
+        return figure
+
+    return drawn
 
 
 @pytest.fixture

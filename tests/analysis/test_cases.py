@@ -523,7 +523,7 @@ def test_planned_looks_are_said_with_their_level(records: Any) -> None:
 
 
 def test_what_the_tests_allow_for_is_not_said(records: Any) -> None:
-    study = replace(study_of(records), history=History(comparisons_before=2, looks=(3,)))
+    study = replace(study_of(records), history=History(comparisons_before=2, looks=(3,), seeds_before=3))
     first, second = judge(study, summarise(study))
     assert settled_late([replace(first, family_size=2)], study) == []
     assert settled_late([], study) == []

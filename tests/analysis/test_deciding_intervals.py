@@ -64,6 +64,7 @@ def test_the_figure_says_what_decides(study: Study) -> None:
     drawing = row_figures.differences(study, list(arms.values()), judge(study, arms))
     assert drawing is not None
     for part in (
+        "mean with 95 % t interval (thin) and, below, 90 % t interval (thick)",
         "Whiskers: the same intervals at the level at which Holm's adjustment",
         "helps or hurts when the thin interval with its whiskers leaves out zero",
         "equivalent when the thick one with its whiskers lies inside the zone",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 from torchvision.transforms.v2.functional import adjust_hue
@@ -19,7 +20,7 @@ from experiments import build, train
 from experiments.runtime import Runtime
 from experiments.skeletons import SKELETONS
 from experiments.store import Store
-from experiments.tasks import TASKS
+from experiments.tasks import TASKS, ade20k
 from experiments.tasks.ade20k import (
     ADE20K,
     IGNORED,
@@ -34,7 +35,7 @@ from experiments.tasks.ade20k import (
     saturated,
     views,
 )
-from experiments.trial import Recipe
+from experiments.trial import Purpose, Recipe, stream
 from mixers import MIXERS
 from mixers.registry import InputError
 
@@ -125,6 +126,8 @@ def test_splits(written: Path) -> None:
     loaded = task(written).load(0)
     assert loaded.sizes == {"train": 8, "validation": 2, "test": 3}
     assert loaded.fingerprint == task(written).load(1).fingerprint, "the same images for every seed"
+    held_out = [example.image.stem for example in loaded._examples["validation"]]
+    assert held_out == ["t2", "t3"], "by a hash of the name: neighbours in the list are often of one scene"
     ids = [int(batch.examples) for split in loaded.sizes for batch in loaded.batches(split, 4)]
     assert ids == list(range(13))
 
@@ -140,6 +143,35 @@ def test_training_batches(written: Path) -> None:
     assert whole[0].targets.shape == (4, 16, 16)
     assert set(whole[0].targets.unique().tolist()) <= {0, 1, 2, IGNORED}
     assert not torch.equal(whole[0].inputs, next(one.train_batches(2, 4)).inputs)
+
+
+def test_augmentation_depends_on_seed_epoch_and_example_alone(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the order on seed and epoch."""
+
+    def seen(seed: int, epoch: int) -> tuple[list[int], dict[int, bytes]]:
+        batches = list(task(written).load(seed).train_batches(epoch, 4))
+        numbers = torch.cat([batch.examples for batch in batches]).tolist()
+        images = torch.cat([batch.inputs for batch in batches])
+        return numbers, {
+            number: image.numpy().tobytes() for number, image in zip(numbers, images, strict=True)
+        }
+
+    order, images = seen(0, 1)
+    assert (order, images) == seen(0, 1)
+    for other_order, other_images in (seen(0, 2), seen(1, 1)):
+        assert order != other_order
+        assert sum(images[number] == other_images[number] for number in images) <= 1
+
+    def other(seed: int, purpose: Purpose, *index: int | str) -> int:
+        return stream(seed + (purpose == "order"), purpose, *index)
+
+    monkeypatch.setattr("experiments.tasks.base.stream", other)
+    monkeypatch.setattr("experiments.tasks.ade20k.stream", other)
+    other_order, other_images = seen(0, 1)
+    assert order != other_order
+    assert images == other_images, "another order leaves the pixels of an example as they are"
 
 
 def test_whoever_reads_reads_the_same(written: Path, check_reading: Callable[..., None]) -> None:
@@ -187,6 +219,89 @@ def test_images_and_labels_stay_together() -> None:
                 assert brightest[of_class].bincount().max() > 0.6 * of_class.sum()
         padded = ~inside.any(1)
         assert (picture[:, padded] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("wide", "tries"), [((7, 3, 0), 1), ((2, 2, 6), 1), ((8, 2, 0), 10), ((3, 1, 16), 10), ((10, 0, 10), 10)]
+)
+def test_a_crop_is_tried_again_where_one_class_has_too_much_of_what_is_labelled(
+    wide: tuple[int, int, int], tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stripes of two classes and of no label, so wide that all crops are alike."""
+    period = sum(wide)
+    stripe = torch.tensor([0] * wide[0] + [1] * wide[1] + [IGNORED] * wide[2])
+    labels = stripe.repeat(8).expand(2 * period, -1)
+    drawn = []
+    monkeypatch.setattr(ade20k, "_uniform", lambda random: drawn.append(0) or 0.3)
+    cut_out(labels.float().expand(3, -1, -1), labels, period, torch.Generator())
+    assert len(drawn) == 2 * tries
+
+
+def test_a_crop_may_start_anywhere() -> None:
+    labels = torch.arange(18).view(3, 6) % 2
+    random = torch.Generator().manual_seed(0)
+    image = torch.arange(18.0).view(1, 3, 6)
+    corners = {int(cut_out(image, labels, 2, random)[0][0, 0, 0]) for _ in range(300)}
+    assert corners == {0, 1, 2, 3, 4, 6, 7, 8, 9, 10}
+
+
+def test_training_images_are_mirrored_or_not_and_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the crop's own size, and with what stands in for other colours, two pictures can come out."""
+    monkeypatch.setattr(ade20k, "SCALES", (1.0, 1.0))
+    monkeypatch.setattr(ade20k, "distorted", lambda image, random: 1 - image)
+    image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(256).view(16, 16) % 7
+    mean, std = (torch.tensor(each)[:, None, None] for each in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    mirrored = 0
+    for seed in range(100):
+        picture, asked = augmented(image, labels, 16, torch.Generator().manual_seed(seed))
+        flipped = not torch.equal(asked, labels)
+        torch.testing.assert_close(1 - (picture * std + mean), image.flip(2) if flipped else image)
+        assert torch.equal(asked, labels.flip(1) if flipped else labels)
+        mirrored += flipped
+    assert 30 < mirrored < 70
+
+
+def test_training_images_are_scaled_by_a_half_to_two_and_padded_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is mirrored is mirrored before it is padded; labels have no value between two classes."""
+    monkeypatch.setattr(ade20k, "distorted", lambda image, random: image)
+    image, labels = torch.rand(3, 16, 16), 2 * (torch.arange(256).view(16, 16) // 4 % 2)
+    sides = []
+    for seed in range(200):
+        picture, asked = augmented(image, labels, 16, torch.Generator().manual_seed(seed))
+        inside = asked != IGNORED
+        side = int(inside[0].sum())
+        assert inside[:side, :side].all()
+        assert not inside[side:].any()
+        assert not inside[:, side:].any()
+        assert not picture[:, ~inside].any()
+        assert set(asked[inside].tolist()) == {0, 2}
+        sides.append(side)
+    assert min(sides) == 8
+    assert 60 < sum(side == 16 for side in sides) < 170, "two thirds are cut out, not padded"
+
+
+@pytest.mark.parametrize("end", [0.0, 1.0])
+@pytest.mark.parametrize("contrast_first", [True, False])
+def test_distortions_reach_as_far_as_mmsegmentations(
+    end: float, contrast_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`PhotoMetricDistortion`: 32 of 255, a half to 1.5 twice, and 18 of the 180 degrees that a turn has."""
+    order = [0.0 if contrast_first else 0.9]
+    numbers = iter([0.0, end, *order, *([0.0, end] * 3)])
+    monkeypatch.setattr(ade20k, "_uniform", lambda random: next(numbers))
+    image = 0.3 + 0.2 * torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    side, factor = 2 * end - 1, 0.5 + end
+    expected = image + side * 32 / 255
+    if contrast_first:
+        expected = factor * expected
+    expected = adjust_hue(saturated(expected, factor), side * 18 / 180)
+    if not contrast_first:
+        expected = factor * expected
+    torch.testing.assert_close(distorted(image, torch.Generator()), expected.clamp(0, 1))
+    assert next(numbers, None) is None
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.9, 1.0, 1.5])
@@ -250,6 +365,40 @@ def test_every_image_is_whole_and_alone_whatever_the_batch_size(written: Path) -
         assert torch.equal(one.inputs, other.inputs)
 
 
+def test_the_test_sees_the_crops_short_side_and_six_scales_of_it_each_also_mirrored(written: Path) -> None:
+    mean, std = (torch.tensor(each)[:, None, None] for each in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    example = list_folder(str(written), "validation")[0]
+    image, _ = read(example, CLASSES)
+    loaded = task(written, multi_scale=True).load(0)
+    whole, several = (next(loaded.batches(split, 1)).inputs for split in ("test", "test_multiscale"))
+    assert torch.equal(several[4], whole)
+    for place, scale in enumerate((0.5, 0.75, 1.0, 1.25, 1.5, 1.75)):
+        expected = resized(image, 16, scale)
+        torch.testing.assert_close(several[2 * place][0] * std + mean, expected)
+        assert torch.equal(several[2 * place + 1], several[2 * place].flip(3))
+    assert whole.shape == (1, 3, 16, 20)
+
+
+def test_of_several_views_the_probabilities_are_averaged_and_there_is_no_loss() -> None:
+    """One view is much surer of class 0 than the two others are of class 1."""
+    asked = ADE20K(classes=2)
+    sure, others = (torch.tensor(each).expand(1, 4, 4, 2) for each in ([20.0, 0.0], [0.0, 5.0]))
+    scorer = asked.scorer()
+    scorer.add((sure, others, others), torch.ones(1, 4, 4, dtype=torch.long), torch.arange(1))
+    measured = scorer.metrics()
+    assert measured["pixel_accuracy"] == 100
+    assert "loss" not in measured
+    assert scorer.answers()["confusion"].tolist() == [[0, 0], [0, 16]]
+
+
+def test_the_confusion_has_classes_in_rows_and_answers_in_columns() -> None:
+    scorer = ADE20K(classes=2).scorer()
+    scorer.add(
+        torch.tensor([1.0, 0.0]).expand(1, 2, 2, 2), torch.ones(1, 2, 2, dtype=torch.long), torch.arange(1)
+    )
+    assert scorer.answers()["confusion"].tolist() == [[0, 0], [4, 0]]
+
+
 def test_views_are_mirrored_back(written: Path) -> None:
     asked = task(written)
     batch = next(asked.load(0).batches("test", 1))
@@ -293,6 +442,8 @@ def test_the_loss_is_that_of_labelled_pixels_over_the_number_of_all() -> None:
         logits.permute(0, 3, 1, 2), targets, ignore_index=IGNORED, reduction="none"
     )
     torch.testing.assert_close(asked.loss(logits, targets), each.mean())
+    by_class = -logits.log_softmax(-1).mean(-1)[targets != IGNORED].sum() / targets.numel()
+    torch.testing.assert_close(asked.loss(logits, targets, 0.3), 0.7 * each.mean() + 0.3 * by_class)
     parts = [asked.loss(logits[[n]], targets[[n]]) * asked.loss_weight(targets[[n]]) for n in (0, 1)]
     torch.testing.assert_close(sum(parts) / asked.loss_weight(targets), each.mean())
     scorer = asked.scorer()

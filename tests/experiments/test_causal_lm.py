@@ -8,6 +8,7 @@ from zlib import crc32
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor
 
 from experiments.interface import Output, TaskSpec
@@ -157,6 +158,22 @@ def test_tokens_and_positions_start_at_one_scale(init: str | None, std: float) -
     assert model.pos_embed is not None
     for weight in (model.embed.weight, model.pos_embed):
         assert weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+def test_embeddings_are_dropped_in_training_only() -> None:
+    model = build("identity", embed_drop=0.5, dim=64)
+    seen: list[Tensor] = []
+    model.blocks[0].register_forward_hook(lambda block, given, output: seen.append(given[0]))
+    for training in (True, False):
+        model.train(training)(ids())
+    assert (seen[0] == 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert torch.equal(seen[1], model.embed(ids()))
+
+
+def test_the_rate_of_stochastic_depth_grows_from_the_first_block_to_the_last() -> None:
+    model = build("identity", depth=3, drop_path=0.4)
+    rates = [[m.drop_prob for m in block.modules() if isinstance(m, DropPath)] for block in model.blocks]
+    assert rates == [[], [0.2], [0.4]]
 
 
 def test_learned_positions_end_and_others_do_not() -> None:

@@ -185,6 +185,13 @@ def test_crowds_and_empty_images_are_tested_on_but_not_trained_on(write_sample: 
     for batch in again.train_batches(0, 1):
         assert [len(target["boxes"]) for target in batch.targets] == [objects[int(batch.examples[0])]]
 
+    def one_is_a_crowd(entries: Json) -> None:
+        for each in entries["annotations"]:
+            each["iscrowd"] = int(each["image_id"] == min(trained))
+
+    fewer = load(write_sample(one_is_a_crowd))
+    assert fewer.sizes == data.sizes | {"train": data.sizes["train"] - 1}
+
 
 def test_splits_do_not_overlap_and_are_the_same_for_every_seed(write_sample: Callable[..., Path]) -> None:
     folder = write_sample()

@@ -152,6 +152,9 @@ def test_upernet_is_mmsegmentations() -> None:
     with torch.device("meta"):
         head = UPerNet(dims, classes, width, pooling=True)
     assert sum(parameter.numel() for parameter in head.parameters()) == decode + auxiliary
+    pools = [module.output_size for module in head.modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
+    assert pools == [1, 2, 3, 6]
+    assert [module.p for module in head.modules() if isinstance(module, nn.Dropout2d)] == [0.1, 0.1]
 
 
 @pytest.mark.parametrize(

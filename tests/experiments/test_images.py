@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from experiments import build
 from experiments.runtime import Runtime
 from experiments.skeletons import SKELETONS
 from experiments.store import Store, TrialFolder
-from experiments.tasks import TASKS
+from experiments.tasks import TASKS, images
 from experiments.tasks.base import share
 from experiments.tasks.image_source import Rows, Source
 from experiments.tasks.images import Images, ImagesData
@@ -231,6 +232,21 @@ def test_three_folders_are_three_splits(tmp_path: Path, write_digits: Write) -> 
     root = write_digits(tmp_path, {"train": 8, "val": 4, "test": 4})
     data = load(root, validation_split="val", test_split="test")
     assert data.sizes == {"train": 24, "validation": 12, "test": 12}
+    ids = {
+        split: [int(n) for batch in data.batches(split, 5) for n in batch.examples] for split in data.sizes
+    }
+    assert [number for split in ids for number in ids[split]] == list(range(48)), "no id is of two images"
+    swapped = load(root, validation_split="test", test_split="val")
+    assert torch.equal(everything(data, "validation")[0], everything(swapped, "test")[0]), "not augmented"
+
+
+@pytest.mark.parametrize(("classes", "share"), [(7, 50.0), (3, 100.0)])
+def test_among_the_five_likeliest(classes: int, share: float) -> None:
+    """Of two examples one is the fifth likeliest, the other the sixth, where there are so many."""
+    scorer = Images(data="there", classes=classes).scorer()
+    logits = -torch.arange(classes).float().expand(2, classes)
+    scorer.add(logits, torch.tensor([4, 5]).clamp(max=classes - 1), torch.arange(2))
+    assert scorer.metrics()["top_5"] == share
 
 
 def test_a_guess_is_the_most_frequent_class(digit_folder: Path) -> None:
@@ -241,6 +257,11 @@ def test_a_guess_is_the_most_frequent_class(digit_folder: Path) -> None:
     guesses = data.baselines()
     assert max(guesses.values()) == next(iter(guesses.values())) == max(often, 100 / classes)
     assert guesses["a random class"] == 100 / classes
+    assert list(guesses) == ["a random class"], "all are as frequent"
+    uneven = data.baselines("validation")
+    assert list(uneven) == ["the most frequent class", "a random class"]
+    _, labels = everything(data, "validation")
+    assert uneven["the most frequent class"] == 100 * labels.bincount().max().item() / len(labels)
 
 
 def test_the_number_of_classes_is_part_of_the_trial(digit_folder: Path) -> None:
@@ -263,6 +284,51 @@ def test_the_fingerprint_follows_the_listing(tmp_path: Path, write_digits: Write
 
 def test_whoever_reads_reads_the_same(digit_folder: Path, check_reading: Callable[..., None]) -> None:
     check_reading(lambda: load(digit_folder))
+
+
+def test_every_option_of_augmentation_reaches_timms_transform() -> None:
+    def parts(training: bool, **options: Any) -> dict[str, Any]:
+        made = Images(data="there", classes=2, size=32, **options).transform(training)
+        return {type(part).__name__: part for part in made.transforms}
+
+    def bicubic(part: Any) -> bool:
+        return "bicubic" in str(part.interpolation).lower()
+
+    plain = {"hflip": 0.0, "re_prob": 0.0, "auto_augment": None, "color_jitter": 0.0}
+    found = parts(True, scale=0.3, train_interpolation="bicubic", **plain)
+    crop = found.pop("RandomResizedCropAndInterpolation")
+    assert (crop.scale, bicubic(crop)) == ((0.3, 1.0), True)
+    assert not {"RandomHorizontalFlip", "RandomErasing", "RandAugment", "ColorJitter"} & set(found)
+    found = parts(True, **(plain | {"hflip": 0.1, "re_prob": 0.7, "color_jitter": 0.2}))
+    assert found["RandomHorizontalFlip"].p == 0.1
+    assert (found["RandomErasing"].probability, found["RandomErasing"].mode) == (0.7, "pixel")
+    assert tuple(found["ColorJitter"].brightness) == (0.8, 1.2)
+    assert "RandAugment" in parts(True, **(plain | {"auto_augment": "rand-m5"}))
+    for interpolation in ("bilinear", "bicubic"):
+        found = parts(False, crop_pct=0.5, interpolation=interpolation)
+        assert found["Resize"].size == 64
+        assert bicubic(found["Resize"]) == (interpolation == "bicubic")
+
+
+def test_every_global_generator_has_the_seed_inside_and_goes_on_outside() -> None:
+    """A policy draws its operations from NumPy's, their strength from Python's, and erasing from torch's."""
+
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), np.random.random(), torch.rand(()).item()
+
+    def inside(seed: int | None) -> tuple[float, float, float]:
+        with images._seeded(seed):
+            return drawn()
+
+    one, other = inside(2**40 + 1), inside(2**40 + 2)
+    assert one == inside(2**40 + 1)
+    assert all(first != second for first, second in zip(one, other, strict=True))
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    inside(3)
+    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    drawn_without = inside(None)
+    assert before[0] != random.getstate(), "without a seed they are left alone"
+    assert drawn_without != inside(None)
 
 
 def test_augmentation_depends_on_seed_epoch_and_example_alone(digit_folder: Path) -> None:

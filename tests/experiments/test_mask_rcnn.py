@@ -17,6 +17,7 @@ from analysis import detections as detections_figure
 from experiments import build
 from experiments.detections import sights
 from experiments.evaluate import Evaluator
+from experiments.interface import TaskSpec
 from experiments.runtime import Runtime
 from experiments.skeletons import SKELETONS
 from experiments.store import Store
@@ -101,6 +102,43 @@ def test_the_size_is_that_of_the_paper(size: str, params: int, macs: int) -> Non
     assert costs.params / 1e6 == pytest.approx(params, abs=0.5)
     assert costs.macs / 1e9 == pytest.approx(macs, abs=1.0)
     assert "1,000 proposals" in costs.macs_convention
+
+
+def test_fresh_weights_have_mmdetections_scales() -> None:
+    head = build.build_model(trial_on("coco", "mambaout-femto(head=mask-rcnn-slim)")).head
+    for name, std in {
+        "rpn.head.conv.0.0": 0.01,
+        "rpn.head.bbox_pred": 0.01,
+        "roi_heads.box_predictor.cls_score": 0.01,
+        "roi_heads.box_predictor.bbox_pred": 0.001,
+        "fpn.inner_blocks.3.0": (1 / 288) ** 0.5,
+        "fpn.layer_blocks.0.0": (1 / (9 * 32)) ** 0.5,
+        "roi_heads.box_head.fc6": (2 / (49 * 32)) ** 0.5,
+        "roi_heads.mask_head.1.0": (2 / (9 * 32)) ** 0.5,
+        "roi_heads.mask_predictor.conv5_mask": (2 / 32) ** 0.5,
+    }.items():
+        assert head.get_submodule(name).weight.std().item() == pytest.approx(std, rel=0.1), name
+        bias = head.get_submodule(name).bias
+        assert not bias.any(), name
+
+
+@pytest.mark.parametrize(("head", "smallest", "ratios"), [("mask-rcnn", 32, 3), ("mask-rcnn-slim", 8, 1)])
+def test_anchors_and_what_is_cut_out(head: str, smallest: int, ratios: int) -> None:
+    """One size per level, doubling as the strides do, one level more than there are maps."""
+    with torch.device("meta"):
+        model = SKELETONS.create(
+            SKELETONS.parse(f"mambaout-femto(head={head})"),
+            lambda dim, **place: torch.nn.Identity(),
+            TaskSpec("image", 3, (320, 200), 80, output="instances"),
+        )
+    detector = model.head
+    anchors = detector.rpn.anchor_generator
+    assert anchors.sizes == tuple((smallest << level,) for level in range(5))
+    assert anchors.num_anchors_per_location() == [ratios] * 5
+    pools = (detector.roi_heads.box_roi_pool, detector.roi_heads.mask_roi_pool)
+    assert [(pool.output_size, pool.sampling_ratio) for pool in pools] == [((7, 7), 2), ((14, 14), 2)]
+    assert (detector.transform.min_size, detector.transform.max_size) == ((200,), 320)
+    assert (detector.transform.image_mean, detector.transform.image_std) == ([0.0] * 3, [1.0] * 3)
 
 
 def test_the_ssm_fits_the_same_detector() -> None:

@@ -223,7 +223,11 @@ def test_timms_own_are_found_in_its_cache(femto_file: Path, monkeypatch: pytest.
 
 
 def test_evaluate_refuses_what_does_not_fit(
-    femto_file: Path, digit_folder: Path, capsys: pytest.CaptureFixture[str]
+    femto_file: Path,
+    digit_folder: Path,
+    tmp_path: Path,
+    write_digits: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def refused(*arguments: str) -> str:
         assert run_ablation.main(["evaluate", "--weights", str(femto_file), *arguments]) == 2
@@ -237,6 +241,19 @@ def test_evaluate_refuses_what_does_not_fit(
         "--skeleton", "mambaout-femto", "--task.classes", "7", *data
     )
     assert "must be at least 1" in refused("--threads", "0", *data)
+    two = ("--task.data", str(write_digits(tmp_path, {"train": 2, "val": 2}, classes=2)))
+    said = refused("--skeleton", "mambaout-femto", "--task.classes", "2", *two)
+    assert "answer for 3 classes, but the task has 2" in said, "no classifier that was never trained"
+
+
+def test_evaluate_counts_what_it_passed_over(
+    femto_file: Path, tmp_path: Path, write_digits: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_digits(tmp_path, {"train": 2, "val": 3})
+    next((folder / "val" / "digit_1").iterdir()).write_bytes(b"no image")
+    command = f"evaluate --skeleton mambaout-femto --weights {femto_file} --loaders 0 --task.data {folder}"
+    assert run_ablation.main([*command.split(), "--task.size", "32", "--task.unreadable", "skip"]) == 0
+    assert "8 images answered, 1 passed over" in capsys.readouterr().out
 
 
 def test_a_detector_starts_from_a_classifier(femto: torch.nn.Module, femto_file: Path) -> None:

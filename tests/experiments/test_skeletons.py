@@ -11,6 +11,7 @@ from zlib import crc32
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -363,6 +364,22 @@ def test_positions_are_resized_to_other_images():
     constant = torch.ones(4, 5, 3)
     torch.testing.assert_close(resize_positions(constant, 7, 2), torch.ones(7, 2, 3))
     assert resize_positions(constant, 4, 5) is constant
+
+
+@pytest.mark.parametrize("size", [(7, 2), (9, 11), (2, 3)])
+def test_positions_are_resized_as_timm_does(size):
+    positions = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0))
+    theirs = resample_abs_pos_embed(
+        positions.reshape(1, 20, 3), new_size=[*size], old_size=[4, 5], num_prefix_tokens=0
+    )
+    torch.testing.assert_close(resize_positions(positions, *size), theirs.view(*size, 3))
+
+
+def test_images_are_padded_at_the_right_and_at_the_bottom():
+    embed = SKELETONS.load("isotropic-nano")(factory("identity"), TASK, patch_size=4).patch_embed
+    image = images(1, 2, 6, 9)
+    padded = F.pad(image, (0, 3, 0, 2))
+    assert torch.equal(embed(image), embed(padded))
 
 
 def test_without_positions_a_skeleton_of_pointwise_mixers_ignores_the_order():

@@ -177,6 +177,25 @@ def test_streams_govern_what_they_name(
     assert {part for part in before if not torch.equal(before[part], after[part])} == governed
 
 
+@pytest.mark.parametrize("name", ["induction", "parity", "selective-copy", "textures", "bytes"])
+def test_what_training_draws_is_new_in_every_epoch_and_step(name: str) -> None:
+    data = load(name)
+    drawn = [
+        row.numpy().tobytes() for epoch in range(3) for b in data.train_batches(epoch, 16) for row in b.inputs
+    ]
+    assert len(drawn) == 3 * 64
+    assert len(set(drawn)) > 180
+
+
+@pytest.mark.parametrize("name", ["digits", "mqar"])
+def test_every_epoch_has_an_order_of_its_own(name: str) -> None:
+    data = load(name)
+    one, again, other = (
+        [int(n) for batch in data.train_batches(epoch, 16) for n in batch.examples] for epoch in (1, 1, 2)
+    )
+    assert one == again != other
+
+
 @names
 def test_splits_have_nothing_in_common(name: str) -> None:
     data = load(name)
@@ -410,8 +429,8 @@ def solve_recall(row: list[int], keys: int) -> list[int]:
     return answers
 
 
-def solve_fuzzy_recall(row: list[int], letters: int, filling: int) -> list[int]:
-    """Words alternate between key letters and value letters; every key is of three letters in the test."""
+def words_of(row: list[int], letters: int, filling: int) -> list[list[int]]:
+    """Words alternate between key letters and value letters."""
     words: list[list[int]] = []
     for token in row:
         if token == filling:
@@ -421,6 +440,12 @@ def solve_fuzzy_recall(row: list[int], letters: int, filling: int) -> list[int]:
             words[-1].append(token)
         else:
             words.append([token])
+    return words
+
+
+def solve_fuzzy_recall(row: list[int], letters: int, filling: int) -> list[int]:
+    """Every key is of three letters in the test."""
+    words = words_of(row, letters, filling)
     known: dict[tuple[int, ...], list[int]] = {}
     answers = [IGNORE] * len(row)
     place = row.count(filling)
@@ -498,6 +523,73 @@ def test_the_examples_of_the_docstrings() -> None:
 def test_training_asks_for_every_next_token(name: str) -> None:
     for batch in load(name).train_batches(0, 16):
         assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_whatever_may_be_asked_for_is(name: str) -> None:
+    data: Any = load(name)
+    _, targets = all_of(data, "test")
+    assert set(targets[targets != IGNORE].tolist()) == set(data._answers)
+
+
+def test_blanks_of_mads_copy_are_put_before_data() -> None:
+    inputs, _ = all_of(load("mad-selective-copy"), "test")
+    assert (inputs[:, 24 - 4 - 2] < 14).all(), "the copy token follows the last of the data"
+    first = (inputs < 14).int().argmax(1).double().mean().item()
+    assert first == pytest.approx(15 / 4, abs=0.4), "of 15 blanks"
+
+
+@pytest.mark.parametrize("name", ON_NEXT_TOKENS)
+def test_every_row_of_a_recall_ends_with_a_key_that_comes_back(name: str) -> None:
+    """From anywhere in the row."""
+    inputs, targets = all_of(load(name), "test")
+    assert (targets[:, -1] != IGNORE).all()
+    if name != "mad-fuzzy-recall":
+        firsts = [row.index(row[-1]) for row in inputs.tolist()]
+    else:
+        firsts = [words.index(words[-2 if words[-1][0] >= 5 else -1]) for words in fuzzy_words(inputs)]
+    assert len(set(firsts)) > 3
+
+
+def fuzzy_words(inputs: Tensor) -> list[list[list[int]]]:
+    return [words_of(row, 5, 10) for row in inputs.tolist()]
+
+
+def test_words_of_fuzzy_recall_have_one_to_three_different_letters_and_keys_of_the_test_three() -> None:
+    data = load("mad-fuzzy-recall")
+    sizes: dict[str, set[tuple[bool, int]]] = {}
+    for split, inputs in (
+        ("train", torch.cat([batch.inputs for batch in data.train_batches(0, 16)])),
+        ("test", all_of(data, "test")[0]),
+    ):
+        for words in fuzzy_words(inputs):
+            whole = words[:-1]  # the row ends inside the last one
+            assert all(len(set(word)) == len(word) for word in whole)
+            sizes.setdefault(split, set()).update((word[0] >= 5, len(word)) for word in whole)
+    values = {(True, 1), (True, 2), (True, 3)}
+    assert sizes["train"] == values | {(False, 1), (False, 2), (False, 3)}
+    assert sizes["test"] == values | {(False, 3)}
+
+
+def test_a_share_of_the_pairs_is_noise() -> None:
+    inputs, _ = all_of(load("mad-noisy-recall"), "test")
+    noise = (inputs >= 8).double().mean().item()  # of 8 keys and values and 4 noise tokens
+    assert noise == pytest.approx(0.3 * 20 / 23, abs=0.02), "neither the last pair nor one that is kept"
+
+
+def test_accuracy_is_the_mean_over_rows_and_loss_that_over_tokens() -> None:
+    task = create(SMALL["mad-recall"])
+    targets = torch.tensor([[3, IGNORE, IGNORE], [1, 2, 3]])
+    right_once = torch.tensor([[3, 0, 0], [0, 0, 0]])
+    assert task.measure(right_once, targets, 0.0)["accuracy"] == 50.0
+    assert [task.loss_weight(row[None]) for row in targets] == [1.0, 3.0]
+    outputs = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    together, apart = task.scorer(), task.scorer()
+    together.add(outputs, targets, torch.arange(2))
+    for row in range(2):
+        apart.add(outputs[[row]], targets[[row]], torch.tensor([row]))
+    assert apart.metrics() == pytest.approx(together.metrics())
+    assert together.metrics()["loss"] == pytest.approx(task.loss(outputs, targets).item())
 
 
 def test_mads_baseline_scores_about_56_of_127_tokens() -> None:

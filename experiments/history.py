@@ -65,9 +65,9 @@ def trace(
             this user's to change; "comparisons" also if they are those of the user's own file as it is.
     """
     others = [content for content in (whole, *parts) if content and _is_of_the_same_trials(planned, content)]
-    in_place = [content for content in (own, whole) if content and (content is own or content in others)]
     if own is not None and not _is_of_the_same_trials(planned, own):
         own = None
+    in_place = [content for content in (own, whole) if content and (content is own or content in others)]
     alike = others if own is None else [own, *others]
     asked_alike = [content for content in alike if _asked_of(planned) & _asked_in(content)]
     looks = list(planned.study.looks)
@@ -75,14 +75,18 @@ def trace(
     if not looks and not any(_has_results(content, finished) for content in several):
         fixed = {*fixed, "looks"}  # as of any study that says nothing of looks
 
+    most_seeds = max([planned.study.seeds, *(len(arm["trials"]) for each in alike for arm in each["arms"])])
+    trials = {arm.name: {arm.trial(seed).id for seed in range(most_seeds)} for arm in planned.arms}
+
     def set_after(key: str, after: str, is_same: Callable[[Stored], bool]) -> int:
-        """How many trials were finished that no stored plan with the same setting had been there before."""
+        """How many trials were finished of arms that no stored plan with the same setting had before."""
         same_in_place = [content for content in in_place if is_same(content)]
         known = next((int(content.get(after, 0)) for content in same_in_place), 0)
         if known or (key in fixed and len(same_in_place) == len(in_place)):
             return known
-        early = [content["arms"] for content in alike if is_same(content) and not content.get(after)]
-        return finished({trial.id for trial in planned.trials()}.difference(*map(_trial_ids, early)))
+        early = [content for content in alike if is_same(content) and not content.get(after)]
+        early_arms = {arm["name"] for content in early for arm in content["arms"]} & trials.keys()
+        return finished(set().union(*trials.values()).difference(*(trials[name] for name in early_arms)))
 
     return History(
         set_after("margin", "margin_after", lambda content: content.get("margin") == planned.study.margin),
@@ -110,7 +114,7 @@ def _comparisons_before(
     planned: Plan, own: Stored | None, others: Sequence[Stored], finished: CountFinished
 ) -> int:
     """As in `History`; what was asked before there were results of more was not chosen, and stays so."""
-    now, (_, families) = _asked_of(planned), planned.comparisons()
+    now, family = _asked_of(planned), len(planned.study.all_comparisons())
     before = [content for content in (own, *others) if content is not None]
     for content in before:
         if _asked_in(content) == now:
@@ -120,7 +124,6 @@ def _comparisons_before(
     results = (_asked_in(content) for content in counted if _has_results(content, finished))
     cases = Counter(case for case, _ in now.union(*results))
     largest = max((cases[case] for case, _ in now), default=0)
-    family = max(map(len, families), default=0)
     stored = 0 if own is None else int(own.get("comparisons_before", 0))
     return max(stored, largest) if largest > family else stored
 
@@ -159,7 +162,7 @@ def _looks(planned: Plan, stored: list[Stored], finished: CountFinished) -> tupl
     names = {arm.name for arm in planned.arms}
     for content in stored:
         arms = [arm for arm in content["arms"] if arm["name"] in names]
-        before, seeds = _trial_ids(arms), max(len(arm["trials"]) for arm in arms)
+        before, seeds = _trial_ids(arms), len(arms[0]["trials"])
         expected = _looks_as_planned(planned, content) and seeds in planned.study.looks
         if finished(before) == len(before) and not expected:
             looks.add(seeds)
@@ -178,14 +181,13 @@ def _seeds_before(planned: Plan, stored: list[Stored], finished: CountFinished) 
     found = [int(content.get("seeds_before", 0)) for content in stored]
     for content in stored:
         trials = {arm["name"]: [trial["trial_id"] for trial in arm["trials"]] for arm in content["arms"]}
-        left_out = [
-            (seed + 1, both)
+        found += [
+            seed + 1
             for pair in pairs
             if pair <= trials.keys() and not _looks_as_planned(planned, content)
             for seed, both in enumerate(zip(*(trials[name] for name in pair), strict=True))
-            if seed >= asked
+            if seed >= asked and all(finished([trial]) for trial in both)
         ]
-        found += [seeds for seeds, both in left_out if finished(both) == len(set(both))]
     return max((seeds for seeds in found if seeds > asked), default=0)
 
 

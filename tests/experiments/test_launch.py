@@ -127,6 +127,24 @@ def test_a_trial_that_another_holds_is_waited_for(tiny_trial: MakeTrial, store: 
     assert folder.result() is not None
 
 
+def test_a_trial_that_another_finished_meanwhile_is_not_run_again(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at its result and the lock of its folder."""
+    trial = tiny_trial("identity")
+    lock = TrialFolder.lock
+
+    def finish_and_lock(folder: TrialFolder) -> Any:
+        head = {field: {} for field in RESULT_FIELDS}
+        result = {**head, "schema_version": SCHEMA_VERSION, "trial_id": trial.id, "status": "ok"}
+        folder.path.mkdir(parents=True)
+        folder.finish(result, {})
+        return lock(folder)
+
+    monkeypatch.setattr(TrialFolder, "lock", finish_and_lock)
+    launch.work([trial], store, Runtime(), "first", run_trial=lambda *_: pytest.fail("run again"))
+
+
 def test_processes_never_exceed_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     assert local.processes(None, threads=1, trials=30) == 8
@@ -288,6 +306,7 @@ def test_a_full_disk_stops_the_work_and_keeps_the_checkpoint(
     folder = store.folder(trial.id)
     steps: Iterator[int] = iter(range(1, 100))
     launch.work([trial], store, Runtime(), "first", lambda: next(steps) >= 8)
+    assert folder.progress() is None, "nobody is at work any more"
     kept = folder.checkpoint.read_bytes()
 
     def full(handle: int) -> None:
@@ -298,6 +317,8 @@ def test_a_full_disk_stops_the_work_and_keeps_the_checkpoint(
         launch.work([trial], store, Runtime(), "second")
     assert folder.checkpoint.read_bytes() == kept
     assert not list(folder.path.glob(".*")), "no half-written files"
+    with pytest.raises(DiskFull, match="it has no checkpoint yet, and so is all that is finished"):
+        launch.work([tiny_trial("identity", seed=1)], store, Runtime(), "second")
     monkeypatch.undo()
     launch.work([trial], store, Runtime(), "third")
     assert launch.missing([trial], store) == []

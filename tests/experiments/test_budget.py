@@ -188,7 +188,7 @@ def test_the_state_is_that_of_all_layers_at_the_length_of_the_task(mixer: str, n
 
 def test_the_memory_of_training_is_that_of_what_is_kept() -> None:
     """Of a product and a square of floats: what comes in (5, 3), what comes out (5, 2), and the loss."""
-    model, x = nn.Linear(3, 2, bias=False), torch.ones(5, 3)
+    model, x = nn.Linear(3, 2, bias=False), torch.ones(5, 3, requires_grad=True)
 
     def loss() -> torch.Tensor:
         return model(x).square().sum()

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,10 +164,26 @@ def test_one_worker_per_gpu_or_share_of_one() -> None:
     assert local.divide_gpus(["4"], 0.3) == ["4"] * 3
 
 
+def test_no_more_workers_on_gpus_than_there_is_room_or_work_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "visible_gpus", lambda device: ["0", "1"])
+    assert local._slots(Runtime(), Placement(), trials=9) == ["0", "1"]
+    shared = Placement(gpus_per_trial=0.5)
+    assert local._slots(Runtime(), shared, trials=9) == ["0", "1", "0", "1"]
+    assert local._slots(Runtime(), shared, trials=1) == ["0"]
+    assert local._slots(Runtime(), replace(shared, workers=3), trials=9) == ["0", "1", "0"]
+    assert local._slots(Runtime(), replace(shared, workers=9), trials=9) == ["0", "1", "0", "1"]
+
+
 def test_gpus_that_are_hidden_stay_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert local.visible_gpus("cuda") == ["3", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,9")
+    assert local.visible_gpus("cuda") == ["3", "5"], "there is no tenth"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local.visible_gpus("cuda") == []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert local.visible_gpus("cuda") == ["0", "1"]
     assert local.visible_gpus("cpu") == []

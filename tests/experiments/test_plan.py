@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,47 @@ def test_a_stored_plan_reads_as_it_was_made(stored: Path) -> None:
     assert [arm.template.mixer_text for arm in read.arms] == [arm.template.mixer_text for arm in made.arms]
     before = stored.read_bytes()
     stored_plan.write(read, stored, ORIGIN)
+    assert stored.read_bytes() == before
+
+
+def test_a_plan_is_renewed_where_it_is(stored: Path) -> None:
+    """Its command, its file and its shards stay; what has not changed is not written again."""
+    origin = plan.Origin("command --shard 1/2", "/studies/words.toml", shards=2)
+    made = stored_plan.make("words", STUDY, stored)
+    stored_plan.write(made, stored, origin)
+    of_older_code = stored.read_text().replace(f'"key": "{plan.key_of("words", STUDY)}"', '"key": "older"')
+    stored.write_text(of_older_code)
+    assert stored_plan.renew(made, stored, origin.history) is None
+    assert stored.read_text() == of_older_code
+
+    changed = replace(made, study=replace(STUDY, question="Another?", seeds=4))
+    late = History(margin_after=3)
+    assert stored_plan.renew(changed, stored, late) is None
+    expected = stored.with_name("expected.json")
+    stored_plan.write(changed, expected, replace(origin, history=late))
+    assert stored.read_bytes() == expected.read_bytes()
+    assert stored_plan.stored_seeds(json.loads(stored.read_bytes())) == 4
+
+    before = stored.read_bytes()
+    wider = replace(STUDY, mixers=("conv(kernel_size=9)",), arms=(Arm("conv", "conv(kernel_size=3)"),))
+    why = stored_plan.renew(stored_plan.make("words", wider, Path("none")), stored, History())
+    assert why is not None
+    assert "conv, identity, pooling would be other trials today: this is the report of what ran" in why
+    assert stored.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "[]", "3", '{"arms": []}', '{"arms": [{"trials": [{}]}]}', "families"]
+)
+def test_a_plan_that_cannot_be_read_is_none_and_stays(stored: Path, damage: str) -> None:
+    made = stored_plan.make("words", STUDY, stored)
+    content = stored_plan.load_stored(stored)
+    assert content is not None
+    without = json.dumps({key: value for key, value in content.items() if key != damage})
+    stored.write_text(without if damage in content else damage)
+    before = stored.read_bytes()
+    assert stored_plan.load_stored(stored) is None
+    assert stored_plan.renew(made, stored, History()) is None
     assert stored.read_bytes() == before
 
 

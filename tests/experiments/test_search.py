@@ -160,10 +160,12 @@ def test_which_of_equal_rates(
 
 
 def test_growing_ends_and_says_so(make_plan: Callable[..., Plan], store: Store) -> None:
-    settled, _ = run(make_plan(), store, {"conv": peak_at(1e9), "ssm": peak_at(1e-9)})
+    plan = make_plan(lr_grid=[1e-3, 3e-3])
+    settled, _ = run(plan, store, {"conv": peak_at(1e9), "ssm": peak_at(1e-9)})
     assert settled.search is not None
     assert [arm["at_edge"] for arm in settled.search["arms"]] == ["high", "low"]
-    assert len(settled.search["arms"][0]["points"]) == 2 + 2 * 2
+    rates = [point["lr"] for point in settled.search["arms"][0]["points"]]
+    assert rates == [0.000111, 0.000333, 1e-3, 3e-3, 9e-3, 0.027], "as they are told"
 
 
 def test_lower_may_be_better(make_plan: Callable[..., Plan], store: Store) -> None:
@@ -180,7 +182,9 @@ def test_a_rate_that_diverges_or_fails_is_the_worst(make_plan: Callable[..., Pla
         status = {1e-2: "diverged", 1e-4: "failed", 1e-3: "ok"}[trial.train.lr]
         finish(trial, store, -50.0, status)
         failed |= {trial.id} if status == "failed" else set()
-    assert set(search.settle(plan, store, lambda trial: True).open) == failed, "it may be tried again"
+    again = search.settle(plan, store, lambda trial: True)
+    assert set(again.open) == failed, "it may be tried again"
+    assert not again.failed
     settled = search.settle(plan, store)
     assert not settled.open
     assert set(settled.failed) == failed, "and is told"

@@ -629,6 +629,21 @@ def test_what_a_further_test_set_cannot_give_is_skipped(
     assert expected in result["skipped"]["32"]
 
 
+def test_tests_are_at_the_precision_of_training_but_without_its_noise(tiny_trial: MakeTrial) -> None:
+    """And what comes out is measured in float32."""
+    trial = tiny_trial("conv", skeleton="isotropic-nano(drop_path=0.5)")
+    task = create_task(trial.task)
+    data, model = task.load(0), build_model(trial)
+    full, half = (Evaluator(task, data, torch.device("cpu"), each) for each in ("float32", "bfloat16"))
+    model.train()
+    assert full.answer(model, "test")[0] == full.answer(model.train(), "test")[0]
+    outputs, rounded = (next(each._answered(model, "test", 8))[0] for each in (full, half))
+    assert outputs.dtype == rounded.dtype == torch.float32
+    assert not torch.equal(outputs, rounded)
+    assert torch.equal(rounded, rounded.bfloat16().float())
+    assert torch.allclose(outputs, rounded, atol=0.1)
+
+
 def graphs() -> int:
     """Tensors that hold what computed them."""
     return sum(each.grad_fn is not None for each in gc.get_objects() if type(each) is torch.Tensor)

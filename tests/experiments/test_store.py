@@ -62,8 +62,12 @@ def test_progress_that_fails_leaves_nothing(
     with pytest.raises(DiskFull):
         folder.report_progress(epoch=1, epochs=2, fraction=0.5, seconds=1.0)
     assert not list(folder.path.glob(".*"))
-    monkeypatch.setattr(Path, "unlink", full)
-    with pytest.raises(DiskFull):
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "unlink", broken)
+    with pytest.raises(DiskFull, match=os.strerror(number)):
         folder.report_progress(epoch=1, epochs=2, fraction=0.5, seconds=1.0)
 
 

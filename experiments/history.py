@@ -72,9 +72,9 @@ def trace(
             this user's to change; "comparisons" also if they are those of the user's own file as it is.
     """
     others = [each for each in (whole, *parts) if each and _has_the_same_arms(now, each)]
-    in_place = [each for each in (own, whole) if each and (each is own or each in others)]
     if own is not None and not _has_the_same_arms(now, own):
         own = None
+    in_place = [each for each in (own, whole) if each and (each is own or each in others)]
     alike = others if own is None else [own, *others]
     asked_alike = [each for each in alike if _asked(now) & _asked(each)]
     if not now["planned_looks"] and not any(
@@ -82,15 +82,20 @@ def trace(
     ):
         fixed = {*fixed, "looks"}  # as of any study that says nothing of looks
 
+    # of all seeds that any plan has: those that are not asked for now may have been seen, too
+    plans = [_trials(each) for each in (now, *alike)]
+    trials = {name: set().union(*(plan.get(name, ()) for plan in plans)) for name in _trials(now)}
+
     def set_after(what: str, is_same: Callable[[Stored, Stored], bool]) -> int:
-        """How many trials were finished that no stored plan with the same setting had been there before."""
+        """How many trials were finished of arms that no stored plan with the same setting had before."""
         after = f"{what}_after"
         same_in_place = [each for each in in_place if is_same(now, each)]
         known = next((getattr(History.of(each), after) for each in same_in_place), 0)
         if known or (what in fixed and len(same_in_place) == len(in_place)):
             return known
         early = [each for each in alike if is_same(now, each) and not getattr(History.of(each), after)]
-        return finished(_trial_ids(now).difference(*map(_trial_ids, early)))
+        early_arms = trials.keys() & {name for each in early for name in _trials(each)}
+        return finished(set().union(*trials.values()).difference(*(trials[name] for name in early_arms)))
 
     return History(
         margin_after=set_after("margin", _has_the_same_margin),
@@ -186,7 +191,7 @@ def _looks(now: Stored, stored: list[Stored], finished: CountFinished) -> tuple[
     arms = _trials(now).keys()
     for content in stored:
         before = [ids for name, ids in _trials(content).items() if name in arms]
-        seeds = max(map(len, before))
+        seeds = len(before[0])
         expected = _looks_as_planned(now, content) and seeds in now["planned_looks"]
         if not expected and _are_finished(set().union(*before), finished):
             looks.add(seeds)

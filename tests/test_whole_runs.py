@@ -295,6 +295,14 @@ def test_a_checked_in_margin_that_is_edited_after_the_run_was_set_late(
     study.write_text(study.read_text().replace("margin = 5.0", "margin = 60.0"))
     assert margin_after() == 6
 
+    def of_a_part(*margin: object) -> int:
+        ablate("plan", "--study", "small", "--runs", tmp_path / "parts", "--mixer", "pooling", *margin)
+        (plan,) = sorted((tmp_path / "parts" / "studies").glob("*/plan.json"), key=os.path.getmtime)[-1:]
+        return json.loads(plan.read_text())["margin_after"]
+
+    assert of_a_part() == 0, "that of the file was not this user's to choose"
+    assert of_a_part("--margin", 3) == 6, "this one is"
+
 
 def test_one_question_at_a_time_is_said_to_be_one_of_several(
     study: Path, tmp_path: Path, ablate: Ablate, capsys: pytest.CaptureFixture[str]

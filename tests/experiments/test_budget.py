@@ -9,11 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import run_ablation
 from experiments import budget, build
 from experiments.build import count_costs
-from experiments.trial import Trial
+from experiments.cost import training_memory
+from experiments.skeletons import SKELETONS
+from experiments.tasks import TASKS
+from experiments.trial import Recipe, Trial
 from mixers import MIXERS, InputError
 
 MakeTrial = Callable[..., Trial]
@@ -135,8 +140,9 @@ def test_a_plan_says_where_matching_changes_the_mixer_too(
     conv, ssm = json.loads(stored.read_bytes())["arms"]
     assert conv["matching"] is None
     ratio = ssm["template"]["skeleton"]["options"]["expansion_ratio"]
-    assert f"mixer=ssm, and, to match, expansion_ratio={ratio:.4g}{said}\n" in first
-    assert f"of causal-conv (expansion_ratio {ratio:g}{said})\n" in first
+    in_one_line = " ".join(first.split())
+    assert f"mixer=ssm, and, to match, expansion_ratio={ratio:.4g}{said} Matched" in in_one_line
+    assert f"of causal-conv (expansion_ratio {ratio:g}{said}) 10 trials" in in_one_line
     widths = {"target": [64], "achieved": [41]} if said else None
     assert ssm["matching"].get("mixer_channels") == widths
 
@@ -164,3 +170,34 @@ def test_parameters_are_split_between_mixer_and_rest(tiny_trial: MakeTrial) -> N
     assert stored["params_rest"] == without.params
     assert (stored["macs"], stored["macs_mixer"]) == (costs.macs, costs.macs_mixer)
     assert (stored["state_bytes"], stored["state_note"]) == (None, "no recurrent form")
+
+
+@pytest.mark.parametrize(
+    ("mixer", "numbers"),
+    [
+        ("ssm", 2 * (16 * 16 + 3 * 16)),  # channels x states, and what its convolution looks back on
+        ("causal-attention(head_dim=4)", 2 * 2 * 16 * 16),  # keys and values of each token
+        ("ssm,causal-conv", 16 * 16 + 3 * 16 + 3 * 16),
+    ],
+)
+def test_the_state_is_that_of_all_layers_at_the_length_of_the_task(mixer: str, numbers: int) -> None:
+    skeleton = SKELETONS.parse("causal-lm(dim=8, depth=2)")
+    trial = build.resolve(MIXERS.parse_pattern(mixer), skeleton, TASKS.parse(LANGUAGE), Recipe(), seed=0)
+    stored = count_costs(trial).to_dict()
+    assert (stored["state_bytes"], stored["state_note"]) == (4 * numbers, "float32, per sequence")
+
+
+def test_the_memory_of_training_is_that_of_what_is_kept() -> None:
+    """Of a product and a square of floats: what comes in (5, 3), what comes out (5, 2), and the loss."""
+    model, x = nn.Linear(3, 2, bias=False), torch.ones(5, 3, requires_grad=True)
+
+    def loss() -> torch.Tensor:
+        return model(x).square().sum()
+
+    optimizer = torch.optim.AdamW(model.parameters())
+    loss().backward()
+    optimizer.step()
+    weights, gradients, moments, steps = 6, 6, 2 * 6, 1
+    assert training_memory(model, loss, optimizer) == 4 * (
+        5 * 3 + 5 * 2 + 1 + weights + gradients + moments + steps
+    )

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,6 +128,24 @@ def test_a_trial_that_another_holds_is_waited_for(tiny_trial: MakeTrial, store: 
     assert folder.result() is not None
 
 
+def test_a_trial_that_another_finished_meanwhile_is_not_run_again(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at its result and the lock of its folder."""
+    trial = tiny_trial("identity")
+    lock = TrialFolder.lock
+
+    def finish_and_lock(folder: TrialFolder) -> Any:
+        head = {field: {} for field in RESULT_FIELDS}
+        result = {**head, "schema_version": SCHEMA_VERSION, "trial_id": trial.id, "status": "ok"}
+        folder.path.mkdir(parents=True)
+        folder.finish(result, {})
+        return lock(folder)
+
+    monkeypatch.setattr(TrialFolder, "lock", finish_and_lock)
+    launch.work([trial], store, Runtime(), "first", run_trial=lambda *_: pytest.fail("run again"))
+
+
 def test_processes_never_exceed_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     assert local.processes(None, threads=1, trials=30) == 8
@@ -145,10 +164,26 @@ def test_one_worker_per_gpu_or_share_of_one() -> None:
     assert local.divide_gpus(["4"], 0.3) == ["4"] * 3
 
 
+def test_no_more_workers_on_gpus_than_there_is_room_or_work_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "visible_gpus", lambda device: ["0", "1"])
+    assert local._slots(Runtime(), Placement(), trials=9) == ["0", "1"]
+    shared = Placement(gpus_per_trial=0.5)
+    assert local._slots(Runtime(), shared, trials=9) == ["0", "1", "0", "1"]
+    assert local._slots(Runtime(), shared, trials=1) == ["0"]
+    assert local._slots(Runtime(), replace(shared, workers=3), trials=9) == ["0", "1", "0"]
+    assert local._slots(Runtime(), replace(shared, workers=9), trials=9) == ["0", "1", "0", "1"]
+
+
 def test_gpus_that_are_hidden_stay_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert local.visible_gpus("cuda") == ["3", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,9")
+    assert local.visible_gpus("cuda") == ["3", "5"], "there is no tenth"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local.visible_gpus("cuda") == []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert local.visible_gpus("cuda") == ["0", "1"]
     assert local.visible_gpus("cpu") == []
@@ -288,6 +323,7 @@ def test_a_full_disk_stops_the_work_and_keeps_the_checkpoint(
     folder = store.folder(trial.id)
     steps: Iterator[int] = iter(range(1, 100))
     launch.work([trial], store, Runtime(), "first", lambda: next(steps) >= 8)
+    assert folder.progress() is None, "nobody is at work any more"
     kept = folder.checkpoint.read_bytes()
 
     def full(handle: int) -> None:
@@ -299,6 +335,8 @@ def test_a_full_disk_stops_the_work_and_keeps_the_checkpoint(
         launch.work([trial], store, Runtime(), "second")
     assert folder.checkpoint.read_bytes() == kept
     assert not list(folder.path.glob(".*")), "no half-written files"
+    with pytest.raises(DiskFull, match="it has no checkpoint yet, and so is all that is finished"):
+        launch.work([tiny_trial("identity", seed=1)], store, Runtime(), "second")
     monkeypatch.undo()
     launch.work([trial], store, Runtime(), "third")
     assert launch.missing([trial], store) == []

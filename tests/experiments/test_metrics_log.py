@@ -45,6 +45,8 @@ def test_the_loss_is_the_mean_since_the_line_before(tiny_trial: MakeTrial, tmp_p
     means = [sum(losses[start : start + 4]) / 4 for start in (0, 4, 8)]
     assert [line["loss"] for line in lines(some)] == pytest.approx(means)
     assert "grad_norm" not in lines(some)[0], "nothing is clipped"
+    (epoch,) = [line.split(",") for line in each.curve.read_text().splitlines()[1:]]
+    assert float(epoch[2]) == pytest.approx(sum(losses) / 12), "as is that of the curve, over the epoch"
 
 
 def test_a_run_that_was_cut_off_leaves_no_line_twice(tiny_trial: MakeTrial, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,47 @@ def test_a_stored_plan_reads_as_it_was_made(stored: Path) -> None:
     assert [arm.template.mixer_text for arm in read.arms] == [arm.template.mixer_text for arm in made.arms]
     before = stored.read_bytes()
     stored_plan.write(read, stored, ORIGIN)
+    assert stored.read_bytes() == before
+
+
+def test_a_plan_is_renewed_where_it_is(stored: Path) -> None:
+    """Its command, its file and its shards stay; what has not changed is not written again."""
+    origin = plan.Origin("command --shard 1/2", "/studies/words.toml", shards=2)
+    made = stored_plan.make("words", STUDY, stored)
+    stored_plan.write(made, stored, origin)
+    of_older_code = stored.read_text().replace(f'"key": "{plan.key_of("words", STUDY)}"', '"key": "older"')
+    stored.write_text(of_older_code)
+    assert stored_plan.renew(made, stored, origin.history) is None
+    assert stored.read_text() == of_older_code
+
+    changed = replace(made, study=replace(STUDY, question="Another?", seeds=4))
+    late = History(margin_after=3)
+    assert stored_plan.renew(changed, stored, late) is None
+    expected = stored.with_name("expected.json")
+    stored_plan.write(changed, expected, replace(origin, history=late))
+    assert stored.read_bytes() == expected.read_bytes()
+    assert stored_plan.stored_seeds(json.loads(stored.read_bytes())) == 4
+
+    before = stored.read_bytes()
+    wider = replace(STUDY, mixers=("conv(kernel_size=9)",), arms=(Arm("conv", "conv(kernel_size=3)"),))
+    why = stored_plan.renew(stored_plan.make("words", wider, Path("none")), stored, History())
+    assert why is not None
+    assert "conv, identity, pooling would be other trials today: this is the report of what ran" in why
+    assert stored.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "[]", "3", '{"arms": []}', '{"arms": [{"trials": [{}]}]}', "families"]
+)
+def test_a_plan_that_cannot_be_read_is_none_and_stays(stored: Path, damage: str) -> None:
+    made = stored_plan.make("words", STUDY, stored)
+    content = stored_plan.load_stored(stored)
+    assert content is not None
+    without = json.dumps({key: value for key, value in content.items() if key != damage})
+    stored.write_text(without if damage in content else damage)
+    before = stored.read_bytes()
+    assert stored_plan.load_stored(stored) is None
+    assert stored_plan.renew(made, stored, History()) is None
     assert stored.read_bytes() == before
 
 
@@ -231,6 +273,7 @@ def test_comparisons_asked_one_at_a_time_are_counted(whole: dict[str, Any]) -> N
     assert traced(of("attention"), None, whole, [first]).comparisons_before == 3, "a comparison counts once"
     assert traced(of("attention", "identity"), None, None, [first]).comparisons_before == 3
     assert traced(of("pooling", "identity"), None, None, [first]).comparisons_before == 0, "adjusted for"
+    assert traced(of(), None, None, [first]) == History(), "nothing is compared"
 
 
 def test_what_was_asked_before_the_others_was_not_chosen() -> None:
@@ -246,6 +289,13 @@ def test_a_part_without_a_difference_is_no_result() -> None:
     baseline = trial_ids(content_of(of()))
     assert baseline < trial_ids(other)
     assert traced(of("identity"), None, None, [other], done=baseline).comparisons_before == 0
+
+
+def test_one_difference_of_one_seed_is_a_result() -> None:
+    """Of all that was asked: whoever has seen it may have gone on to something else."""
+    one_seed = trial_ids(content_of(of("pooling", seeds=1)))
+    other = content_of(of("identity", "pooling"))
+    assert traced(of("attention"), None, None, [other], done=one_seed).comparisons_before == 3
 
 
 def test_the_other_way_round_is_the_same_comparison() -> None:
@@ -269,6 +319,9 @@ def test_another_task_is_another_study() -> None:
     assert traced(of("pooling"), None, None, parts) == History()
     late = content_of(replace(other, comparisons=FEWER.comparisons), comparisons_before=2, looks=(2,))
     assert traced(FEWER, late) == History(), "also in the same place"
+    without_common_arms = replace(STUDY, baseline="identity", mixers=("identity", "attention"))
+    late = content_of(of("pooling"), margin_after=9, comparisons_before=2)
+    assert traced(without_common_arms, late) == History()
 
 
 def test_a_study_is_known_by_its_arms_at_any_learning_rate(whole: dict[str, Any]) -> None:
@@ -285,13 +338,15 @@ def test_a_comparison_that_took_anothers_place_may_be_the_same_one_renamed() -> 
     assert traced(of("identity"), before).comparisons_before == 0
     stored = before | {"comparisons_before": 4}
     assert traced(of("identity"), stored).comparisons_before == 4, "it was chosen among others, too"
+    third = content_of(of("attention"))
+    assert traced(of("identity"), stored, None, [third]).comparisons_before == 4, "of which some may be gone"
 
 
 def test_seeds_added_after_a_look_are_remembered(whole: dict[str, Any]) -> None:
     more = replace(STUDY, seeds=5)
     assert traced(more, whole).looks == (3,)
     assert traced(more, None, whole).looks == (3,), "also as a study of its own"
-    assert traced(more, whole, done=()).looks == ()
+    assert traced(more, whole, done=trial_ids(content_of(replace(STUDY, seeds=2)))).looks == ()
     stored = content_of(more, looks=(3,))
     assert traced(replace(STUDY, seeds=8), stored).looks == (3, 5)
     assert traced(more, stored, done=()).looks == (3,)
@@ -325,10 +380,15 @@ def test_seeds_that_are_left_out_are_remembered(whole: dict[str, Any]) -> None:
     five = content_of(replace(STUDY, seeds=5))
     assert traced(STUDY, five).seeds_before == 5
     assert traced(STUDY, five, done=trial_ids(whole)).seeds_before == 0, "the later ones had not run"
+    only_conv = trial_ids(whole, content_of(of(seeds=5)))
+    assert traced(STUDY, five, done=only_conv).seeds_before == 0, "nor had any pair of theirs"
+    assert traced(STUDY, content_of(replace(STUDY, seeds=4))).seeds_before == 4
+    again = replace(STUDY, arms=(Arm("again", "conv"),), comparisons=(("again", "conv"),))
+    assert traced(again, content_of(replace(again, seeds=5))).seeds_before == 5, "one trial behind both arms"
     fewer = content_of(STUDY, seeds_before=5)
     assert traced(STUDY, fewer).seeds_before == 5, "for ever"
     assert traced(of("pooling"), None, None, [fewer]).seeds_before == 5, "also under another name"
-    assert traced(replace(STUDY, seeds=5), fewer, done=trial_ids(five)).seeds_before == 0
+    assert traced(replace(STUDY, seeds=5), fewer, done=trial_ids(five)) == History(looks=(5,)), "all are back"
     assert traced(replace(STUDY, seeds=8), fewer, done=trial_ids(five)).looks == (3, 5)
     at_3, at_5 = (replace(STUDY, looks=(3, 5), seeds=seeds) for seeds in (3, 5))
     assert traced(at_3, content_of(at_5)) == History(), "its level allows for both"
@@ -339,6 +399,9 @@ def test_a_look_under_another_name_is_one(whole: dict[str, Any]) -> None:
     assert traced(more, None, None, [part]).looks == (3,)
     assert traced(of("pooling", "identity", seeds=5), None, None, [part]).looks == (3,)
     assert traced(of("identity", seeds=5), None, None, [part]).looks == (), "at nothing that is asked now"
+    assert traced(of("pooling", seeds=5), None, whole, done=trial_ids(part)).looks == (3,), (
+        "nothing else counts"
+    )
 
 
 @pytest.mark.parametrize("fixed", [(), ("margin", "metric", "comparisons")])
@@ -355,6 +418,11 @@ def test_the_share_of_planned_looks_cannot_be_had_back(fixed: tuple[str, ...]) -
     assert after(content_of(STUDY, looks_after=6)) == 6, "for ever"
     assert after(content_of(STUDY), [before]) == 0, "judged once before there were looks"
     assert after(None) == 0
+    elsewhere = trial_ids(content_of(of("attention")))
+    part = content_of(of("pooling"))
+    assert (
+        traced(of("pooling", "attention"), None, None, [part], trial_ids(part) | elsewhere).looks_after == 0
+    )
 
 
 def test_looks_planned_under_another_name_with_results_at_hand_are_late(whole: dict[str, Any]) -> None:
@@ -392,11 +460,29 @@ def test_a_margin_that_is_not_the_users_is_late_only_where_another_was_in_place(
     assert traced(STUDY, other, fixed=fixed).margin_after == len(trial_ids(other))
     of_the_file = traced(of("pooling"), None, other, fixed=fixed)
     assert of_the_file.margin_after == of_the_file.metric_after > 0
+    for key in ("margin", "metric"):
+        late = vars(traced(of("pooling"), None, None, [other], fixed=(key,)))
+        assert [name for name in ("margin_after", "metric_after") if not late[name]] == [f"{key}_after"]
+
+
+def test_a_setting_is_as_late_as_its_first_seeds(whole: dict[str, Any]) -> None:
+    """Whatever other seeds are there already: with 5 asked for, then 3, then 5 again, nothing was changed."""
+    five = replace(STUDY, seeds=5)
+    done = trial_ids(content_of(five))
+    assert traced(five, whole, done=done).margin_after == 0
+    wider = replace(STUDY, margin=2.0)
+    later_seeds = done - trial_ids(whole)
+    assert traced(wider, content_of(five), done=later_seeds).margin_after == len(later_seeds)
+    assert traced(of("identity", "attention"), content_of(of("identity")), done=done).margin_after == 0
+    attention = trial_ids(content_of(of("attention"))) - trial_ids(content_of(of()))
+    more_arms = traced(of("identity", "attention"), content_of(of("identity")), done=done | attention)
+    assert more_arms.margin_after == len(attention), "those of an arm that is new in this study"
 
 
 def test_another_metric_with_results_at_hand_is_remembered(whole: dict[str, Any]) -> None:
     before = whole | {"metric": whole["metric"] | {"name": "loss"}}
     assert traced(STUDY, before).metric_after == len(trial_ids(whole))
     assert traced(STUDY, before, done=()).metric_after == traced(STUDY, whole).metric_after == 0
-    own = whole | {"arms": [arm | {"metric": "accuracy_1024"} for arm in whole["arms"]]}
+    first, *others = whole["arms"]
+    own = whole | {"arms": [first | {"metric": "accuracy_1024"}, *others]}
     assert traced(STUDY, own).metric_after == len(trial_ids(whole)), "also of a case"

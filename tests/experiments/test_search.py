@@ -31,7 +31,11 @@ CONTENT = {
 def make_plan(tiny_trial: MakeTrial) -> Callable[..., Plan]:
     def make(higher_is_better: bool = True, **changes: object) -> Plan:
         study = studies.validate(CONTENT | changes, "test")
-        arms = tuple(PlannedArm(arm.name, "", tiny_trial(arm.mixer), None, "") for arm in study.all_arms())
+        arms = tuple(
+            PlannedArm(arm.name, case.name, tiny_trial(arm.mixer, epochs=place + 2), None, "")
+            for place, case in enumerate(study.all_cases())
+            for arm in study.all_arms()
+        )
         return Plan("test", study, arms, {"metric": {"name": "score", "higher_is_better": higher_is_better}})
 
     return make
@@ -91,6 +95,38 @@ def test_the_grid_grows_for_all_arms_while_one_is_best_at_its_edge(
     assert [arm["at_edge"] for arm in settled.search["arms"]] == [None, None]
 
 
+def test_each_case_has_a_grid_of_its_own(make_plan: Callable[..., Plan], store: Store) -> None:
+    """Which need not be in order; no rate is chosen in one case as long as another waits."""
+    plan = make_plan(lr_grid=[1e-2, 3e-3, 1e-3], cases=[{"name": "a"}, {"name": "b"}], lr_seeds=2)
+
+    def peak(trial: Trial) -> float:
+        return peak_at({2: 3e-3, 3: 1e-1}[trial.train.epochs])(trial)
+
+    opened = search.settle(plan, store).open
+    assert len(opened) == 2 * 2 * 3 * 2, "of both cases"
+    assert set(search.trial_ids(plan)) == set(opened)
+    settled, _ = run(plan, store, {"conv": peak, "ssm": peak})
+    assert settled.search is not None
+    grids = {arm["name"]: [point["lr"] for point in arm["points"]] for arm in settled.search["arms"]}
+    in_a, in_b = [1e-3, 3e-3, 1e-2], [1e-3, 3e-3, 1e-2, 0.03, 0.09]
+    assert grids == {"conv @ a": in_a, "ssm @ a": in_a, "conv @ b": in_b, "ssm @ b": in_b}
+    assert chosen(settled) == {"conv @ a": 3e-3, "ssm @ a": 3e-3, "conv @ b": 0.09, "ssm @ b": 0.09}
+    assert [arm["at_edge"] for arm in settled.search["arms"]] == [None, None, "high", "high"]
+    rested_on = search.trial_ids(settled)
+    assert len(rested_on) == len(set(rested_on)) == 2 * 2 * (3 + 5)
+    assert set(opened) < set(rested_on)
+
+
+def test_a_rate_is_judged_by_the_mean_of_its_seeds(make_plan: Callable[..., Plan], store: Store) -> None:
+    """Of which one may be far out; 0.2 points less in the mean are as good."""
+    values = {1e-4: (99.0, 50.0), 1e-3: (90.0, 89.6), 1e-2: (89.8, 89.8), 1e-1: (89.9, 90.1), 1.0: (0.0, 0.0)}
+    plan = make_plan(lr_grid=list(values), lr_seeds=2)
+    settled, _ = run(
+        plan, store, dict.fromkeys(("conv", "ssm"), lambda t: values[t.train.lr][t.seed - FIRST_SEED])
+    )
+    assert chosen(settled) == {"conv": 1e-2, "ssm": 1e-2}
+
+
 def test_arms_at_chance_or_at_the_top_everywhere_do_not_let_it_grow(
     make_plan: Callable[..., Plan], store: Store
 ) -> None:
@@ -110,6 +146,7 @@ def test_arms_at_chance_or_at_the_top_everywhere_do_not_let_it_grow(
         ((50.0, 99.9, 100.0, 50.0), 1e-2),
         ((99.9, 99.8, 100.0, 100.0, 100.0), 1e-2),
         ((50.0, 99.8, 99.8, 100.0, 50.0), 1e-2),  # of three the middle one, though not the best
+        ((50.0, 99.7, 99.7, 100.0, 50.0), 1e-1),  # those are worse by more than noise
     ],
 )
 def test_which_of_equal_rates(
@@ -123,10 +160,12 @@ def test_which_of_equal_rates(
 
 
 def test_growing_ends_and_says_so(make_plan: Callable[..., Plan], store: Store) -> None:
-    settled, _ = run(make_plan(), store, {"conv": peak_at(1e9), "ssm": peak_at(1e-9)})
+    plan = make_plan(lr_grid=[1e-3, 3e-3])
+    settled, _ = run(plan, store, {"conv": peak_at(1e9), "ssm": peak_at(1e-9)})
     assert settled.search is not None
     assert [arm["at_edge"] for arm in settled.search["arms"]] == ["high", "low"]
-    assert len(settled.search["arms"][0]["points"]) == 2 + 2 * 2
+    rates = [point["lr"] for point in settled.search["arms"][0]["points"]]
+    assert rates == [0.000111, 0.000333, 1e-3, 3e-3, 9e-3, 0.027], "as they are told"
 
 
 def test_lower_may_be_better(make_plan: Callable[..., Plan], store: Store) -> None:
@@ -143,7 +182,9 @@ def test_a_rate_that_diverges_or_fails_is_the_worst(make_plan: Callable[..., Pla
         status = {1e-2: "diverged", 1e-4: "failed", 1e-3: "ok"}[trial.train.lr]
         finish(trial, store, -50.0, status)
         failed |= {trial.id} if status == "failed" else set()
-    assert set(search.settle(plan, store, lambda trial: True).open) == failed, "it may be tried again"
+    again = search.settle(plan, store, lambda trial: True)
+    assert set(again.open) == failed, "it may be tried again"
+    assert not again.failed
     settled = search.settle(plan, store)
     assert not settled.open
     assert set(settled.failed) == failed, "and is told"

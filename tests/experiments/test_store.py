@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import time
@@ -36,15 +37,22 @@ def folder(store: Store) -> TrialFolder:
     return store.folder("0123456789abcdef")
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(OSError(28, "No space left"), DiskFull), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_a_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, expected: type[BaseException]
+) -> None:
     path = tmp_path / "file"
     write_bytes(path, b"old")
 
-    def disk_full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+    def fail(descriptor: int) -> None:
+        assert os.fstat(descriptor).st_size == len(b"new"), "what waits for the disk is all of it"
+        raise error
 
-    monkeypatch.setattr(os, "fsync", disk_full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(expected):
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -52,14 +60,24 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert path.read_bytes() == b"new", "what can be made again does not wait for the disk"
 
 
-def test_progress_that_fails_leaves_nothing(folder: TrialFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_progress_that_fails_leaves_nothing(
+    folder: TrialFolder, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(DiskFull):
         folder.report_progress(epoch=1, epochs=2, fraction=0.5, seconds=1.0)
     assert not list(folder.path.glob(".*"))
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "unlink", broken)
+    with pytest.raises(DiskFull, match=os.strerror(number)):
+        folder.report_progress(epoch=1, epochs=2, fraction=0.5, seconds=1.0)
 
 
 def test_what_a_killed_process_had_half_written_goes(tiny_trial: Callable[..., Trial], store: Store) -> None:
@@ -95,7 +113,13 @@ def test_a_result_comes_back(folder: TrialFolder) -> None:
 
 @pytest.mark.parametrize(
     ("values", "kind"),
-    [([-128, 127], "int8"), ([-100, 128], "int16"), ([0, 70_000], "int32"), ([-1, 2**40], "int64")],
+    [
+        ([-128, 127], "int8"),
+        ([-129, 0], "int16"),
+        ([-100, 128], "int16"),
+        ([0, 70_000], "int32"),
+        ([-1, 2**40], "int64"),
+    ],
 )
 def test_answers_take_no_more_room_than_they_need(folder: TrialFolder, values: list[int], kind: str) -> None:
     scores = np.array([0.25, np.nan])
@@ -107,10 +131,25 @@ def test_answers_take_no_more_room_than_they_need(folder: TrialFolder, values: l
         assert stored["none"].shape == (0, 3)
 
 
-def test_finishing_removes_the_checkpoint(folder: TrialFolder) -> None:
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_result_is_written_last(folder: TrialFolder, monkeypatch: pytest.MonkeyPatch, failed: bool) -> None:
+    """Killed before it is there, a trial goes on from its checkpoint."""
     write_bytes(folder.checkpoint, b"weights")
-    folder.finish(a_result(folder.trial_id), {})
-    assert not folder.checkpoint.exists()
+    folder.report_progress(epoch=1, epochs=1, fraction=1.0, seconds=1.0)
+    replace, written = Path.replace, list[tuple[str, bool]]()
+
+    def watch(temporary: Path, path: Path) -> Path:
+        written.append((path.name, folder.checkpoint.exists()))
+        return replace(temporary, path)
+
+    monkeypatch.setattr(Path, "replace", watch)
+    if failed:
+        folder.fail(a_result(folder.trial_id, status="failed"))
+    else:
+        folder.finish(a_result(folder.trial_id), {})
+    assert written == [("timing.json", True)] * (not failed) + [("result.json", True)]
+    assert folder.checkpoint.exists() == failed
+    assert folder.progress() is None, "nobody is at work any more"
 
 
 @pytest.mark.parametrize(
@@ -154,6 +193,12 @@ def test_of_two_commands_one_sets_a_result_aside(folder: TrialFolder) -> None:
     assert folder.set_aside("outdated", new) is not None
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "3"])
+def test_timing_that_cannot_be_read_is_none(folder: TrialFolder, content: str) -> None:
+    write_bytes(folder.path / "timing.json", content.encode())
+    assert folder.timing() == {}
+
+
 def test_one_holder_at_a_time(folder: TrialFolder) -> None:
     assert folder.is_free()
     with folder.lock() as first, folder.lock() as second:
@@ -167,6 +212,15 @@ def test_an_unwritable_runs_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write to the runs folder"):
         Store(tmp_path / "file")
+
+
+def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(InputError, match=r"No locks available; its file system has no locks \(flock\)"):
+        Store(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"epoch": 1}'])

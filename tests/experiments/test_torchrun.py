@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import launch
+from experiments import launch, ranks
 from experiments.divided_batches import check_share
 from experiments.executors import torchrun
 from experiments.ranks import Ranks, RanksLost
@@ -69,7 +69,8 @@ class Torn(Ranks):
 def test_a_trial_has_not_failed_because_the_processes_lost_each_other(
     tiny_trial: Callable[..., Trial], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object) -> None:
+    def fails(trial: Trial, folder: TrialFolder, *_: object) -> None:
+        folder.report_progress(epoch=1, epochs=2, fraction=0.5, seconds=1.0)
         raise MemoryError("here")
 
     monkeypatch.setattr("experiments.train.run_trial", fails)
@@ -81,6 +82,27 @@ def test_a_trial_has_not_failed_because_the_processes_lost_each_other(
     with pytest.raises(RanksLost, match="MemoryError: here"):
         launch.work([trial], store, Runtime(), "session", run_trial=together)
     assert store.folder(trial.id).result() is None
+    assert store.folder(trial.id).progress() is None, "nobody is at work any more"
+
+
+@pytest.mark.parametrize(
+    ("variables", "count", "first"),
+    [
+        ({}, 1, True),
+        ({"WORLD_SIZE": "4", "RANK": "3"}, 1, True),  # of another launcher, as MPI's and SLURM's
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1", "RANK": "0"}, 1, True),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "3"}, 4, False),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "0"}, 4, True),
+    ],
+)
+def test_who_was_launched_by_torchrun(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], count: int, first: bool
+) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert (ranks.count_launched(), ranks.launched(), ranks.is_first()) == (count, count > 1, first)
 
 
 def test_what_torchrun_decides_is_refused() -> None:

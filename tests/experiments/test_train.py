@@ -6,9 +6,13 @@ import gc
 import json
 import math
 import random
+import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +20,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from experiments import build, checkpoint, learner
+from experiments import build, checkpoint, learner, train
 from experiments import evaluate as evaluation
 from experiments.build import build_model, create_task
+from experiments.checkpoint import Progress
 from experiments.cost import token_mixers
 from experiments.divided_batches import with_whole_batches
 from experiments.evaluate import Evaluator
@@ -30,6 +35,8 @@ from experiments.runtime import Runtime
 from experiments.skeletons import SKELETONS
 from experiments.store import Store, TrialFolder
 from experiments.tasks import TASKS
+from experiments.tasks.base import ACCURACY, Batch, Classification, share
+from experiments.tasks.digits import DigitsData
 from experiments.train import Interrupted, _Run, run_trial
 from experiments.trial import Recipe, Trial
 from mixers import MIXERS, InputError, backends
@@ -258,6 +265,14 @@ def no_session(saved: dict) -> None:
     saved["made_with"] = []
 
 
+def another_session(saved: dict) -> None:
+    saved["made_with"] = ["a laptop"]
+
+
+def another_window(saved: dict) -> None:
+    del saved["window"]["steps"]
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -268,6 +283,8 @@ def no_session(saved: dict) -> None:
         (another_trial, "of trial 0000000000000000, starting anew"),
         (another_best, "of another version of this code"),
         (no_session, "of another version of this code"),
+        (another_session, "of another version of this code"),
+        (another_window, "of another version of this code"),
         (another_shape, "does not fit"),
         (another_optimizer, "does not fit"),
         (another_moment, "does not fit"),
@@ -329,6 +346,80 @@ def test_a_trial_is_made_of_one_code_and_one_data(
     assert (folder.timing()["train_seconds"] < 1000) == (what is not None)
     said = capsys.readouterr().err
     assert said == (f"note: trial {trial.id}: checkpoint of other {what}, starting anew\n" if what else "")
+
+
+@pytest.mark.parametrize(("higher", "accuracies"), [(True, (1, 3, 3, 2)), (False, (3, 1, 1, 2))])
+def test_the_best_epoch_is_what_is_tested_and_kept(
+    tiny_trial: MakeTrial,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    higher: bool,
+    accuracies: tuple[float, ...],
+) -> None:
+    """The first of equals, though training went on; of the averaged weights, which are what is judged."""
+    judged: list[dict[str, torch.Tensor]] = []
+    evaluate_ = _Run.evaluate
+
+    def tell(of: _Run, split: str) -> tuple[dict[str, float], Any]:
+        metrics, answers = evaluate_(of, split)
+        judged.append({name: value.clone() for name, value in of.learner.tested.state_dict().items()})
+        return metrics | {"accuracy": [*accuracies, 0.0, 0.0][len(judged) - 1]}, answers
+
+    monkeypatch.setattr(_Run, "evaluate", tell)
+    monkeypatch.setattr(Classification, "metric", replace(ACCURACY, higher_is_better=higher))
+    trial = tiny_trial("identity", epochs=4, batch_size=128, selection="best", ema_decay=0.5)
+    folder = run(trial, store)
+    result, kept = folder.result(), safetensors.torch.load_file(folder.weights)
+    assert result is not None
+    assert result["selected_epoch"] == 2
+    for weights in (kept, *judged[-2:]):
+        assert all(torch.equal(weights[name], judged[1][name]) for name in kept)
+    assert not all(torch.equal(judged[1][name], judged[2][name]) for name in kept)
+
+
+def test_the_time_of_all_sessions_is_counted_once(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is saved; half of it is spent waiting for data here."""
+    train_batches = DigitsData.train_batches
+
+    def slow(data: DigitsData, *arguments: Any, **start: int) -> Iterator[Batch]:
+        for batch in train_batches(data, *arguments, **start):
+            time.sleep(0.02)
+            yield batch
+
+    monkeypatch.setattr(DigitsData, "train_batches", slow)
+    trial = tiny_trial("identity", epochs=2, batch_size=32)
+    steps, begun = iter(range(1, 100)), time.monotonic()
+    with pytest.raises(Interrupted):
+        run(trial, store, stop=lambda: next(steps) == 10, checkpoint_every=0.0)
+    interrupted = time.monotonic() - begun
+    time.sleep(0.5)
+    again = time.monotonic()
+    timing = run(trial, store, checkpoint_every=0.0).timing()
+    finished = time.monotonic() - again
+    assert 24 * 0.02 < timing["train_seconds"] < interrupted + finished
+    training = 24 * 32 / timing["examples_per_second"]
+    assert 24 * 0.02 < training < timing["train_seconds"]
+    assert 24 * 0.02 / training < timing["waiting_for_data"] < 1
+
+
+def test_progress_is_told_step_by_step(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And stays at the end of an epoch while it is validated, of the last one while that is tested."""
+    monkeypatch.setattr(train, "PROGRESS_EVERY", 0.0)
+    told: list[dict[str, float]] = []
+    monkeypatch.setattr(TrialFolder, "report_progress", lambda of, **fields: told.append(fields))
+    run(tiny_trial("identity", epochs=2, cooldown_epochs=1, batch_size=128), store)  # 3 steps in each epoch
+    steps = [(1, 1), (1, 2), (1, 3), (1, 3), (2, 4), (2, 5), (2, 6), (2, 6), (3, 7), (3, 8), (3, 9), (3, 9)]
+    found = [(each["epoch"], each["fraction"]) for each in told]
+    assert found[:13] == [(0, 0.0), *((epoch, pytest.approx(step / 9)) for epoch, step in steps)]
+    assert set(found[13:]) == {(3, 1.0)}
+    assert {each["epochs"] for each in told} == {3}
+    seconds = [each["seconds"] for each in told]
+    assert seconds == sorted(seconds)
+    assert 0 == seconds[0] < seconds[1]
 
 
 def test_it_learns(tiny_trial: MakeTrial, store: Store) -> None:
@@ -554,6 +645,21 @@ def test_what_a_further_test_set_cannot_give_is_skipped(
     assert expected in result["skipped"]["32"]
 
 
+def test_tests_are_at_the_precision_of_training_but_without_its_noise(tiny_trial: MakeTrial) -> None:
+    """And what comes out is measured in float32."""
+    trial = tiny_trial("conv", skeleton="isotropic-nano(drop_path=0.5)")
+    task = create_task(trial.task)
+    data, model = task.load(0), build_model(trial)
+    full, half = (Evaluator(task, data, torch.device("cpu"), each) for each in ("float32", "bfloat16"))
+    model.train()
+    assert full.answer(model, "test")[0] == full.answer(model.train(), "test")[0]
+    outputs, rounded = (next(each._answered(model, "test", 8))[0] for each in (full, half))
+    assert outputs.dtype == rounded.dtype == torch.float32
+    assert not torch.equal(outputs, rounded)
+    assert torch.equal(rounded, rounded.bfloat16().float())
+    assert torch.allclose(outputs, rounded, atol=0.1)
+
+
 def graphs() -> int:
     """Tensors that hold what computed them."""
     return sum(each.grad_fn is not None for each in gc.get_objects() if type(each) is torch.Tensor)
@@ -664,9 +770,46 @@ def test_what_looks_at_whole_batches_sees_them_or_refuses() -> None:
     assert with_whole_batches(balanced, recipe, Runtime(), ALONE, cpu) is balanced
     with pytest.raises(InputError, match="balances their load over the batch, which 4 examples at a time"):
         with_whole_batches(balanced, recipe, Runtime(micro_batch=4), ALONE, cpu)
+    unbalanced = build.build_model(
+        token_trial("ssm", INDUCTION, "causal-lm(dim=8, depth=1, block=metaformer, experts=2, balance=0.0)")
+    )
+    assert with_whole_batches(unbalanced, recipe, Runtime(micro_batch=4), ALONE, cpu) is unbalanced
     shared = with_whole_batches(model, recipe, Runtime(), Ranks(0, 2), torch.device("cuda"))
     assert isinstance(shared[1], nn.SyncBatchNorm)
     assert shared.state_dict().keys() == model.state_dict().keys()
+
+
+def test_ranks_share_batches_and_mixup_but_not_the_noise_inside(tiny_trial: MakeTrial) -> None:
+    """Of data that do not lie in files, of which every rank has all."""
+    trial = tiny_trial(seed=3)
+    task = create_task(trial.task)
+    data, cpu = task.load(3), torch.device("cpu")
+    batch = next(data.train_batches(0, 8))
+    model = build_model(trial).eval()
+
+    def of(rank: int, count: int) -> tuple[Any, list[Any]]:
+        ranks = Ranks(rank, count)
+        place = Progress(epoch=1, step=2)
+        parts = {"data": data, "task": task, "device": cpu, "runtime": Runtime(), "progress": place}
+        run: Any = SimpleNamespace(ranks=ranks, trial=trial, **parts)
+        answered = Evaluator(task, data, cpu, ranks=ranks)._answered(model, "test", 256)
+        _Run._seed_noise(run)
+        return _Run._on_device(run, batch), [
+            [examples for _, _, examples in answered],
+            (random.random(), np.random.rand()),
+            torch.rand(1).item(),
+        ]
+
+    (_, (whole, mixup, noise)), first, second = of(0, 1), of(0, 2), of(1, 2)
+    assert all(map(torch.equal, [*first[1][0], *second[1][0]], whole[::2] + whole[1::2]))
+    assert len(whole) == 5
+    assert first[1][1] == second[1][1] == mixup
+    assert first[1][2] == noise != second[1][2]
+    for rank, (inputs, targets, count) in enumerate((first[0], second[0])):
+        places = share(8, rank, 2)
+        assert torch.equal(inputs, batch.inputs[places])
+        assert torch.equal(targets, batch.targets[places])
+        assert count == 4
 
 
 def test_the_loss_of_a_split_is_that_of_its_scored_tokens(store: Store) -> None:

@@ -45,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if sys.platform == "win32":  # its locks and signals are others
+        print("run_ablation.py: on Windows this runs in WSL, not in Windows itself", file=sys.stderr)
+        return 2
     from experiments import commands  # half a second, in which Ctrl-C is heard already
     from experiments.ranks import RanksLost
     from experiments.store import DiskFull

@@ -45,7 +45,7 @@ PROGRESS_FIELDS = {"epoch", "epochs", "fraction", "seconds", "host", "pid"}
 RESULT_FIELDS = ("schema_version", "trial_id", "trial", "status", "metrics", "costs", "data", "provenance")
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # the last two differ on macOS
 HEARTBEAT = 60.0  # seconds after which a machine that reports no progress is taken for gone
 
 

@@ -198,6 +198,15 @@ def test_help_is_heard_behind_a_name(capsys: pytest.CaptureFixture[str]) -> None
     assert "usage: run_ablation.py list [NAME ...]" in capsys.readouterr().out
 
 
+def test_windows_is_told_before_anything_is_imported_that_it_has_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "experiments.commands", None)  # whose locks come from fcntl
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert run_ablation.main(["list"]) == 2
+    assert capsys.readouterr().err == "run_ablation.py: on Windows this runs in WSL, not in Windows itself\n"
+
+
 @pytest.mark.parametrize("command", [[], ["look"], ["bench"], ["report", "--paper"]])
 def test_an_empty_folder_of_runs_is_not_the_working_directory(
     command: list[str], capsys: pytest.CaptureFixture[str]

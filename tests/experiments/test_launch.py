@@ -335,7 +335,7 @@ def test_a_full_disk_stops_the_work_and_keeps_the_checkpoint(
         launch.work([trial], store, Runtime(), "second")
     assert folder.checkpoint.read_bytes() == kept
     assert not list(folder.path.glob(".*")), "no half-written files"
-    with pytest.raises(DiskFull, match="it has no checkpoint yet, and so is all that is finished"):
+    with pytest.raises(DiskFull, match="it has no checkpoint yet; all that is finished is kept"):
         launch.work([tiny_trial("identity", seed=1)], store, Runtime(), "second")
     monkeypatch.undo()
     launch.work([trial], store, Runtime(), "third")

@@ -243,6 +243,29 @@ def test_output_that_cannot_be_written(output: str, code: int, said: str, unbuff
     assert (done.returncode, done.stderr) == (code, said)
 
 
+@pytest.mark.parametrize(
+    ("shell", "code", "said"),
+    [
+        ('"$@" >&-', 0, ""),  # nobody wants it
+        (
+            'ulimit -f 0; "$@" >{file}',
+            1,
+            "run_ablation.py: no space is left for the output;",
+        ),  # as by a quota
+    ],
+)
+def test_output_that_is_closed_or_limited(shell: str, code: int, said: str, tmp_path: Path) -> None:
+    command = shell.format(file=tmp_path / "output")
+    done = subprocess.run(
+        ["bash", "-c", command, "bash", sys.executable, "-B", "run_ablation.py", "list", "--help"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        check=False,
+    )
+    assert (done.returncode, done.stderr.partition(" make")[0].strip()) == (code, said)
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_output_of_any_encoding(encoding: str) -> None:
     """No sign ends a command, a minus stays one, and what is wrong is the same sentence."""

@@ -113,6 +113,7 @@ def causal_task(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--executor", "slurm", "--slurm", "gpu"], "--slurm takes OPTION=VALUE"),
         (["--checkpoint-every", "0"], "--checkpoint-every must be positive minutes"),
         (["--log-every", "0"], "--log-every must be at least 1"),
+        (["--loaders", "-1"], "--loaders must be at least 0"),
         (["list", "sms"], "nothing is called 'sms'; did you mean 'ssm'?"),
     ],
 )

@@ -6,7 +6,6 @@ pre-emption), both after saving: the same command continues.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -30,6 +29,8 @@ def end(signum: int, frame: FrameType | None) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stdout is None:  # closed by whoever started this
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # to the end
     plain_signs.allow()
     signal.signal(signal.SIGTERM, end)
     # not where it is ignored, as behind nohup
@@ -50,7 +51,7 @@ def _run(arguments: list[str]) -> int:
         return 2
     from experiments import commands  # half a second, in which Ctrl-C is heard already
     from experiments.ranks import RanksLost
-    from experiments.store import DiskFull
+    from experiments.store import NO_SPACE, DiskFull
     from mixers.registry import InputError
 
     try:
@@ -79,7 +80,7 @@ def _run(arguments: list[str]) -> int:
         sys.stderr.close()  # which may be the same pipe
         return 0
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in NO_SPACE:
             raise
         print("run_ablation.py: no space is left for the output; make room and run it again", file=sys.stderr)
         _leave_output()

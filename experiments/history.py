@@ -97,13 +97,19 @@ def trace(
         early_arms = trials.keys() & {name for each in early for name in _trials(each)}
         return finished(set().union(*trials.values()).difference(*(trials[name] for name in early_arms)))
 
+    looks_after = set_after("looks", _has_the_same_looks)
+    if own is not None and _asks_for_the_same_seeds(now, own):  # before what there is by now
+        looks, seeds_before = History.of(own).looks, History.of(own).seeds_before
+    else:
+        looks = _looks(now, asked_alike, finished, in_time=not looks_after)
+        seeds_before = _seeds_before(now, asked_alike, finished)
     return History(
         margin_after=set_after("margin", _has_the_same_margin),
         metric_after=set_after("metric", _is_measured_alike),
         comparisons_before=_comparisons_before(now, own, [] if "comparisons" in fixed else others, finished),
-        looks=_looks(now, asked_alike, finished),
-        looks_after=set_after("looks", _has_the_same_looks),
-        seeds_before=_seeds_before(now, asked_alike, finished),
+        looks=looks,
+        looks_after=looks_after,
+        seeds_before=seeds_before,
     )
 
 
@@ -147,6 +153,12 @@ def _has_the_same_looks(now: Stored, content: Stored) -> bool:
     return bool(content.get("planned_looks", []) == now["planned_looks"])
 
 
+def _asks_for_the_same_seeds(now: Stored, content: Stored) -> bool:
+    """Whether a stored plan asks for as many of all comparisons, to be judged at the same looks."""
+    one, other = ({len(trials) for trials in _trials(each).values()} for each in (now, content))
+    return one == other and _asked(now) <= _asked(content) and _has_the_same_looks(now, content)
+
+
 def _is_measured_alike(now: Stored, content: Stored) -> bool:
     """Whether the same number is compared in every arm that both have."""
     common = _in_common(now, content, lambda arm: arm.get("metric"))
@@ -182,18 +194,23 @@ def _comparisons_before(
     return max(stored, largest) if largest > family else stored
 
 
-def _looks(now: Stored, stored: list[Stored], finished: CountFinished) -> tuple[int, ...]:
-    """Those known, and the seeds of a plan that is finished where this one is not."""
+def _looks(now: Stored, stored: list[Stored], finished: CountFinished, *, in_time: bool) -> tuple[int, ...]:
+    """Those known, and the seeds of a plan of fewer that is finished where this one is not.
+
+    The level of looks that were planned in time allows for each of them, whichever plan has its seeds.
+    """
+    allowed = set(now["planned_looks"]) if in_time else set()
     known = [History.of(content) for content in stored]
-    looks = {look for each in known for look in (*each.looks, each.seeds_before) if look}
+    looks = {look for each in known for look in (*each.looks, each.seeds_before) if look} - allowed
     if _are_finished(_trial_ids(now), finished):
         return tuple(sorted(looks))
-    arms = _trials(now).keys()
+    arms = _trials(now)
     for content in stored:
         before = [ids for name, ids in _trials(content).items() if name in arms]
         seeds = len(before[0])
         expected = _looks_as_planned(now, content) and seeds in now["planned_looks"]
-        if not expected and _are_finished(set().union(*before), finished):
+        fewer = seeds < max(map(len, arms.values())) and seeds not in allowed and not expected
+        if fewer and _are_finished(set().union(*before), finished):
             looks.add(seeds)
     return tuple(sorted(looks))
 

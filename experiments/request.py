@@ -154,10 +154,9 @@ class Request:
             InputError: a number of workers, threads or examples that makes no sense.
         """
         require_at_least(1, self, "threads", "workers", "micro_batch", "log_every")
+        require_at_least(0, self, "loaders")
         if not 0 < self.checkpoint_every < float("inf"):
             raise InputError(f"--checkpoint-every must be positive minutes, got {self.checkpoint_every:g}")
-        if self.loaders < 0:
-            raise InputError(f"--loaders must not be negative, got {self.loaders}")
         return Runtime(
             self.device,
             self.threads,

@@ -113,6 +113,7 @@ def causal_task(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--executor", "slurm", "--slurm", "gpu"], "--slurm takes OPTION=VALUE"),
         (["--checkpoint-every", "0"], "--checkpoint-every must be positive minutes"),
         (["--log-every", "0"], "--log-every must be at least 1"),
+        (["--loaders", "-1"], "--loaders must be at least 0"),
         (["list", "sms"], "nothing is called 'sms'; did you mean 'ssm'?"),
     ],
 )
@@ -241,6 +242,29 @@ def test_output_that_cannot_be_written(output: str, code: int, said: str, unbuff
     )
     os.close(stdout)
     assert (done.returncode, done.stderr) == (code, said)
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "said"),
+    [
+        ('"$@" >&-', 0, ""),  # nobody wants it
+        (
+            'ulimit -f 0; "$@" >{file}',
+            1,
+            "run_ablation.py: no space is left for the output;",
+        ),  # as by a quota
+    ],
+)
+def test_output_that_is_closed_or_limited(shell: str, code: int, said: str, tmp_path: Path) -> None:
+    command = shell.format(file=tmp_path / "output")
+    done = subprocess.run(
+        ["bash", "-c", command, "bash", sys.executable, "-B", "run_ablation.py", "list", "--help"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        check=False,
+    )
+    assert (done.returncode, done.stderr.partition(" make")[0].strip()) == (code, said)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

@@ -368,6 +368,32 @@ def test_looks_that_were_planned_are_not_held_against_a_study() -> None:
     assert traced(at_5, between).looks == (4,), "a look that was not planned"
 
 
+def test_looks_planned_in_time_may_be_at_seeds_of_another_plan() -> None:
+    """One that was only planned has them as soon as the first look is taken; the level allows for that."""
+    only_planned, at_3 = content_of(STUDY), content_of(of("pooling", looks=(3, 5)))
+    at_5 = of("pooling", looks=(3, 5), seeds=5)
+    assert traced(at_5, at_3, only_planned) == History()
+    told = content_of(replace(STUDY, seeds=5), looks=(3,))  # of the same seeds, and not as planned there
+    assert traced(at_5, at_3, told, done=trial_ids(at_3)) == History()
+    assert traced(at_5, at_3 | {"looks_after": 4}, only_planned).looks == (3,), "too late to allow for it"
+
+
+def test_seeds_asked_for_before_are_neither_added_nor_left_out(whole: dict[str, Any]) -> None:
+    """Whatever there is by now: whoever goes on after an interruption gets the report without one."""
+    asked = of("pooling", seeds=5)
+    own, half_way = content_of(asked), trial_ids(content_of(of("pooling", seeds=4)))
+    assert traced(asked, own, whole, done=half_way).looks == ()
+    assert traced(asked, None, whole, done=half_way).looks == (3,), "if it was not"
+    assert traced(asked, own | {"looks": [3], "seeds_before": 8}).looks == (3,), "once known, it stays"
+    more = content_of(replace(STUDY, seeds=8))
+    assert traced(asked, own, more).seeds_before == 0
+    assert traced(asked, own | {"seeds_before": 8}, more).seeds_before == 8
+    fewer, wider = content_of(of("pooling", seeds=4)), of("pooling", "identity", seeds=5)
+    assert traced(asked, fewer, more).seeds_before == 8, "others were asked for"
+    assert traced(wider, own, more).seeds_before == 8, "of something else"
+    assert traced(asked, content_of(of("pooling", seeds=5, looks=(3, 5))), more).seeds_before == 8
+
+
 def test_a_report_of_fewer_seeds_is_no_look(whole: dict[str, Any]) -> None:
     """All of the later ones were there."""
     five = content_of(replace(STUDY, seeds=5))
@@ -399,6 +425,7 @@ def test_a_look_under_another_name_is_one(whole: dict[str, Any]) -> None:
     assert traced(more, None, None, [part]).looks == (3,)
     assert traced(of("pooling", "identity", seeds=5), None, None, [part]).looks == (3,)
     assert traced(of("identity", seeds=5), None, None, [part]).looks == (), "at nothing that is asked now"
+    assert traced(of("pooling", "identity"), None, None, [part]).looks == (), "at no fewer seeds"
     assert traced(of("pooling", seeds=5), None, whole, done=trial_ids(part)).looks == (3,), (
         "nothing else counts"
     )

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -242,23 +243,27 @@ def _shard_commands(study: Study) -> list[tuple[str, int]]:
 
 def _conditions(study: Study) -> list[tuple[str, str]]:
     """How it was run, as (what, value) rows; a value that differs between trials is shown with its counts."""
-    ran = [trial for trial in study.trials if trial.result]
     facts: dict[str, Counter[str]] = {}
-    for trial in ran:
-        provenance, data = trial.provenance, trial.result.get("data") or {}
-        found = {name: provenance.get(name) for name in ("device", "hardware", "threads")}
-        found["backend"] = backend_name(provenance)
-        found["versions"] = ", ".join(
-            f"{k} {v}" for k, v in sorted((provenance.get("versions") or {}).items())
-        )
-        found["code"] = provenance.get("code")
-        found["examples"] = ", ".join(
-            f"{data[k]:,} {k}" for k in ("train", "validation", "test") if k in data
-        )
-        for what, value in found.items():
-            if value not in (None, ""):
-                facts.setdefault(what, Counter())[str(value)] += 1
+    for trial in (trial for trial in study.trials if trial.result):
+        data = trial.result.get("data") or {}
+        examples = ", ".join(f"{data[k]:,} {k}" for k in ("train", "validation", "test") if k in data)
+        found = [*chain.from_iterable(map(_machine, trial.sessions)), ("examples", examples)]
+        for what in dict.fromkeys(what for what, _ in found):
+            values = {str(value) for name, value in found if name == what and value not in (None, "")}
+            if values:
+                facts.setdefault(what, Counter())[" and ".join(sorted(values))] += 1
     return [(what, _tally(values)) for what, values in facts.items()]
+
+
+def _machine(session: Json) -> list[tuple[str, object]]:
+    """What one session of a trial ran with, as (what, value) rows."""
+    versions = sorted((session.get("versions") or {}).items())
+    return [
+        *((name, session.get(name)) for name in ("device", "hardware", "threads")),
+        ("backend", backend_name(session)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions)),
+        ("code", session.get("code")),
+    ]
 
 
 def _tally(values: Counter[str]) -> str:

@@ -261,6 +261,13 @@ def test_mixed_records_are_flagged_under_every_figure(write_records: Write) -> N
     assert all("Trials differ in code and scan backend." in caption for caption in captions)
 
 
+def test_the_page_says_all_that_a_trial_ran_with(write_records: Write) -> None:
+    records = write_records(ACCURACIES)
+    records.edit("ssm", 1, provenance={"threads": 2, "earlier_sessions": [{"threads": 8}]})
+    report_on(records)
+    assert "2 and 8 (1 trial)" in page(records)
+
+
 def test_the_page_says_how_to_redo_it(written: tuple[Any, StudyReport]) -> None:
     records, _ = written
     text = page(records)

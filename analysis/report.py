@@ -28,7 +28,7 @@ from analysis.table import Table, markdown, plain_csv
 from analysis.tables import comparison_csv, comparison_table, metrics_csv, timings_csv
 from analysis.terminal_table import terminal
 from analysis.verdict import compare, judge, pronounce
-from experiments.store import write_bytes
+from experiments.store import naming_unusable_folders, write_bytes
 from experiments.trial import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -73,6 +73,9 @@ def write_study(study_folder: Path, trials_folder: Path, remarks: Sequence[str] 
         study_folder: with the plan; the files go there.
         trials_folder: of the records.
         remarks: sentences on what no record can tell, to stand among the notes of the table.
+
+    Raises:
+        InputError: the folder cannot be written to.
     """
     try:
         study = load_study(study_folder, trials_folder)
@@ -107,9 +110,10 @@ def write_study(study_folder: Path, trials_folder: Path, remarks: Sequence[str] 
     if published is not None:
         files |= _published_files(published, study.name)
     files["report.html"] = _html(study, arms, comparisons, table, published, drawings).encode()
-    for name, content in files.items():
-        write_bytes(study_folder / name, content, durable=False)
-    _remove_stale_figures(study_folder / "figures", set(files))
+    with naming_unusable_folders(study_folder, "no report can be written"):
+        for name, content in files.items():
+            write_bytes(study_folder / name, content, durable=False)
+        _remove_stale_figures(study_folder / "figures", set(files))
     return StudyReport(
         terminal(table),
         verdict_lines(study, comparisons),

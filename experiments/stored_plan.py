@@ -47,7 +47,7 @@ def _read(path: Path, name: str, study: Study) -> Plan | None:
             )
             for arm in stored["arms"]
         )
-        return Plan(name, study, arms, {key: stored[key] for key in DETAILS}, stored["search"])
+        return Plan(name, study, stored["key"], arms, {key: stored[key] for key in DETAILS}, stored["search"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

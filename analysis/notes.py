@@ -111,24 +111,39 @@ def _unfinished(study: Study) -> list[str]:
 
 
 def differing(study: Study) -> str:
-    """`Trials differ in code and scan backend.` for a caption; empty where they do not."""
-    mixed = [what for what, values in sorted(_circumstances(study).items()) if len(values) > 1]
-    return f" Trials differ in {q.listing(mixed)}." if mixed else ""
+    """`Trials differ in code and scan backend.` for a caption; empty where they do not.
+
+    What changed midway, in the same way in all of them, is no difference between trials, but said as well.
+    """
+    mixed = {what: values for what, values in sorted(_circumstances(study).items()) if _is_mixed(values)}
+    between = [what for what, values in mixed.items() if len(values) > 1]
+    within = [what for what in mixed if what not in between]
+    found = [f"differ in {q.listing(between)}"] if between else []
+    found += [f"all changed {q.listing(within)} midway"] if within else []
+    return f" Trials {' and '.join(found)}." if found else ""
 
 
-def _circumstances(study: Study) -> dict[str, Counter[str]]:
-    """What was recorded of where and how trials ran, and of how many trials each value is."""
-    alike = Counter(json.dumps(trial.provenance) for trial in study.trials if trial.result)
-    seen: dict[str, Counter[str]] = {}
+Values = tuple[str, ...]
+"""Of a circumstance in one trial; more than one where it changed midway."""
+
+
+def _circumstances(study: Study) -> dict[str, Counter[Values]]:
+    """What was recorded of where and how trials ran, and of how many trials it is."""
+    alike = Counter(json.dumps(trial.sessions) for trial in study.trials if trial.result)
+    seen: dict[str, Counter[Values]] = {}
     for text, trials in alike.items():
-        provenance = json.loads(text)
         values: dict[str, set[str]] = {}
-        for session in (*provenance.get("earlier_sessions", ()), provenance):
+        for session in json.loads(text):
             for what, value in _facts(session).items():
                 values.setdefault(what, set()).add(value)
         for what, found in values.items():
-            seen.setdefault(what, Counter())[" and ".join(sorted(found))] += trials
+            seen.setdefault(what, Counter())[tuple(sorted(found))] += trials
     return seen
+
+
+def _is_mixed(values: Counter[Values]) -> bool:
+    """Whether a circumstance is another in some trials, or was another in some part of them."""
+    return len({value for each in values for value in each}) > 1
 
 
 def _facts(provenance: Json) -> dict[str, str]:
@@ -147,16 +162,17 @@ def _facts(provenance: Json) -> dict[str, str]:
 
 
 def _mixed(study: Study) -> list[str]:
-    """One sentence per recorded circumstance that is not the same in all trials."""
+    """One sentence per recorded circumstance that is not the same throughout all trials."""
     seen = _circumstances(study)
     found = [
         f"Mixed {what}: "
-        + ", ".join(f"{value} ({q.plural(n, 'trial')})" for value, n in sorted(values.items()))
+        + ", ".join(f"{' and '.join(each)} ({q.plural(n, 'trial')})" for each, n in sorted(values.items()))
         + "."
         for what, values in sorted(seen.items())
-        if len(values) > 1
+        if _is_mixed(values)
     ]
-    dirty = sum(n for code, n in seen.get("code", Counter()).items() if "+" in code)  # <commit>+changes
+    codes = seen.get("code", Counter()).items()
+    dirty = sum(n for each, n in codes if any("+" in code for code in each))  # <commit>+changes
     if dirty:
         found.append(f"{q.plural(dirty, 'trial')} ran from code with uncommitted changes.")
     return found

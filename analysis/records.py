@@ -67,6 +67,11 @@ class Trial:
     def provenance(self) -> Json:
         return dict(self.result.get("provenance") or {})
 
+    @property
+    def sessions(self) -> list[Json]:
+        """The provenance of each session: the earlier ones, if the trial was interrupted, and the last."""
+        return [*self.provenance.get("earlier_sessions", ()), self.provenance]
+
 
 @dataclass(frozen=True)
 class Arm:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from analysis.table import Table, markdown, plain_csv
 from analysis.tables import comparison_csv, comparison_table, metrics_csv, timings_csv
 from analysis.terminal_table import terminal
 from analysis.verdict import compare, judge, pronounce
-from experiments.store import write_bytes
+from experiments.store import naming_unusable_folders, write_bytes
 from experiments.trial import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ def write_study(study_folder: Path, trials_folder: Path, remarks: Sequence[str] 
         study_folder: with the plan; the files go there.
         trials_folder: of the records.
         remarks: sentences on what no record can tell, to stand among the notes of the table.
+
+    Raises:
+        InputError: the folder cannot be written to.
     """
     try:
         study = load_study(study_folder, trials_folder)
@@ -106,9 +110,10 @@ def write_study(study_folder: Path, trials_folder: Path, remarks: Sequence[str] 
     if published is not None:
         files |= _published_files(published, study.name)
     files["report.html"] = _html(study, arms, comparisons, table, published, drawings).encode()
-    for name, content in files.items():
-        write_bytes(study_folder / name, content, durable=False)
-    _remove_stale_figures(study_folder / "figures", set(files))
+    with naming_unusable_folders(study_folder, "no report can be written"):
+        for name, content in files.items():
+            write_bytes(study_folder / name, content, durable=False)
+        _remove_stale_figures(study_folder / "figures", set(files))
     return StudyReport(
         terminal(table),
         verdict_lines(study, comparisons),
@@ -242,23 +247,27 @@ def _shard_commands(study: Study) -> list[tuple[str, int]]:
 
 def _conditions(study: Study) -> list[tuple[str, str]]:
     """How it was run, as (what, value) rows; a value that differs between trials is shown with its counts."""
-    ran = [trial for trial in study.trials if trial.result]
     facts: dict[str, Counter[str]] = {}
-    for trial in ran:
-        provenance, data = trial.provenance, trial.result.get("data") or {}
-        found = {name: provenance.get(name) for name in ("device", "hardware", "threads")}
-        found["backend"] = backend_name(provenance)
-        found["versions"] = ", ".join(
-            f"{k} {v}" for k, v in sorted((provenance.get("versions") or {}).items())
-        )
-        found["code"] = provenance.get("code")
-        found["examples"] = ", ".join(
-            f"{data[k]:,} {k}" for k in ("train", "validation", "test") if k in data
-        )
-        for what, value in found.items():
-            if value not in (None, ""):
-                facts.setdefault(what, Counter())[str(value)] += 1
+    for trial in (trial for trial in study.trials if trial.result):
+        data = trial.result.get("data") or {}
+        examples = ", ".join(f"{data[k]:,} {k}" for k in ("train", "validation", "test") if k in data)
+        found = [*chain.from_iterable(map(_machine, trial.sessions)), ("examples", examples)]
+        for what in dict.fromkeys(what for what, _ in found):
+            values = {str(value) for name, value in found if name == what and value not in (None, "")}
+            if values:
+                facts.setdefault(what, Counter())[" and ".join(sorted(values))] += 1
     return [(what, _tally(values)) for what, values in facts.items()]
+
+
+def _machine(session: Json) -> list[tuple[str, object]]:
+    """What one session of a trial ran with, as (what, value) rows."""
+    versions = sorted((session.get("versions") or {}).items())
+    return [
+        *((name, session.get(name)) for name in ("device", "hardware", "threads")),
+        ("backend", backend_name(session)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions)),
+        ("code", session.get("code")),
+    ]
 
 
 def _tally(values: Counter[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from experiments.machine import is_out_of_memory
 from experiments.store import TrialFolder, write_bytes
 
 MADE_OF = ("sources", "fingerprint")
@@ -46,14 +47,22 @@ def read(folder: TrialFolder, trial_id: str, like: Mapping[str, Any]) -> dict[st
         folder: of the trial.
         trial_id: whose the checkpoint must be.
         like: the state of a run that has just begun, whose fields it must have.
+
+    Raises:
+        OSError: it is there, but cannot be read now; so that it is not lost, nothing may be trained over it.
     """
     try:
-        _check_sums(folder)
-        saved = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
+        content = folder.checkpoint.read_bytes()
     except FileNotFoundError:
         return None
+    try:
+        _check_sums(content)
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        folder.note(f"checkpoint not readable, starting anew: {error}")
+        if is_out_of_memory(error):
+            raise
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        folder.note(f"checkpoint not readable, starting anew: {said}")
         return None
     if isinstance(saved, dict) and saved.get("trial_id", trial_id) != trial_id:
         folder.note(f"checkpoint of trial {saved['trial_id']}, starting anew")
@@ -73,14 +82,16 @@ def read(folder: TrialFolder, trial_id: str, like: Mapping[str, Any]) -> dict[st
     return saved
 
 
-def _check_sums(folder: TrialFolder) -> None:
+def _check_sums(content: bytes) -> None:
     """Compare the checksums that the archive has of its parts: `torch.load` does not, and would take a byte
     that the disk has changed for a weight.
 
     Raises:
         BadZipFile: it is no archive, or a part of it is damaged.
     """
-    with zipfile.ZipFile(folder.checkpoint) as archive:
+    if not zipfile.is_zipfile(io.BytesIO(content)):  # whose table of contents is at the end
+        raise zipfile.BadZipFile(f"its {len(content):,} bytes do not end like an archive: is it cut off?")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         damaged = archive.testzip()
     if damaged is not None:
         raise zipfile.BadZipFile(f"{damaged} is damaged")

@@ -89,6 +89,7 @@ class Plan:
     Attributes:
         name: of the study.
         study: as asked for.
+        key: that it is stored under, of the files as they were when it was made: one may be edited since.
         arms: case by case.
         details: what the report says of metric and naive baselines, as stored.
         search: how the learning rates were chosen, as stored; None where there was nothing to choose,
@@ -98,6 +99,7 @@ class Plan:
 
     name: str
     study: Study
+    key: str
     arms: tuple[PlannedArm, ...]
     details: dict[str, Any]
     search: dict[str, Any] | None = None
@@ -139,7 +141,7 @@ class Plan:
         comparisons, families = self.comparisons()
         return {
             "schema_version": SCHEMA_VERSION,
-            "key": key_of(self.name, study),
+            "key": self.key,
             "study": {
                 "name": self.name,
                 **{

@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis.quantities import plural
 from experiments.interface import Metric
-from experiments.plan import Plan, PlannedArm, changed_component
+from experiments.plan import Plan, PlannedArm, changed_component, key_of
 from experiments.skeletons import SKELETONS
 from experiments.study import Arm, Case, Study, changed_recipe
 from experiments.tasks import TASKS
@@ -26,6 +26,7 @@ def resolve(name: str, study: Study) -> Plan:
     Raises:
         InputError: something the study asks for does not exist or does not fit.
     """
+    key = key_of(name, study)  # first: of a file that is edited meanwhile the plan is then out of date
     planned: list[PlannedArm] = []
     baselines: list[dict[str, Any]] = []
     metrics: dict[str, Metric] = {}
@@ -41,7 +42,7 @@ def resolve(name: str, study: Study) -> Plan:
         named = ", ".join(f"{each.name} in {case}" for case, each in metrics.items())
         raise InputError(f"the cases report different numbers: {named}; metric must name one that all have")
     details = {"metric": dataclasses.asdict(metric), "baselines": baselines}
-    return Plan(name, study, tuple(planned), details, fingerprints=fingerprints)
+    return Plan(name, study, key, tuple(planned), details, fingerprints=fingerprints)
 
 
 def _resolve_case(

@@ -29,6 +29,7 @@ import os
 import secrets
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ RESULT_FIELDS = ("schema_version", "trial_id", "trial", "status", "metrics", "co
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # the last two differ on macOS
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 HEARTBEAT = 60.0  # seconds after which a machine that reports no progress is taken for gone
 
 
@@ -310,32 +312,39 @@ class TrialFolder:
                 pass
 
     def is_free(self) -> bool:
-        """Whether nobody works on this trial at the moment.
+        """Whether nobody works on this trial at the moment; whoever may read the folder may ask.
 
         Raises:
             InputError: the lock cannot be opened.
         """
-        if not (self.path / "lock").exists():
-            return True
-        with self.lock() as held:
-            return held
+        lock = self.path / "lock"
+        with naming_unusable_folders(self.path):
+            if not lock.exists():
+                return True
+            with open(lock) as file:
+                return _is_taken(file, fcntl.LOCK_SH)
 
     def runs_elsewhere(self) -> bool:
         """Whether another machine reported progress lately, whose lock may not reach this one.
 
-        By the clock of the file system, whose times both are: those of the machines may differ. A time well
-        ahead of it, left from before a clock was set back, is not lately either.
+        By the clock of the file system, whose times both are: those of the machines may differ. (Who may not
+        write, and so will not work on it either, asks by that of this machine.) A time well ahead of it, left
+        from before a clock was set back, is not lately either.
         """
         progress = self.progress()
         if progress is None or progress["host"] == socket.gethostname():
             return False
         lock = self.path / "lock"
         try:
-            lock.touch()
-            age = lock.stat().st_mtime - (self.path / "progress.json").stat().st_mtime
+            reported = (self.path / "progress.json").stat().st_mtime
         except OSError:
             return False
-        return abs(age) < HEARTBEAT
+        try:
+            lock.touch()
+            now = lock.stat().st_mtime
+        except OSError:
+            now = time.time()
+        return abs(now - reported) < HEARTBEAT
 
     @contextmanager
     def lock(self) -> Iterator[bool]:
@@ -358,10 +367,10 @@ def _lock_file(folder: Path) -> TextIO:
     return open(folder / "lock", "a")
 
 
-def _is_taken(file: TextIO) -> bool:
+def _is_taken(file: TextIO, kind: int = fcntl.LOCK_EX) -> bool:
     """Take the lock if nobody else has it; whether that worked."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # what SMB says of one that another machine holds
         return False
     return True
@@ -385,19 +394,28 @@ def holding(folder: Path) -> Iterator[None]:
 class Store:
     """The runs folder.
 
+    Args:
+        root: where it is.
+        read_only: whether it is left as it is, and may be one that cannot be written to.
+
     Raises:
         InputError: the folder cannot be made or written to.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, read_only: bool = False) -> None:
         self.root = root
+        if read_only:
+            return
         try:
             self.trials.mkdir(parents=True, exist_ok=True)
             self.studies.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.trials) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            hint = "; its file system has no locks (flock)" if error.errno in NO_LOCKS else ""
+            if error.errno in NOT_ALLOWED and self.studies.is_dir():
+                hint = "; status can do without, for anything else copy it or give another --runs"
+            else:
+                hint = "; its file system has no locks (flock)" if error.errno in NO_LOCKS else ""
             raise InputError(
                 f"cannot write to the runs folder {root}: {error.strerror or error}{hint}"
             ) from None

@@ -15,7 +15,7 @@ from experiments.history import History
 from experiments.launch import Shard
 from experiments.plan import Origin, Plan, PlannedArm, key_of
 from experiments.resolve_study import resolve
-from experiments.store import write_json
+from experiments.store import naming_unusable_folders, write_json
 from experiments.study import Study
 from experiments.trial import Trial, canonical_json
 
@@ -47,14 +47,24 @@ def _read(path: Path, name: str, study: Study) -> Plan | None:
             )
             for arm in stored["arms"]
         )
-        return Plan(name, study, arms, {key: stored[key] for key in DETAILS}, stored["search"])
+        return Plan(name, study, stored["key"], arms, {key: stored[key] for key in DETAILS}, stored["search"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def write(plan: Plan, path: Path, origin: Origin) -> None:
-    """Store the plan, options in the order of their definition: so their text is the same when it is read."""
-    write_json(path, plan.to_dict(origin), sort_keys=False)
+    """Store the plan.
+
+    Raises:
+        InputError: its folder cannot be written to.
+    """
+    _store(plan.to_dict(origin), path)
+
+
+def _store(content: dict[str, Any], path: Path) -> None:
+    """Options stay in the order of their definition: so their text is the same when the plan is read."""
+    with naming_unusable_folders(path.parent, "no plan can be stored"):
+        write_json(path, content, sort_keys=False)
 
 
 def load_stored(path: Path) -> dict[str, Any] | None:
@@ -82,6 +92,9 @@ def renew(plan: Plan, path: Path, history: History) -> str | None:
 
     Returns:
         Why it was left as it is, in a sentence; None if it is up to date.
+
+    Raises:
+        InputError: its folder cannot be written to.
     """
     before = load_stored(path)
     if before is None:
@@ -97,7 +110,7 @@ def renew(plan: Plan, path: Path, history: History) -> str | None:
             "this is the report of what ran"
         )
     if not _same({**fresh, "key": before["key"]}, before):
-        write_json(path, fresh, sort_keys=False)
+        _store(fresh, path)
     return None
 
 

@@ -157,8 +157,8 @@ def _store_plan(planned: Plan, path: Path, store: Store, asked: Request, command
 
 
 def _plan(asked: Request, name: str, wanted: study.Study, command: str) -> int:
-    store = Store(asked.runs)
     path = study_folder.path_of_plan(asked, name)
+    store = Store(asked.runs, read_only=path.exists())
     planned = stored_plan.make(name, wanted, path)
     _check_margin(planned, asked)
     if not path.exists():  # the run, and whoever asks for the plan again, need no torch to read it
@@ -199,7 +199,7 @@ def _meet_outdated(planned: Plan, store: Store, share: Shard | None, *, retrain:
 def _status(asked: Request, name: str, wanted: study.Study) -> int:
     path = study_folder.path_of_plan(asked, name, planned_before=True)
     wanted = study_folder.with_stored_seeds(wanted, path, asked)
-    store = Store(asked.runs)
+    store = Store(asked.runs, read_only=True)
     found = search.settle(stored_plan.make(name, wanted, path), store)
     print(fit(f"{name}: {wanted.question}"))
     labels = {trial_id: found.labels[trial_id] for trial_id in (*found.open, *found.failed)}

@@ -12,7 +12,7 @@ from experiments.history import History
 from experiments.plan import Plan
 from experiments.request import Request
 from experiments.requested_study import first_of_name
-from experiments.store import Store
+from experiments.store import Store, naming_unusable_folders
 from mixers.registry import InputError
 
 MOST_STUDIES = 8  # that are named where one is not there
@@ -23,9 +23,11 @@ def path_of_plan(asked: Request, name: str, *, planned_before: bool = False) -> 
 
     Raises:
         InputError: another study file of this name has its plan there; or none is there, where there must be
-            one, and those that are there are named.
+            one, and those that are there are named; or nobody may look.
     """
     path = asked.runs / "studies" / name / "plan.json"
+    with naming_unusable_folders(path.parent, "no plan can be read"):
+        exists = path.exists()
     before = stored_plan.load_stored(path)
     other = Path(before.get("file") or "") if before else Path()
     own = study.find(asked.study)
@@ -33,7 +35,7 @@ def path_of_plan(asked: Request, name: str, *, planned_before: bool = False) -> 
     if taken or (before and not before.get("file") and asked.study not in study.names()):
         whose = f"the study file {other}" if taken else f"the checked-in study {own.stem}"
         raise InputError(f"{path.parent} belongs to {whose}; give {own} another name, or another --runs")
-    if planned_before and not path.exists():
+    if planned_before and not exists:
         found = {
             each.parent.name: stored_plan.load_stored(each)
             for each in sorted(path.parents[1].glob("*/plan.json"))

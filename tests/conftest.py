@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import os
 import shutil
 import sys
@@ -62,6 +64,30 @@ def study(tmp_path: Path) -> Path:
     path = tmp_path / "small.toml"
     path.write_text(STUDY)
     return path
+
+
+@pytest.fixture
+def read_only_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it, and from then on nothing can be written, as in the folder of a colleague; also for root."""
+    open_file, open_descriptor = builtins.open, os.open
+
+    def refuse(path: Any, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    def read(path: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+        return open_file(path, mode, *arguments, **named) if set(mode) <= set("rbt") else refuse(path)
+
+    def read_descriptor(path: Any, flags: int, *arguments: Any, **named: Any) -> Any:
+        reads = not flags & (os.O_WRONLY | os.O_RDWR)
+        return open_descriptor(path, flags, *arguments, **named) if reads else refuse(path)
+
+    def mount() -> None:
+        monkeypatch.setattr("builtins.open", read)
+        monkeypatch.setattr("os.open", read_descriptor)
+        for name in ("mkdir", "utime"):
+            monkeypatch.setattr(f"os.{name}", refuse)
+
+    return mount
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -345,6 +346,37 @@ def test_a_warm_up_that_takes_all_of_training_is_said(
     assert f"a warm-up of {said} does not end within {warm_up}" in capsys.readouterr().out
     (stored,) = tmp_path.glob("studies/*/plan.json")
     assert json.loads(stored.read_text())["arms"][0]["template"]["train"]["betas"] == [0.9, 0.95]
+
+
+def test_a_study_of_a_colleague_can_be_looked_at(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], read_only_disk: Callable[[], None]
+) -> None:
+    """Without writing: how far it is, and what was planned; the rest says what it cannot write to."""
+    runs = tmp_path / "runs"
+    arguments = ["--study", str(study), "--runs", str(runs)]
+    assert run_ablation.main(["plan", *arguments]) == 0
+    planned = capsys.readouterr().out
+    read_only_disk()
+    assert run_ablation.main(["status", *arguments]) == 0
+    assert "6 trials: 6 waiting" in capsys.readouterr().out
+    assert run_ablation.main(["plan", *arguments]) == 0
+    assert capsys.readouterr().out == planned
+    for verb in ([], ["report"]):
+        assert run_ablation.main([*verb, *arguments]) == 2
+        assert f"cannot write to the runs folder {runs}: Read-only" in capsys.readouterr().err
+    assert run_ablation.main(["plan", *arguments, "--mixer", "pooling"]) == 2, "which is not planned yet"
+
+
+def test_a_study_folder_that_nobody_else_may_read(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "exists", refused)
+    assert run_ablation.main(["status", "--study", str(study), "--runs", str(tmp_path)]) == 2
+    folder = tmp_path / "studies" / "small"
+    assert f"no plan can be read in {folder}: Permission denied" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", [[], ["plan"]])

@@ -23,6 +23,7 @@ from analysis.panel_figures import curves, pareto_front
 from analysis.read_records import load_study
 from analysis.report import StudyReport, write_study
 from analysis.summary import summarise
+from mixers.registry import InputError
 
 Write = Callable[..., Any]
 ACCURACIES = {
@@ -259,6 +260,20 @@ def test_mixed_records_are_flagged_under_every_figure(write_records: Write) -> N
     captions = re.findall(r"<figcaption>.*?</figcaption>", page(records), re.DOTALL)
     assert len(captions) == len(FIGURES)
     assert all("Trials differ in code and scan backend." in caption for caption in captions)
+
+
+def test_a_report_that_cannot_be_written_is_said(write_records: Write) -> None:
+    records = write_records(ACCURACIES)
+    (records.study / "figures").write_text("in the way")
+    with pytest.raises(InputError, match=f"no report can be written in {records.study}: File exists"):
+        report_on(records)
+
+
+def test_the_page_says_all_that_a_trial_ran_with(write_records: Write) -> None:
+    records = write_records(ACCURACIES)
+    records.edit("ssm", 1, provenance={"threads": 2, "earlier_sessions": [{"threads": 8}]})
+    report_on(records)
+    assert "2 and 8 (1 trial)" in page(records)
 
 
 def test_the_page_says_how_to_redo_it(written: tuple[Any, StudyReport]) -> None:

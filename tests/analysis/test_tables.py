@@ -14,7 +14,7 @@ import pytest
 from analysis import quantities as q
 from analysis import tables
 from analysis.latex_table import escape_latex, latex
-from analysis.notes import warnings
+from analysis.notes import differing, warnings
 from analysis.read_records import load_study
 from analysis.summary import summarise
 from analysis.table import Table, markdown
@@ -196,6 +196,18 @@ def test_what_is_odd_is_said_in_every_format(
     assert expected in " ".join(terminal(table).split())
     assert expected in markdown(table, "demo")
     assert escape_latex(expected) in latex(table, "demo")
+
+
+def test_what_changed_midway_in_all_trials_alike_is_said(write_records: Write) -> None:
+    records = write_records(ACCURACIES)
+    for arm, seed in records.ids:
+        records.edit(arm, seed, provenance={"ranks": 1, "earlier_sessions": [{"ranks": 2}]})
+    study, arms, _ = build(records)[1]
+    assert "Mixed processes per trial: 1 and 2 (12 trials)." in warnings(study, arms)
+    assert differing(study) == " Trials all changed processes per trial midway."
+    records.edit("conv", 1, provenance={"ranks": 1})
+    study, _, _ = build(records)[1]
+    assert differing(study) == " Trials differ in processes per trial."
 
 
 def test_a_missing_number_shows_as_missing(write_records: Write) -> None:

@@ -48,6 +48,13 @@ def test_other_words_seeds_or_comparisons_need_no_models(
     assert stored_plan.make("words", wanted, stored).to_dict(ORIGIN) == fresh.to_dict(ORIGIN)
 
 
+def test_a_plan_that_cannot_be_stored_is_said(stored: Path) -> None:
+    stored.unlink()
+    stored.mkdir()
+    with pytest.raises(InputError, match=f"no plan can be stored in {stored.parent}: Is a directory"):
+        stored_plan.write(stored_plan.make("words", STUDY, stored), stored, ORIGIN)
+
+
 def test_a_stored_plan_reads_as_it_was_made(stored: Path) -> None:
     """Options come in the same order: the report of today is that of tomorrow."""
     made, read = stored_plan.make("words", STUDY, Path("none")), stored_plan.make("words", STUDY, stored)

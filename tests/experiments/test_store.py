@@ -223,6 +223,34 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest
         Store(tmp_path)
 
 
+def test_who_may_not_write_sees_what_runs(
+    store: Store, folder: TrialFolder, monkeypatch: pytest.MonkeyPatch, read_only_disk: Callable[[], None]
+) -> None:
+    """Here, and by the clock of this machine elsewhere."""
+    folder.path.mkdir(parents=True)
+    folder.report_progress(epoch=1, epochs=2, fraction=0.5, seconds=1.0)
+    with folder.lock():
+        read_only_disk()
+        assert not folder.is_free()
+    assert folder.is_free()
+    monkeypatch.setattr("socket.gethostname", lambda: "another")
+    assert folder.runs_elsewhere()
+    reported = time.time()
+    monkeypatch.setattr("time.time", lambda: reported + 2 * HEARTBEAT)
+    assert not folder.runs_elsewhere()
+    assert Store(store.root, read_only=True).folder(folder.trial_id) == folder
+    with pytest.raises(InputError, match="Read-only file system; status can do without"):
+        Store(store.root)
+
+
+def test_two_who_look_do_not_take_each_other_for_who_works(folder: TrialFolder) -> None:
+    with folder.lock():
+        pass
+    with open(folder.path / "lock") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert folder.is_free()
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"epoch": 1}'])
 def test_progress_that_cannot_be_read_is_none(folder: TrialFolder, content: str) -> None:
     folder.path.mkdir(parents=True)

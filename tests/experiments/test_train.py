@@ -209,6 +209,41 @@ def test_a_damaged_checkpoint_starts_anew(tiny_trial: MakeTrial, store: Store) -
     assert "checkpoint not readable" in folder.log.read_text()
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.8])
+def test_a_checkpoint_that_is_cut_off_is_said_to_be(tiny_trial: MakeTrial, store: Store, kept: float) -> None:
+    trial = tiny_trial()
+    folder = store.folder(trial.id)
+    checkpoint.write(folder, {"model": torch.zeros(1000)})
+    content = folder.checkpoint.read_bytes()
+    cut = content[: int(kept * len(content))]
+    folder.checkpoint.write_bytes(cut)
+    assert checkpoint.read(folder, trial.id, like={}) is None
+    said = f"starting anew: BadZipFile: its {len(cut):,} bytes do not end like an archive: is it cut off?"
+    assert said in folder.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [("pathlib.Path.read_bytes", OSError(5, "Input/output error")), ("torch.load", MemoryError())],
+)
+def test_a_checkpoint_that_cannot_be_read_for_now_is_not_trained_over(
+    tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception
+) -> None:
+    """As when the server of a network file system is away, or memory is short: hours may be in it."""
+    folder = store.folder(tiny_trial().id)
+    checkpoint.write(folder, {"model": torch.zeros(1)})
+    before = folder.checkpoint.read_bytes()
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, fail)
+        with pytest.raises(type(error)):
+            run(tiny_trial(), store, checkpoint_every=0.0)
+    assert folder.checkpoint.read_bytes() == before
+
+
 def test_a_byte_that_the_disk_has_changed_is_no_weight(tiny_trial: MakeTrial, store: Store) -> None:
     trial = tiny_trial("identity", epochs=1, batch_size=128)
     steps = iter(range(1, 100))

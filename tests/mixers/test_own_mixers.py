@@ -98,6 +98,8 @@ def test_a_changed_file_makes_another_plan(write_module, tmp_path: Path) -> None
     second = stored_plan.make("own", wanted, stored)
     assert second.arms[1].template.id != first.arms[1].template.id
     assert second.arms[0].template.id == first.arms[0].template.id
+    stored_plan.write(first, stored, plan.Origin("command"))  # as at the end of a run that began before
+    assert stored_plan.make("own", wanted, stored).arms == second.arms
 
 
 @pytest.mark.parametrize("importing", ["import {0}", "from {0} import K", "def late():\n    import {0}"])

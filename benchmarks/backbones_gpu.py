@@ -111,8 +111,8 @@ def training_step(model: nn.Module, setting: Setting) -> Callable[[], None]:
     return step
 
 
-def measure(step: Callable[[], None], setting: Setting) -> tuple[float, float]:
-    """Images per second, and the peak of memory in GiB (0 on the CPU)."""
+def measure(step: Callable[[], None], setting: Setting) -> tuple[float, float | None]:
+    """Images per second, and the peak of memory in GiB (None on the CPU, where nobody counts it)."""
     seconds = []
     for turn in range(WARM_UP + setting.steps):
         if turn == WARM_UP and setting.device == "cuda":
@@ -120,7 +120,7 @@ def measure(step: Callable[[], None], setting: Setting) -> tuple[float, float]:
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if setting.device == "cuda" else 0.0
+    peak = torch.cuda.max_memory_allocated() / 2**30 if setting.device == "cuda" else None
     return setting.batch / statistics.median(seconds[WARM_UP:]), peak
 
 
@@ -168,7 +168,8 @@ def measured(ready: Ready, setting: Setting) -> str | None:
         if not is_out_of_memory(error):
             raise
         return None
-    return f"{params / 1e6:9.1f} M {speed:10.1f} {peak:9.2f}  {ready.backend}"
+    memory = "–" if peak is None else f"{peak:.2f}"
+    return f"{params / 1e6:9.1f} M {speed:10.1f} {memory:>9s}  {ready.backend}"
 
 
 def free(ready: Ready | None) -> None:

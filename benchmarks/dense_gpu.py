@@ -24,7 +24,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from experiments import build
-from experiments.machine import is_out_of_memory
+from experiments.machine import is_out_of_memory, processor_name
 from experiments.recipe import make_optimizer
 from experiments.skeletons import SKELETONS
 from experiments.tasks import TASKS
@@ -144,7 +144,7 @@ def main() -> None:
         sys.exit("There is no GPU here; --small tries the script out on small images.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if options.bfloat16 else torch.float32
-    hardware = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    hardware = torch.cuda.get_device_name() if device.type == "cuda" else processor_name()
     print(f"{hardware}, {dtype}, python {platform.python_version()}, torch {torch.__version__}")
     backbone, runs = ("mambaout-pico", 1) if options.small else ("mambaout-tiny", RUNS)
     short, long, crop, detector = (

@@ -10,6 +10,7 @@ several calls, taken in turn with those that it is compared with.
              directions and orders cost nothing by themselves
 """
 
+import argparse
 import platform
 import statistics
 import sys
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from experiments.machine import processor_name
 from mixers import MIXERS, backends
 from mixers.directions import ScanMixer
 from mixers.long_conv import DIRECT_LENGTH, fft_conv, toeplitz_conv
@@ -91,17 +93,13 @@ def convolutions(batch: int, length: int, dim: int) -> None:
     print(f"  {(batch, length, dim)!s:20s} matrix {matrix:7.2f} ms   Fourier {fourier:7.2f} ms", flush=True)
 
 
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     torch.set_num_threads(1)
     backend, reason = backends.resolve("auto", "cpu")
-    print(f"{processor()}, 1 thread; scan backend {backend} ({reason})")
+    print(f"{processor_name()}, 1 thread; scan backend {backend} ({reason})")
     print(f"python {platform.python_version()}, torch {torch.__version__}")
     worst = 0.0
     for grid in GRIDS:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from experiments.machine import processor_name
 from mixers import backends
 from mixers.scan import selective_scan
 
@@ -109,13 +110,6 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -128,7 +122,7 @@ def main() -> None:
         sys.exit(f"the cpu kernel does not run here: {probe.reason}. Fix: {probe.fix}")
     from mixers.scan_cpu_kernel import LANES
 
-    print(f"{processor()}, {LANES} float32 lanes, 1 thread")
+    print(f"{processor_name()}, {LANES} float32 lanes, 1 thread")
     print(f"python {platform.python_version()}, torch {torch.__version__}, numba {probe.version}")
 
     print("\nCost against length, ours: a straight line has the same number in every row")

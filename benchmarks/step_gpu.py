@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from experiments.machine import processor_name
 from mixers import MIXERS, backends
 from mixers.directions import ScanMixer
 from mixers.scan import selective_scan
@@ -147,7 +148,7 @@ def main() -> None:
     dtype = torch.bfloat16 if options.bfloat16 else torch.float32
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("There is no GPU here; --device cpu --tiny tries the script out.")
-    hardware = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor()
+    hardware = torch.cuda.get_device_name() if options.device == "cuda" else processor_name()
     print(f"{hardware}, {dtype}, python {platform.python_version()}, torch {torch.__version__}")
     worst: dict[str, float] = {}
     print(f"{'':5s} {'(B, L, C)':18s} {'mixer ms':>10s} {'direct ms':>10s} {'ratio':>7s} {'difference':>12s}")

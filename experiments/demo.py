@@ -244,8 +244,7 @@ def load(
         if (spec.input, spec.output) == ("image", "one"):
             view, pictures = _task_view(each, examples)
             examples[view] = pictures
-            name = f"{each.arm} ({each.study})"
-            choices[name] = Choice(name, _about(each), view, each.load)
+            choices[each.name] = Choice(each.name, _about(each), view, each.load)
     first = tuple(list(choices)[:4])
     for path in [*weights, *_timm_weights(cache)]:
         choice = _mambaout(path)

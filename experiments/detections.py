@@ -44,7 +44,7 @@ class Sight:
 
 @torch.inference_mode()
 def sights(runs: Path, study: str | None) -> Iterator[Sight]:
-    """The truth, then every arm of the first study of detection that has weights; all on the same images.
+    """The truth, then every arm with weights that was tested on the same images as the first.
 
     Args:
         runs: folder whose trained trials are looked at.
@@ -65,7 +65,7 @@ def sights(runs: Path, study: str | None) -> Iterator[Sight]:
                 yield _sight(TRUTH, number, image, certain, target)
             if shown in ([], examples):
                 (found,) = model([image])
-                yield _sight(each.arm, number, image, {**found, "masks": found["masks"][:, 0]}, target)
+                yield _sight(each.name, number, image, {**found, "masks": found["masks"][:, 0]}, target)
         shown = shown or examples
 
 

@@ -84,8 +84,7 @@ def look(mixers: Sequence[str], runs: Path, study: str | None, side: int) -> lis
     for each in models:
         if create_task(each.trial.task).spec.input == "image":
             for part, model in (("before", each.initial()), ("after", each.load())):
-                name = f"{each.arm} ({each.study})" if study is None else each.arm
-                cells += _cells("receptive_fields", name, part, receptive_field(each, model))
+                cells += _cells("receptive_fields", each.name, part, receptive_field(each, model))
     return cells
 
 
@@ -162,7 +161,7 @@ def scene_answers(models: Sequence[Trained]) -> Iterator[Cell]:
         with torch.inference_mode():
             answers = task.answers(each.load()(batch.inputs), scenes.images.shape[1:])
         for question, answer in answers.items():
-            yield from _where_asked(each.arm, question, answer, batch.targets)
+            yield from _where_asked(each.name, question, answer, batch.targets)
 
 
 def _canvases(scenes: Scenes, targets: dict[str, Tensor]) -> Iterator[Cell]:

@@ -148,7 +148,8 @@ def require_all_of(model: nn.Module, found: Mapping[str, Tensor], weights: str, 
         if names:
             raise InputError(
                 f"weights {weights} are not of this {skeleton}: {names[0]} is {what} ({len(names)} in all); "
-                "released ones fit the skeleton of their size with the mixer conv and no matching of sizes"
+                "released ones fit the skeleton of their size with the mixer conv and no matching of sizes, "
+                "a trial's the mixer and the skeleton, options too, of the trial.json beside them"
             )
 
 

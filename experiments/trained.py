@@ -22,14 +22,12 @@ class Trained:
     """A finished trial whose weights were kept.
 
     Attributes:
-        study: it belongs to.
-        arm: as the study names it.
+        name: of its arm; where no study was asked for, with all studies that share it: "conv (one, two)".
         trial: what was run.
         folder: where it is stored.
     """
 
-    study: str
-    arm: str
+    name: str
     trial: Trial
     folder: TrialFolder
 
@@ -55,7 +53,8 @@ class Trained:
 def trained(runs: Path, study: str | None = None) -> Iterator[Trained]:
     """The trained trials of seed 0, study by study, arm by arm, in the order of the plans.
 
-    Cases that read different numbers off the same trained models do not repeat them.
+    A trial that several studies share comes once, and so does one of which several cases of a study read
+    different numbers.
 
     Args:
         runs: a runs folder.
@@ -69,24 +68,35 @@ def trained(runs: Path, study: str | None = None) -> Iterator[Trained]:
     if study is not None and study not in known:
         there = f"there: {', '.join(known)}" if known else "nothing is there"
         raise InputError(f"no study {study!r} in {runs}{suggest(study, known)} ({there})")
+    studies: dict[str, dict[str, list[str]]] = {}  # of each trial: those that call it by one name
     for plan in plans:
-        if study not in (None, plan.parent.name):
-            continue
-        try:
-            arms = json.loads(plan.read_text(encoding="utf-8"))["arms"]
-            planned = [
-                (arm["name"], arm.get("arm") or arm["name"], trial["trial_id"])
-                for arm in arms
-                for trial in arm["trials"]
-                if trial["seed"] == 0
-            ]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{plan} is not a plan that can be read: {error!r}") from None
-        for arm, trial_id in _once(planned):
-            folder = TrialFolder(runs / "trials" / trial_id, trial_id)
-            result = folder.result()
-            if result is not None and result["status"] == "ok" and folder.weights.is_file():
-                yield Trained(plan.parent.name, arm, Trial.from_dict(result["trial"]), folder)
+        if study in (None, plan.parent.name):
+            for arm, trial_id in _once(_planned(plan)):
+                studies.setdefault(trial_id, {}).setdefault(arm, []).append(plan.parent.name)
+    for trial_id, by_arm in studies.items():
+        folder = TrialFolder(runs / "trials" / trial_id, trial_id)
+        result = folder.result()
+        if result is not None and result["status"] == "ok" and folder.weights.is_file():
+            names = by_arm if study else [f"{arm} ({', '.join(which)})" for arm, which in by_arm.items()]
+            yield Trained(", ".join(names), Trial.from_dict(result["trial"]), folder)
+
+
+def _planned(plan: Path) -> list[tuple[str, str, str]]:
+    """Name with its case, name without, and trial of every arm's seed 0.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        arms = json.loads(plan.read_text(encoding="utf-8"))["arms"]
+        return [
+            (arm["name"], arm.get("arm") or arm["name"], trial["trial_id"])
+            for arm in arms
+            for trial in arm["trials"]
+            if trial["seed"] == 0
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{plan} is not a plan that can be read: {error!r}") from None
 
 
 def _once(planned: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:

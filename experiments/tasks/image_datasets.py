@@ -26,7 +26,8 @@ def open_torchvision(name: str, data: str, split: str) -> Source:
     try:
         found: Any = create_dataset(f"torch/{name}", data, split=split, download=False)
     except (RuntimeError, AssertionError, OSError, ValueError) as error:
-        raise InputError(f"{where} cannot be opened, and nothing is downloaded here: {error}") from None
+        why, *_ = str(error).partition(" You can use download=True")  # which nobody here can
+        raise InputError(f"{where} cannot be opened, and nothing is downloaded here: {why}") from None
     labels, classes = _torchvision_labels(where, found)
     samples = getattr(found, "samples", None) or getattr(found, "imgs", None)
     if samples is not None:  # files of their own, which torchvision would clip if they are deep

@@ -537,7 +537,7 @@ def broken(root: Path, what: str) -> dict[str, object]:
         ("too few classes", r"has labels up to 2, but task images was told of 2 classes \(--task.classes\)"),
         ("no folder", r"there is no .*data \(--task.data\)"),
         ("unknown", "unknown dataset 'torsh/cifar10'; did you mean 'torch'"),
-        ("not downloaded", "torch/cifar10 in .* cannot be opened, and nothing is downloaded here"),
+        ("not downloaded", "cifar10 in .* cannot be opened, and nothing is downloaded here: .* corrupted.$"),
         ("held out", "held_out 0.0001 of 24 images leaves the validation split empty"),
         ("no policy", r"timm reads no policy in --task\.auto-augment none \(.*, and None leaves it out"),
         ("no magnitude", r"timm reads no policy in --task\.auto-augment rand-m9x"),

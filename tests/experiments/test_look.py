@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,8 +68,27 @@ def runs(tmp_path_factory: pytest.TempPathFactory, ablate: Callable[..., int]) -
     return folder
 
 
+def only_study(runs: Path) -> str:
+    (plan,) = (runs / "studies").glob("*/plan.json")
+    return plan.parent.name
+
+
+def test_a_trial_that_studies_share_comes_once_under_all_their_names(runs: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "runs"
+    shutil.copytree(runs, shared)
+    first = only_study(shared)
+    plan = json.loads((shared / "studies" / first / "plan.json").read_text())
+    conv, _ = plan["arms"]
+    for study, arms in (("same", [conv]), ("zany", [{**conv, "name": "7 x 7", "arm": None}])):
+        (shared / "studies" / study).mkdir()
+        (shared / "studies" / study / "plan.json").write_text(json.dumps({"arms": arms}))
+    names = [f"conv ({first}, same), 7 x 7 (zany)", f"identity ({first})"]
+    assert [each.name for each in trained(shared)] == names
+    assert [each.name for each in trained(shared, "zany")] == ["7 x 7"]
+
+
 def test_stored_weights_are_those_that_were_tested(runs: Path) -> None:
-    models = {each.arm: each for each in trained(runs)}
+    models = {each.name: each for each in trained(runs, only_study(runs))}
     assert list(models) == ["conv", "identity"]
     before, after = models["conv"].initial(), models["conv"].load()
     assert before.state_dict().keys() == after.state_dict().keys()
@@ -85,7 +106,7 @@ def test_stored_weights_are_those_that_were_tested(runs: Path) -> None:
 
 
 def test_the_identity_sees_its_own_patch_only(runs: Path) -> None:
-    (identity,) = [each for each in trained(runs) if each.arm == "identity"]
+    (identity,) = [each for each in trained(runs, only_study(runs)) if each.name == "identity"]
     field = look.receptive_field(identity, identity.load())
     side = field.shape[0] // 2 // 2 * 2
     seen = field > 0
@@ -114,8 +135,6 @@ def test_without_trained_models_it_says_so(tmp_path: Path, capsys: pytest.Captur
 def test_damaged_weights_are_one_sentence(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     damaged = tmp_path / "runs"
     shutil.copytree(runs, damaged)
     each = next(trained(damaged))

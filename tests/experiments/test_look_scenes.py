@@ -31,7 +31,7 @@ class Says(nn.Module):
 
 @dataclass
 class Stored:
-    arm: str
+    name: str
     trial: Trial
 
     def load(self) -> nn.Module:

@@ -298,7 +298,7 @@ def test_what_was_found_is_drawn_beside_what_is_there(learned: tuple[Trial, Stor
     plan.write_text(json.dumps({"arms": [arm]}))
     seen = list(sights(runs, None))
     assert [(each.panel, each.number) for each in seen] == [
-        (panel, number) for number in (1, 2, 3) for panel in ("truth", "conv")
+        (panel, number) for number in (1, 2, 3) for panel in ("truth", "conv (shapes)")
     ]
     stored = np.load(store.folder(trial.id).predictions)
     for number, (truth, found) in enumerate(zip(seen[::2], seen[1::2], strict=True)):

@@ -157,7 +157,10 @@ def test_another_number_of_classes_gets_a_new_classifier(femto_file: Path) -> No
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"mixer": "ssm"}, "are not of this mambaout-femto: .* in all.*; released ones fit the skeleton"),
+        (
+            {"mixer": "ssm"},
+            "are not of this mambaout-femto: .* in all.*; released .*, a trial's .* trial.json",
+        ),
         ({"skeleton": "mambaout-kobe"}, "are not of this mambaout-kobe: stages.2.blocks.10"),
         ({"skeleton": "mambaout-femto(expansion_ratio=3)"}, "is of another shape"),
     ],

@@ -47,6 +47,8 @@ def test_word_and_qualifier(
     (c,) = judged(write_records({"conv": BASE, "ssm": plus(*differences)}))
     assert (c.word, c.qualifier) == (word, qualifier)
     assert qualifier in c.sentence
+    assert ("but by" in c.sentence) == (qualifier == "by less than the margin")
+    assert c.sentence.count("±1") == 1, "the margin is named, and once"
 
 
 @pytest.mark.parametrize("word", ["helps", "hurts"])
@@ -124,6 +126,7 @@ def test_no_verdict_below_three_seeds(write_records: Write, seeds: int) -> None:
     assert c.word == "no verdict"
     noun = "seed" if seeds == 1 else "seeds"
     assert f"{seeds} paired {noun} finished and a verdict takes at least 3" in c.sentence
+    assert (" (1 paired seed)" if seeds == 1 else "] (95 % t interval, 2 paired seeds)") in c.sentence
 
 
 def test_no_seeds_at_all(write_records: Write) -> None:
@@ -133,6 +136,7 @@ def test_no_seeds_at_all(write_records: Write) -> None:
     (c,) = judged(records)
     assert (c.word, c.n) == ("no verdict", 0)
     assert "0 paired seeds" in c.sentence
+    assert "Provisional" not in c.sentence, "there is no verdict that it could be said of"
 
 
 HELPING, HURTING = plus(2.25, 2.5, 2.0, 2.75, 2.25), plus(-2.25, -2.5, -2.0, -2.75, -2.25)
@@ -158,6 +162,7 @@ def test_survivors_only_count_against_the_arm_that_diverged(
         records.edit(arm, 4, status="diverged", error="loss is NaN", metrics={})
     (c,) = judged(records)
     assert (c.word, c.qualifier, c.unfinished) == (word, "", 0)
+    assert bool(re.search(r"\bp [<=]", c.sentence)) == (word != "no verdict")
     for arm in diverged:
         assert f"1 of 5 {arm} trials diverged" in c.sentence
 
@@ -189,13 +194,29 @@ IN_VAIN = (
 def test_looks_go_on_where_further_seeds_could_decide(
     write_records: Write, values: list[float], diverged: dict[str, list[int]], said: str
 ) -> None:
-    records = write_records({"conv": BASE, "ssm": values}, planned_looks=[5, 9])
+    records = write_records({"conv": BASE, "ssm": values}, planned_looks=[5, 9, 20])
     for arm, seeds in diverged.items():
         for seed in seeds:
             records.edit(arm, seed, status="diverged", error="loss is NaN", metrics={})
     (c,) = judged(records)
     assert what_follows([c], 5, 9) == said
     assert ("The next look is at 9." in c.sentence) == c.is_open == (said in (ANOTHER_LOOK, NO_VERDICT_YET))
+
+
+@pytest.mark.parametrize(
+    ("arms", "said"),
+    [
+        ({"near": NEAR, "tied": BASE}, ANOTHER_LOOK),
+        ({"tied": BASE, "worse": HURTING}, NO_VERDICT_YET),
+        ({"worse": HURTING, "better": HELPING}, DECIDED),
+    ],
+)
+def test_a_look_is_taken_while_any_comparison_is_open(
+    write_records: Write, arms: dict[str, list[float]], said: str
+) -> None:
+    comparisons = judged(write_records({"conv": BASE, **arms}, planned_looks=[5, 9]))
+    assert what_follows(comparisons, 5, 9) == said
+    assert what_follows(comparisons[::-1], 5, 9) == said
 
 
 def test_the_difference_between_survivors_is_called_that(write_records: Write) -> None:
@@ -289,6 +310,18 @@ def test_holm_over_the_family_can_take_a_verdict_back(write_records: Write) -> N
     assert apart[0].word == "helps"
 
 
+def test_the_p_that_is_said_is_the_adjusted_one(write_records: Write) -> None:
+    """Of two comparisons, Holm's method doubles the smaller p."""
+    close, closer = plus(0.25, 0.5, -0.75, 0.75, -0.25), plus(0.25, 0.25, -0.5, 0.75, -0.25)
+    pair = judged(write_records({"conv": BASE, "close": close, "closer": closer}))
+    weak, weaker = plus(2.0, 0.5, 1.25, 0.5, 2.0), plus(2.0, 0.25, 1.0, 0.25, 2.0)
+    other, _ = judged(write_records({"conv": BASE, "weak": weak, "weaker": weaker}))
+    assert [each.word for each in (*pair, other)] == ["equivalent", "equivalent", "helps"]
+    for c, p, said in ((pair[1], pair[1].p_equivalence, "equivalence p"), (other, other.p, "seeds, p")):
+        assert f"{said} = {2 * p:.3f} after Holm over 2 comparisons" in c.sentence
+        assert f"{p:.3f}" not in c.sentence
+
+
 def test_seeds_are_paired_by_number_not_by_position(write_records: Write) -> None:
     records = write_records({"conv": BASE, "ssm": HELPING})
     study = load_study(records.study, records.trials)
@@ -369,4 +402,6 @@ def test_one_test_set_for_all_seeds_is_said_to_be_outside_the_interval(write_rec
         np.savez(path, **(arrays | {"example": np.arange(400)}))
     (c,) = judged(records)
     assert c.sampling.test_sets == "the same"
-    assert "All seeds share one test set" in c.sentence
+    assert c.sampling.mean < c.sampling.one_seed
+    own = f"whose own sampling error ({c.sampling.mean:.2f} points, standard error) is not in the interval"
+    assert f"All seeds share one test set, {own}." in c.sentence

@@ -11,7 +11,7 @@ from zlib import crc32
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
+from timm.layers import DropPath, resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -112,11 +112,12 @@ def test_the_mixers_are_told_where_they_are(skeleton):
         assert grid_rank == 2
         return Identity(dim, grid_rank)
 
+    size = SKELETONS.load(skeleton)
     with torch.device("meta"):
-        SKELETONS.load(skeleton)(make, TASK)
-    stages, layers = zip(*places, strict=True)
-    assert layers == tuple(range(len(layers)))
-    assert list(stages) == sorted(stages)
+        size(make, TASK)
+    depths = size.depths if hasattr(size, "depths") else [size.depth]
+    stages = [stage for stage, depth in enumerate(depths) for _ in range(depth)]
+    assert places == [(stage, layer) for layer, stage in enumerate(stages)]
 
 
 @pytest.mark.parametrize("skeleton", ON_IMAGES)
@@ -445,6 +446,18 @@ def test_drop_path_drops_whole_branches():
     torch.manual_seed(0)
     dropped = (block(x) == x).flatten(1).all(1)
     assert 16 < dropped.sum() < 48
+
+
+@pytest.mark.parametrize("skeleton", ON_IMAGES)
+@pytest.mark.parametrize("asked", [None, 0.0, 0.3])
+def test_drop_path_is_what_was_asked_for_and_none_is_none(skeleton, asked):
+    size = SKELETONS.load(skeleton)
+    with torch.device("meta"):
+        model = size(factory("identity"), TASK, drop_path=asked)
+    rates = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
+    last = size.drop_path_rate if asked is None else asked
+    assert rates == sorted(rates)
+    assert max(rates, default=0.0) == pytest.approx(last)
 
 
 # ---- switches of the blocks

@@ -496,7 +496,7 @@ def test_last_epochs_may_differ_between_cases(records: Any) -> None:
 
 def test_what_was_settled_late_is_said(records: Any) -> None:
     """With each verdict and below the table, in the same words."""
-    history = History(comparisons_before=5, looks=(2, 3), seeds_before=8, metric_after=6)
+    history = History(comparisons_before=5, looks=(2, 3), seeds_before=8, metric_after=6, margin_after=4)
     late = replace(study_of(records), history=history)
     arms = summarise(late)
     comparisons = judge(late, arms)
@@ -506,6 +506,11 @@ def test_what_was_settled_late_is_said(records: Any) -> None:
         assert "Seeds were added after a look at 2: neither" in text, "and not at the seeds there are"
         assert "There were results of 8 seeds when these 3 were asked for: neither" in text
         assert "What is compared was chosen when 6 trials had already finished: neither" in text
+    begun = settled_late([replace(comparisons[0], seeds=(0, 1))], late)
+    assert any("after a look at 2: neither" in said for said in begun), "also while the third is on its way"
+    assert "The margin was set when 4 trials had already finished." in comparisons[0].sentence
+    assert "margin ±1 point, set when 4 trials had already finished" in " ".join(table.caption)
+    assert "The margin" not in judge(replace(late, margin=None), arms)[0].sentence, "there is none"
 
 
 def test_planned_looks_are_said_with_their_level(records: Any) -> None:

@@ -193,6 +193,16 @@ def test_options_given_win_over_the_preset():
     assert (options["expansion_ratio"], options["bias"]) == (2.0, False)
 
 
+@pytest.mark.parametrize("skeleton", SMALL)
+def test_what_is_switched_off_is_off(skeleton):
+    blocks = [
+        next(module for module in build(skeleton, **options).modules() if isinstance(module, GatedBlock))
+        for options in ({}, {"gate": False, "bias": False})
+    ]
+    assert [block.fc1.out_features // block.fc2.in_features for block in blocks] == [2, 1]
+    assert [block.fc1.bias is None and block.fc2.bias is None for block in blocks] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -377,10 +387,14 @@ def test_positions_are_resized_as_timm_does(size):
 
 
 def test_images_are_padded_at_the_right_and_at_the_bottom():
-    embed = SKELETONS.load("isotropic-nano")(factory("identity"), TASK, patch_size=4).patch_embed
-    image = images(1, 2, 6, 9)
+    """And each patch has a position of its own, the padded ones too."""
+    task = TaskSpec(input="image", channels=2, grid=(6, 9), classes=5)
+    model = SKELETONS.load("isotropic-nano")(factory("identity"), task, patch_size=4)
+    image = images(1, 2, *task.grid)
     padded = F.pad(image, (0, 3, 0, 2))
-    assert torch.equal(embed(image), embed(padded))
+    tokens = model.patch_embed(image)
+    assert torch.equal(tokens, model.patch_embed(padded))
+    assert model.pos_embed.shape == tokens.shape[1:] == (2, 3, model.dim)
 
 
 def test_without_positions_a_skeleton_of_pointwise_mixers_ignores_the_order():

@@ -315,6 +315,27 @@ def test_holm_over_the_family_can_take_a_verdict_back(write_records: Write) -> N
     assert apart[0].word == "helps"
 
 
+def test_holm_over_the_family_can_take_an_equivalence_and_a_qualifier_back(write_records: Write) -> None:
+    noise = {"b": plus(2.0, -2.0, 1.0, -1.5, 0.5), "c": plus(-2.0, 2.0, -1.5, 1.0, 0.5)}
+    for differences, alone, among_three in (
+        ((0.75, -1.0, 0.75, 0.25, -0.5), "equivalent", "undecided"),
+        ((1.5, 2.5, 1.25, 2.75, 1.75), "helps (> margin)", "helps"),
+    ):
+        arms = {"conv": BASE, "ssm": plus(*differences)}
+        (one,), (first, *_) = judged(write_records(arms)), judged(write_records(arms | noise))
+        assert (one.label, first.label) == (alone, among_three)
+
+
+def test_what_could_be_seen_is_less_among_several_comparisons(write_records: Write) -> None:
+    """Both numbers are at the level over the size of the family."""
+    noise = plus(2.0, -1.0, 1.0, -0.5, 1.5)
+    (alone,) = judged(write_records({"conv": BASE, "ssm": noise}))
+    several = judged(write_records({"conv": BASE, "ssm": noise, "b": NEAR, "c": NEAR}))[0]
+    (at_a_third,) = judged(write_records({"conv": BASE, "ssm": noise}, alpha=0.05 / 3))
+    assert alone.minimum_detectable < several.minimum_detectable == at_a_third.minimum_detectable
+    assert alone.seeds_needed < several.seeds_needed == at_a_third.seeds_needed
+
+
 def test_the_p_that_is_said_is_the_adjusted_one(write_records: Write) -> None:
     """Of two comparisons, Holm's method doubles the smaller p."""
     close, closer = plus(0.25, 0.5, -0.75, 0.75, -0.25), plus(0.25, 0.25, -0.5, 0.75, -0.25)

@@ -39,12 +39,16 @@ def femto_file(femto: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory)
 
 
 def trial(
-    weights: Path | str, classes: int = 3, mixer: str = "conv", skeleton: str = "mambaout-femto"
+    weights: Path | str,
+    classes: int = 3,
+    mixer: str = "conv",
+    skeleton: str = "mambaout-femto",
+    task: str = "",
 ) -> Trial:
     return build.resolve(
         MIXERS.parse_pattern(mixer),
         SKELETONS.parse(skeleton),
-        TASKS.parse(f"images(data=nowhere, classes={classes}, size=64)"),
+        TASKS.parse(task or f"images(data=nowhere, classes={classes}, size=64)"),
         Recipe(weights=str(weights)),
         seed=0,
     )
@@ -160,6 +164,10 @@ def test_another_number_of_classes_gets_a_new_classifier(femto_file: Path) -> No
         ({"mixer": "ssm"}, "are not of this mambaout-femto: .* in all.*; released ones fit the skeleton"),
         ({"skeleton": "mambaout-kobe"}, "are not of this mambaout-kobe: stages.2.blocks.10"),
         ({"skeleton": "mambaout-femto(expansion_ratio=3)"}, "is of another shape"),
+        (
+            {"skeleton": "causal-lm", "task": "parity", "mixer": "identity"},
+            "are not of this causal-lm: blocks",
+        ),
     ],
 )
 def test_weights_of_another_model_are_refused(femto_file: Path, change: dict[str, str], words: str) -> None:
@@ -272,6 +280,8 @@ def test_a_detector_starts_from_a_classifier(femto: torch.nn.Module, femto_file:
         if name.startswith(("head.", "stage_norms.")):
             assert torch.equal(value, fresh[name]), name
     assert not torch.equal(loaded["stages.3.blocks.0.fc1.weight"], fresh["stages.3.blocks.0.fc1.weight"])
+    with pytest.raises(InputError, match="are not of this mambaout-femto"):
+        build_model(detector, new_head=False)  # whose heads nobody has trained
 
 
 @pytest.mark.parametrize("mixer", ["identity", "pooling", "random", "conv"])

@@ -265,6 +265,7 @@ def test_an_arm_may_have_a_number_of_its_own(records: Any) -> None:
     assert [trial.status for trial in study.arms["ssm @ 64"].trials] == [OK, OK, FAILED]
     comparisons = judge(study, summarise(study))
     assert math.isnan(comparisons[0].sampling.mean), "stored predictions are those of another test set"
+    assert "cannot be read" not in comparisons[0].sentence
     assert comparisons[1].sentence.startswith("On induction(length=1024), by accuracy_1024, in mambaout-nano")
     table = comparison_table(study, summarise(study), comparisons)
     assert "test accuracy (%)" in [column.heading for column in table.columns]

@@ -90,6 +90,41 @@ def test_a_luckily_small_spread_is_told_only_where_it_decides(write_records: Wri
     assert "closer to one another" not in c.sentence
 
 
+def test_an_equivalence_by_luck_is_told(write_records: Write) -> None:
+    (c,) = judged(write_records({"conv": BASE, "ssm": plus(0.0, 0.25, -0.25, 0.0, 0.25)}))
+    assert (c.word, c.word_at_sampling_error) == ("equivalent", "undecided")
+    assert "with the latter it would be undecided." in c.sentence
+
+
+@pytest.mark.parametrize(
+    ("values", "guess", "guessing"),
+    [
+        ([1.5, 1.52, 1.49, 1.51, 1.5], "", False),
+        ([1.98, 1.985, 1.975, 1.98, 1.985], "zlib -9 (2.0000 bits per byte)", True),
+        ([2.5, 2.52, 2.49, 2.51, 2.5], "zlib -9 (2.0000 bits per byte)", True),
+    ],
+)
+def test_where_less_is_better_a_guess_is_beaten_from_below(
+    write_records: Write, values: list[float], guess: str, guessing: bool
+) -> None:
+    unit = "bits per byte"
+    metric = {"name": "bpb", "unit": unit, "difference_unit": unit, "higher_is_better": False}
+    baselines = [{"case": None, "name": "zlib -9", "value": 2.0}]
+    pair = {"conv": values, "ssm": values[::-1]}
+    records = write_records(pair, metric=metric, margin=0.03, baselines=baselines)
+    for arm, seed in records.ids:
+        records.edit(arm, seed, metrics={"test": {"bpb": pair[arm][seed]}})
+    (c,) = judged(records)
+    assert (c.guess, c.guessing) == (guess, guessing)
+
+
+def test_one_arm_that_beats_the_guess_is_enough_though_a_seed_of_it_does_not(write_records: Write) -> None:
+    pair = {"conv": [50.0, 51.0, 49.0, 50.5, 49.5], "ssm": [97.0, 99.0, 99.0, 99.0, 99.0]}
+    records = write_records(pair, baselines=[{"case": None, "name": "a guess", "value": 96.25}])
+    (c,) = judged(records)
+    assert (c.word, c.guess) == ("helps", "")
+
+
 def test_a_verdict_that_rests_on_the_luck_of_another_comparison_says_whose_seeds_are_close(
     write_records: Write,
 ) -> None:

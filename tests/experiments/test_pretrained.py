@@ -190,6 +190,8 @@ def test_what_is_not_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
         trial(tmp_path / "none.pth")
     with pytest.raises(InputError, match="timm has no weights for mambaout-nano, only for mambaout-femto"):
         trial("timm", skeleton="mambaout-nano")
+    with pytest.raises(InputError, match="timm has no weights for isotropic-tiny, only for mambaout-femto"):
+        trial("timm", skeleton="isotropic-tiny")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     with pytest.raises(InputError, match="mambaout_femto are not on this disk, and nothing is downloaded"):
         trial("timm")
@@ -260,8 +262,11 @@ def test_evaluate_counts_what_it_passed_over(
     folder = write_digits(tmp_path, {"train": 2, "val": 3})
     next((folder / "val" / "digit_1").iterdir()).write_bytes(b"no image")
     command = f"evaluate --skeleton mambaout-femto --weights {femto_file} --loaders 0 --task.data {folder}"
-    assert run_ablation.main([*command.split(), "--task.size", "32", "--task.unreadable", "skip"]) == 0
-    assert "8 images answered, 1 passed over" in capsys.readouterr().out
+    options = "--task.size 32 --task.unreadable skip --skeleton.act silu"
+    assert run_ablation.main([*command.split(), *options.split()]) == 0
+    said = capsys.readouterr().out
+    assert "8 images answered, 1 passed over" in said
+    assert "act=silu" in said
 
 
 def test_a_detector_starts_from_a_classifier(femto: torch.nn.Module, femto_file: Path) -> None:

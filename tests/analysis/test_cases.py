@@ -490,6 +490,9 @@ def test_last_epochs_may_differ_between_cases(records: Any) -> None:
             path.write_text("\n".join(path.read_text().splitlines()[:11]))
     study = study_of(records)
     assert "of the last epoch (10 to 20)" in selection_rule(study, summarise(study).values())
+    said = selection_rule(study, summarise(study).values())
+    assert "among 3, the same for every arm of a case, on seed 1000, which is not reported; still" in said
+    assert said.endswith("still best at an edge of its grid: ssm @ 64.")
     change_result(records, "ssm @ 1024", 0, selected_epoch=15)
     study = study_of(records)
     assert "of the epoch chosen on validation (10 to 20)" in selection_rule(study, summarise(study).values())

@@ -119,7 +119,7 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
     found = []
     if c.word in (HELPS, HURTS) and _diverged(c):
         found.append(f"{_diverged(c)}; the difference is between the seeds that survived.")
-    if c.n >= 2 and c.interval.sd == 0:
+    if c.interval.without_spread:
         found += _no_spread(c, study)
     if c.unfinished and c.word != NO_VERDICT:
         found.append(f"Provisional: {c.n} of {c.planned} planned pairs are finished.")
@@ -129,7 +129,7 @@ def _reservations(c: Comparison, study: Study, arms: dict[str, ArmSummary]) -> l
             f"All seeds share one test set, whose own sampling error ({q.number(c.sampling.mean, decimals)} "
             f"{study.metric.difference_unit}, standard error) is not in the interval."
         )
-    if c.word in (HELPS, HURTS, EQUIVALENT) and c.word != c.word_at_sampling_error:
+    if c.word != c.word_at_sampling_error:  # a larger spread only ever undoes a decision
         found.append(_luckily_close(c, study))
     if study.history.margin_after and study.margin is not None:
         found.append(f"The margin was {margin_set(study)}.")

@@ -265,6 +265,7 @@ def test_an_arm_may_have_a_number_of_its_own(records: Any) -> None:
     assert [trial.status for trial in study.arms["ssm @ 64"].trials] == [OK, OK, FAILED]
     comparisons = judge(study, summarise(study))
     assert math.isnan(comparisons[0].sampling.mean), "stored predictions are those of another test set"
+    assert "cannot be read" not in comparisons[0].sentence
     assert comparisons[1].sentence.startswith("On induction(length=1024), by accuracy_1024, in mambaout-nano")
     table = comparison_table(study, summarise(study), comparisons)
     assert "test accuracy (%)" in [column.heading for column in table.columns]
@@ -489,6 +490,9 @@ def test_last_epochs_may_differ_between_cases(records: Any) -> None:
             path.write_text("\n".join(path.read_text().splitlines()[:11]))
     study = study_of(records)
     assert "of the last epoch (10 to 20)" in selection_rule(study, summarise(study).values())
+    said = selection_rule(study, summarise(study).values())
+    assert "among 3, the same for every arm of a case, on seed 1000, which is not reported; still" in said
+    assert said.endswith("still best at an edge of its grid: ssm @ 64.")
     change_result(records, "ssm @ 1024", 0, selected_epoch=15)
     study = study_of(records)
     assert "of the epoch chosen on validation (10 to 20)" in selection_rule(study, summarise(study).values())
@@ -496,7 +500,7 @@ def test_last_epochs_may_differ_between_cases(records: Any) -> None:
 
 def test_what_was_settled_late_is_said(records: Any) -> None:
     """With each verdict and below the table, in the same words."""
-    history = History(comparisons_before=5, looks=(2, 3), seeds_before=8, metric_after=6)
+    history = History(comparisons_before=5, looks=(2, 3), seeds_before=8, metric_after=6, margin_after=4)
     late = replace(study_of(records), history=history)
     arms = summarise(late)
     comparisons = judge(late, arms)
@@ -506,6 +510,11 @@ def test_what_was_settled_late_is_said(records: Any) -> None:
         assert "Seeds were added after a look at 2: neither" in text, "and not at the seeds there are"
         assert "There were results of 8 seeds when these 3 were asked for: neither" in text
         assert "What is compared was chosen when 6 trials had already finished: neither" in text
+    begun = settled_late([replace(comparisons[0], seeds=(0, 1))], late)
+    assert any("after a look at 2: neither" in said for said in begun), "also while the third is on its way"
+    assert "The margin was set when 4 trials had already finished." in comparisons[0].sentence
+    assert "margin ±1 point, set when 4 trials had already finished" in " ".join(table.caption)
+    assert "The margin" not in judge(replace(late, margin=None), arms)[0].sentence, "there is none"
 
 
 def test_planned_looks_are_said_with_their_level(records: Any) -> None:

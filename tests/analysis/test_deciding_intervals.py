@@ -13,6 +13,7 @@ from analysis.comparison import EQUIVALENT, HELPS, HURTS, NO_VERDICT, UNDECIDED
 from analysis.deciding_intervals import deciding_intervals
 from analysis.read_records import load_study
 from analysis.records import Study
+from analysis.statistics import t_interval
 from analysis.summary import summarise
 from analysis.verdict import judge
 
@@ -57,6 +58,25 @@ def test_of_a_single_comparison_they_are_the_usual_ones(write_records: Any) -> N
     drawing = row_figures.differences(study, list(summarise(study).values()), [comparison])
     assert drawing is not None
     assert "hiskers" not in drawing.caption
+
+
+def test_each_is_at_the_level_of_its_own_test_in_its_own_family(write_records: Any) -> None:
+    """Of two, Holm's method judges the smaller p at half the level, and then the other at the whole.
+
+    `better` has the smaller p of a difference, `close` that of an equivalence.
+    """
+    records = write_records(
+        {name: ACCURACIES[name] for name in ("conv", "much better", "better", "close")},
+        families=[[2, 1], [0]],
+    )
+    study = load_study(records.study, records.trials)
+    comparisons = judge(study, summarise(study))
+    levels = [(0.05, 0.05), (0.025, 0.05), (0.05, 0.025)]
+    for comparison, deciding, (difference, equivalence) in zip(
+        comparisons, deciding_intervals(study, comparisons), levels, strict=True
+    ):
+        assert deciding.interval == t_interval(comparison.differences, difference)
+        assert deciding.inner == t_interval(comparison.differences, 2 * equivalence)
 
 
 def test_the_figure_says_what_decides(study: Study) -> None:

@@ -92,3 +92,15 @@ def test_predictions_are_identical_only_if_they_are_on_every_seed(write_records:
     (comparison,) = judge(study, summarise(study))
     assert comparison.sampling.test_sets is not None
     assert not comparison.sampling.identical_predictions
+
+
+def test_predictions_for_examples_in_another_order_are_not_compared(write_records: Write) -> None:
+    """Place by place they would be of different examples."""
+    records = write_records({"conv": [90.0, 91.0, 92.0], "ssm": [91.0, 92.0, 94.0]})
+    path = records.folder("ssm", 1) / "predictions.npz"
+    stored = dict(np.load(path))
+    np.savez(path, **(stored | {"example": stored["example"][::-1]}))
+    study = load_study(records.study, records.trials)
+    (comparison,) = judge(study, summarise(study))
+    assert math.isnan(comparison.sampling.mean)
+    assert not comparison.sampling.unreadable

@@ -261,7 +261,9 @@ def test_the_caption_names_mixers_of_another_width(write_records: Write) -> None
     content = json.loads(path.read_text())
     for arm, channels in zip(content["arms"][1:], (97, 65, 97), strict=True):
         arm["matching"]["mixer_channels"] = {"target": [128], "achieved": [channels]}
+    content["arms"][1]["matching"]["mismatch"] = -0.05
     path.write_text(json.dumps(content))
+    assert "the largest mismatch left is 5 % (ssm)" in " ".join(build(records)[0].caption)
     assert (
         "Their mixers differ in width: 97 channels instead of 128 (ssm and gru); 65 channels instead of 128 "
         "(attention)."

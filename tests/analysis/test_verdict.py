@@ -47,6 +47,8 @@ def test_word_and_qualifier(
     (c,) = judged(write_records({"conv": BASE, "ssm": plus(*differences)}))
     assert (c.word, c.qualifier) == (word, qualifier)
     assert qualifier in c.sentence
+    assert ("but by" in c.sentence) == (qualifier == "by less than the margin")
+    assert c.sentence.count("±1") == 1, "the margin is named, and once"
 
 
 @pytest.mark.parametrize("word", ["helps", "hurts"])
@@ -88,6 +90,41 @@ def test_a_luckily_small_spread_is_told_only_where_it_decides(write_records: Wri
     assert "closer to one another" not in c.sentence
 
 
+def test_an_equivalence_by_luck_is_told(write_records: Write) -> None:
+    (c,) = judged(write_records({"conv": BASE, "ssm": plus(0.0, 0.25, -0.25, 0.0, 0.25)}))
+    assert (c.word, c.word_at_sampling_error) == ("equivalent", "undecided")
+    assert "with the latter it would be undecided." in c.sentence
+
+
+@pytest.mark.parametrize(
+    ("values", "guess", "guessing"),
+    [
+        ([1.5, 1.52, 1.49, 1.51, 1.5], "", False),
+        ([1.98, 1.985, 1.975, 1.98, 1.985], "zlib -9 (2.0000 bits per byte)", True),
+        ([2.5, 2.52, 2.49, 2.51, 2.5], "zlib -9 (2.0000 bits per byte)", True),
+    ],
+)
+def test_where_less_is_better_a_guess_is_beaten_from_below(
+    write_records: Write, values: list[float], guess: str, guessing: bool
+) -> None:
+    unit = "bits per byte"
+    metric = {"name": "bpb", "unit": unit, "difference_unit": unit, "higher_is_better": False}
+    baselines = [{"case": None, "name": "zlib -9", "value": 2.0}]
+    pair = {"conv": values, "ssm": values[::-1]}
+    records = write_records(pair, metric=metric, margin=0.03, baselines=baselines)
+    for arm, seed in records.ids:
+        records.edit(arm, seed, metrics={"test": {"bpb": pair[arm][seed]}})
+    (c,) = judged(records)
+    assert (c.guess, c.guessing) == (guess, guessing)
+
+
+def test_one_arm_that_beats_the_guess_is_enough_though_a_seed_of_it_does_not(write_records: Write) -> None:
+    pair = {"conv": [50.0, 51.0, 49.0, 50.5, 49.5], "ssm": [97.0, 99.0, 99.0, 99.0, 99.0]}
+    records = write_records(pair, baselines=[{"case": None, "name": "a guess", "value": 96.25}])
+    (c,) = judged(records)
+    assert (c.word, c.guess) == ("helps", "")
+
+
 def test_a_verdict_that_rests_on_the_luck_of_another_comparison_says_whose_seeds_are_close(
     write_records: Write,
 ) -> None:
@@ -100,6 +137,7 @@ def test_a_verdict_that_rests_on_the_luck_of_another_comparison_says_whose_seeds
     assert (c.word, c.word_at_sampling_error) == ("helps", "undecided")
     assert "The seeds are closer" not in c.sentence
     assert "other comparisons as well, and seeds of theirs are closer to one another" in c.sentence
+    assert "with the latter it would be undecided." in c.sentence
 
 
 def test_undecided_says_what_could_be_seen_and_how_many_seeds_would_decide(write_records: Write) -> None:
@@ -124,6 +162,7 @@ def test_no_verdict_below_three_seeds(write_records: Write, seeds: int) -> None:
     assert c.word == "no verdict"
     noun = "seed" if seeds == 1 else "seeds"
     assert f"{seeds} paired {noun} finished and a verdict takes at least 3" in c.sentence
+    assert (" (1 paired seed)" if seeds == 1 else "] (95 % t interval, 2 paired seeds)") in c.sentence
 
 
 def test_no_seeds_at_all(write_records: Write) -> None:
@@ -133,6 +172,7 @@ def test_no_seeds_at_all(write_records: Write) -> None:
     (c,) = judged(records)
     assert (c.word, c.n) == ("no verdict", 0)
     assert "0 paired seeds" in c.sentence
+    assert "Provisional" not in c.sentence, "there is no verdict that it could be said of"
 
 
 HELPING, HURTING = plus(2.25, 2.5, 2.0, 2.75, 2.25), plus(-2.25, -2.5, -2.0, -2.75, -2.25)
@@ -158,8 +198,9 @@ def test_survivors_only_count_against_the_arm_that_diverged(
         records.edit(arm, 4, status="diverged", error="loss is NaN", metrics={})
     (c,) = judged(records)
     assert (c.word, c.qualifier, c.unfinished) == (word, "", 0)
+    assert bool(re.search(r"\bp [<=]", c.sentence)) == (word != "no verdict")
     for arm in diverged:
-        assert f"1 of 5 {arm} trials diverged" in c.sentence
+        assert c.sentence.count(f"1 of 5 {arm} trials diverged") == 1
 
 
 NEAR = plus(2.0, -2.0, 1.0, -1.5, 0.5)
@@ -189,13 +230,30 @@ IN_VAIN = (
 def test_looks_go_on_where_further_seeds_could_decide(
     write_records: Write, values: list[float], diverged: dict[str, list[int]], said: str
 ) -> None:
-    records = write_records({"conv": BASE, "ssm": values}, planned_looks=[5, 9])
+    records = write_records({"conv": BASE, "ssm": values}, planned_looks=[5, 9, 20])
     for arm, seeds in diverged.items():
         for seed in seeds:
             records.edit(arm, seed, status="diverged", error="loss is NaN", metrics={})
     (c,) = judged(records)
     assert what_follows([c], 5, 9) == said
     assert ("The next look is at 9." in c.sentence) == c.is_open == (said in (ANOTHER_LOOK, NO_VERDICT_YET))
+    assert ("To be judged at 5, 9 and 20 seeds" in c.sentence) == (c.word != "no verdict")
+
+
+@pytest.mark.parametrize(
+    ("arms", "said"),
+    [
+        ({"near": NEAR, "tied": BASE}, ANOTHER_LOOK),
+        ({"tied": BASE, "worse": HURTING}, NO_VERDICT_YET),
+        ({"worse": HURTING, "better": HELPING}, DECIDED),
+    ],
+)
+def test_a_look_is_taken_while_any_comparison_is_open(
+    write_records: Write, arms: dict[str, list[float]], said: str
+) -> None:
+    comparisons = judged(write_records({"conv": BASE, **arms}, planned_looks=[5, 9]))
+    assert what_follows(comparisons, 5, 9) == said
+    assert what_follows(comparisons[::-1], 5, 9) == said
 
 
 def test_the_difference_between_survivors_is_called_that(write_records: Write) -> None:
@@ -236,6 +294,9 @@ def test_identical_results_are_called_identical(write_records: Write) -> None:
     assert "check that the switch" not in c.sentence  # the same score from different predictions
     (three,) = judged(write_records({"conv": BASE[:3], "ssm": BASE[:3]}))
     (two,) = judged(write_records({"conv": BASE[:2], "ssm": BASE[:2]}))
+    records = write_records({"conv": BASE, "ssm": BASE})
+    (records.folder("ssm", 4) / "result.json").unlink()
+    assert "Up to 53 % of further seeds may differ" in judged(records)[0].sentence, "of four, not of five"
     (once,) = judged(write_records({"conv": BASE, "ssm": plus(0.0, 0.25, -0.25, 0.5, -0.5)}))
     assert [each.identical for each in (three, two, once)] == [True, False, False]
     assert [dataclasses.replace(each, guessing=True).label for each in (three, two)] == [
@@ -287,6 +348,39 @@ def test_holm_over_the_family_can_take_a_verdict_back(write_records: Write) -> N
     assert many[0].interval.low > 0  # the interval is not adjusted: the sentence has to say what is
     assert "after Holm over 3 comparisons" in many[0].sentence
     assert apart[0].word == "helps"
+
+
+def test_holm_over_the_family_can_take_an_equivalence_and_a_qualifier_back(write_records: Write) -> None:
+    noise = {"b": plus(2.0, -2.0, 1.0, -1.5, 0.5), "c": plus(-2.0, 2.0, -1.5, 1.0, 0.5)}
+    for differences, alone, among_three in (
+        ((0.75, -1.0, 0.75, 0.25, -0.5), "equivalent", "undecided"),
+        ((1.5, 2.5, 1.25, 2.75, 1.75), "helps (> margin)", "helps"),
+    ):
+        arms = {"conv": BASE, "ssm": plus(*differences)}
+        (one,), (first, *_) = judged(write_records(arms)), judged(write_records(arms | noise))
+        assert (one.label, first.label) == (alone, among_three)
+
+
+def test_what_could_be_seen_is_less_among_several_comparisons(write_records: Write) -> None:
+    """Both numbers are at the level over the size of the family."""
+    noise = plus(2.0, -1.0, 1.0, -0.5, 1.5)
+    (alone,) = judged(write_records({"conv": BASE, "ssm": noise}))
+    several = judged(write_records({"conv": BASE, "ssm": noise, "b": NEAR, "c": NEAR}))[0]
+    (at_a_third,) = judged(write_records({"conv": BASE, "ssm": noise}, alpha=0.05 / 3))
+    assert alone.minimum_detectable < several.minimum_detectable == at_a_third.minimum_detectable
+    assert alone.seeds_needed < several.seeds_needed == at_a_third.seeds_needed
+
+
+def test_the_p_that_is_said_is_the_adjusted_one(write_records: Write) -> None:
+    """Of two comparisons, Holm's method doubles the smaller p."""
+    close, closer = plus(0.25, 0.5, -0.75, 0.75, -0.25), plus(0.25, 0.25, -0.5, 0.75, -0.25)
+    pair = judged(write_records({"conv": BASE, "close": close, "closer": closer}))
+    weak, weaker = plus(2.0, 0.5, 1.25, 0.5, 2.0), plus(2.0, 0.25, 1.0, 0.25, 2.0)
+    other, _ = judged(write_records({"conv": BASE, "weak": weak, "weaker": weaker}))
+    assert [each.word for each in (*pair, other)] == ["equivalent", "equivalent", "helps"]
+    for c, p, said in ((pair[1], pair[1].p_equivalence, "equivalence p"), (other, other.p, "seeds, p")):
+        assert f"{said} = {2 * p:.3f} after Holm over 2 comparisons" in c.sentence
+        assert f"{p:.3f}" not in c.sentence
 
 
 def test_seeds_are_paired_by_number_not_by_position(write_records: Write) -> None:
@@ -369,4 +463,6 @@ def test_one_test_set_for_all_seeds_is_said_to_be_outside_the_interval(write_rec
         np.savez(path, **(arrays | {"example": np.arange(400)}))
     (c,) = judged(records)
     assert c.sampling.test_sets == "the same"
-    assert "All seeds share one test set" in c.sentence
+    assert c.sampling.mean < c.sampling.one_seed
+    own = f"whose own sampling error ({c.sampling.mean:.2f} points, standard error) is not in the interval"
+    assert f"All seeds share one test set, {own}." in c.sentence

@@ -139,7 +139,9 @@ def test_one_answer_is_that_of_the_last_token() -> None:
 def test_the_head_is_tied_where_it_can_be() -> None:
     model = build("ssm")
     assert model.fc.weight is model.embed.weight
-    assert build("ssm", tied=False).fc.weight.shape == model.embed.weight.shape
+    untied = build("ssm", tied=False)
+    assert untied.fc.weight is not untied.embed.weight
+    assert untied.fc.weight.shape == untied.embed.weight.shape
     assert build("ssm", task=ONE).fc.weight.shape == (3, 8)
     assert model.fc.bias is None, "the embedding has none"
 
@@ -150,6 +152,17 @@ def test_without_positions_equal_tokens_are_equal(position: str) -> None:
     """Where the mixer knows no order, a place can be told by its position only."""
     logits = build("identity", position=position, init="fan-in")(torch.full((1, LENGTH), 3))
     assert torch.equal(logits[:, :1].expand_as(logits), logits) == (position == "none")
+
+
+@pytest.mark.parametrize("position", ["none", "learned", "sinusoidal"])
+def test_learned_positions_do_not_decay(position: str) -> None:
+    """Nor does what a mixer names, and everything else does."""
+    model = build("ssm,conv", position=position)
+    exempt = model.no_weight_decay()
+    of_mixers = {name for name in exempt if ".mixer." in name}
+    assert of_mixers
+    assert all(name.startswith("blocks.0.") for name in of_mixers)
+    assert exempt - of_mixers == ({"pos_embed"} if position == "learned" else set())
 
 
 @pytest.mark.parametrize(("init", "std"), [(None, 0.02), ("fixed", 0.02), ("fan-in", 256**-0.5)])
@@ -194,7 +207,9 @@ def test_sines_and_cosines() -> None:
             angle = torch.tensor(position / 10_000 ** (2 * pair / 6))
             torch.testing.assert_close(waves[row, 2 * pair], angle.sin())
             torch.testing.assert_close(waves[row, 2 * pair + 1], angle.cos())
-    assert sinusoidal(0, 2, like[:, :5]).shape == (2, 5)
+    odd = like[:, :5]  # the last sine is without its cosine
+    angle = torch.tensor(3 / 10_000 ** (4 / 5))
+    torch.testing.assert_close((sinusoidal(3, 1, odd) / (odd.std() * 2**0.5))[0, 4], angle.sin())
 
 
 def test_positions_are_of_the_type_of_the_embedding() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from experiments.interface import MixerFactory, TaskSpec
 from experiments.skeletons import SKELETONS, option_defaults
-from experiments.skeletons.dense import PerPixel, UPerNet
+from experiments.skeletons.dense import ConvNormAct, PerPixel, UPerNet
 from mixers import MIXERS, InputError
 from mixers.base import TokenMixer
 
@@ -136,6 +136,13 @@ def test_only_the_pyramid_pooling_tells_a_pixel_of_the_whole_image() -> None:
     assert reach(PerPixel([4], 3), [4]) == 1 / 256
     assert reach(UPerNet([4], 3, 8, pooling=False), [4]) < 0.1
     assert reach(UPerNet([4], 3, 8, pooling=True), [4]) == 1
+
+
+def test_behind_a_convolution_come_batch_norm_and_relu() -> None:
+    torch.manual_seed(0)
+    layer, x = ConvNormAct(3, 4, 3), torch.randn(2, 3, 5, 6)
+    normed = F.batch_norm(F.conv2d(x, layer.conv.weight, padding=1), None, None, training=True)
+    torch.testing.assert_close(layer(x), normed.clamp(min=0))
 
 
 def test_upernet_is_mmsegmentations() -> None:

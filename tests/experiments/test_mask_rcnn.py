@@ -137,6 +137,8 @@ def test_anchors_and_what_is_cut_out(head: str, smallest: int, ratios: int) -> N
     assert anchors.num_anchors_per_location() == [ratios] * 5
     pools = (detector.roi_heads.box_roi_pool, detector.roi_heads.mask_roi_pool)
     assert [(pool.output_size, pool.sampling_ratio) for pool in pools] == [((7, 7), 2), ((14, 14), 2)]
+    answers = (detector.roi_heads.box_predictor.cls_score, detector.roi_heads.mask_predictor.mask_fcn_logits)
+    assert [answer.weight.shape[0] for answer in answers] == [81, 81], "the background and 80 classes"
     assert (detector.transform.min_size, detector.transform.max_size) == ((200,), 320)
     assert (detector.transform.image_mean, detector.transform.image_std) == ([0.0] * 3, [1.0] * 3)
 

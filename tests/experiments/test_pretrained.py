@@ -39,12 +39,16 @@ def femto_file(femto: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory)
 
 
 def trial(
-    weights: Path | str, classes: int = 3, mixer: str = "conv", skeleton: str = "mambaout-femto"
+    weights: Path | str,
+    classes: int = 3,
+    mixer: str = "conv",
+    skeleton: str = "mambaout-femto",
+    task: str = "",
 ) -> Trial:
     return build.resolve(
         MIXERS.parse_pattern(mixer),
         SKELETONS.parse(skeleton),
-        TASKS.parse(f"images(data=nowhere, classes={classes}, size=64)"),
+        TASKS.parse(task or f"images(data=nowhere, classes={classes}, size=64)"),
         Recipe(weights=str(weights)),
         seed=0,
     )
@@ -163,6 +167,10 @@ def test_another_number_of_classes_gets_a_new_classifier(femto_file: Path) -> No
         ),
         ({"skeleton": "mambaout-kobe"}, "are not of this mambaout-kobe: stages.2.blocks.10"),
         ({"skeleton": "mambaout-femto(expansion_ratio=3)"}, "is of another shape"),
+        (
+            {"skeleton": "causal-lm", "task": "parity", "mixer": "identity"},
+            "are not of this causal-lm: blocks",
+        ),
     ],
 )
 def test_weights_of_another_model_are_refused(femto_file: Path, change: dict[str, str], words: str) -> None:
@@ -185,6 +193,8 @@ def test_what_is_not_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
         trial(tmp_path / "none.pth")
     with pytest.raises(InputError, match="timm has no weights for mambaout-nano, only for mambaout-femto"):
         trial("timm", skeleton="mambaout-nano")
+    with pytest.raises(InputError, match="timm has no weights for isotropic-tiny, only for mambaout-femto"):
+        trial("timm", skeleton="isotropic-tiny")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     with pytest.raises(InputError, match="mambaout_femto are not on this disk, and nothing is downloaded"):
         trial("timm")
@@ -255,8 +265,11 @@ def test_evaluate_counts_what_it_passed_over(
     folder = write_digits(tmp_path, {"train": 2, "val": 3})
     next((folder / "val" / "digit_1").iterdir()).write_bytes(b"no image")
     command = f"evaluate --skeleton mambaout-femto --weights {femto_file} --loaders 0 --task.data {folder}"
-    assert run_ablation.main([*command.split(), "--task.size", "32", "--task.unreadable", "skip"]) == 0
-    assert "8 images answered, 1 passed over" in capsys.readouterr().out
+    options = "--task.size 32 --task.unreadable skip --skeleton.act silu"
+    assert run_ablation.main([*command.split(), *options.split()]) == 0
+    said = capsys.readouterr().out
+    assert "8 images answered, 1 passed over" in said
+    assert "act=silu" in said
 
 
 def test_a_detector_starts_from_a_classifier(femto: torch.nn.Module, femto_file: Path) -> None:
@@ -275,6 +288,8 @@ def test_a_detector_starts_from_a_classifier(femto: torch.nn.Module, femto_file:
         if name.startswith(("head.", "stage_norms.")):
             assert torch.equal(value, fresh[name]), name
     assert not torch.equal(loaded["stages.3.blocks.0.fc1.weight"], fresh["stages.3.blocks.0.fc1.weight"])
+    with pytest.raises(InputError, match="are not of this mambaout-femto"):
+        build_model(detector, new_head=False)  # whose heads nobody has trained
 
 
 @pytest.mark.parametrize("mixer", ["identity", "pooling", "random", "conv"])

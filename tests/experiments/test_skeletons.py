@@ -11,7 +11,7 @@ from zlib import crc32
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
+from timm.layers import DropPath, resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -112,11 +112,12 @@ def test_the_mixers_are_told_where_they_are(skeleton):
         assert grid_rank == 2
         return Identity(dim, grid_rank)
 
+    size = SKELETONS.load(skeleton)
     with torch.device("meta"):
-        SKELETONS.load(skeleton)(make, TASK)
-    stages, layers = zip(*places, strict=True)
-    assert layers == tuple(range(len(layers)))
-    assert list(stages) == sorted(stages)
+        size(make, TASK)
+    depths = size.depths if hasattr(size, "depths") else [size.depth]
+    stages = [stage for stage, depth in enumerate(depths) for _ in range(depth)]
+    assert places == [(stage, layer) for layer, stage in enumerate(stages)]
 
 
 @pytest.mark.parametrize("skeleton", ON_IMAGES)
@@ -190,6 +191,16 @@ def test_options_given_win_over_the_preset():
     options = SKELETONS.resolve(given, option_defaults(given)).options
     assert (options["act"], options["conv_ratio"], options["drop_path"]) == ("gelu", 0.5, 0.3)
     assert (options["expansion_ratio"], options["bias"]) == (2.0, False)
+
+
+@pytest.mark.parametrize("skeleton", SMALL)
+def test_what_is_switched_off_is_off(skeleton):
+    blocks = [
+        next(module for module in build(skeleton, **options).modules() if isinstance(module, GatedBlock))
+        for options in ({}, {"gate": False, "bias": False})
+    ]
+    assert [block.fc1.out_features // block.fc2.in_features for block in blocks] == [2, 1]
+    assert [block.fc1.bias is None and block.fc2.bias is None for block in blocks] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -376,10 +387,14 @@ def test_positions_are_resized_as_timm_does(size):
 
 
 def test_images_are_padded_at_the_right_and_at_the_bottom():
-    embed = SKELETONS.load("isotropic-nano")(factory("identity"), TASK, patch_size=4).patch_embed
-    image = images(1, 2, 6, 9)
+    """And each patch has a position of its own, the padded ones too."""
+    task = TaskSpec(input="image", channels=2, grid=(6, 9), classes=5)
+    model = SKELETONS.load("isotropic-nano")(factory("identity"), task, patch_size=4)
+    image = images(1, 2, *task.grid)
     padded = F.pad(image, (0, 3, 0, 2))
-    assert torch.equal(embed(image), embed(padded))
+    tokens = model.patch_embed(image)
+    assert torch.equal(tokens, model.patch_embed(padded))
+    assert model.pos_embed.shape == tokens.shape[1:] == (2, 3, model.dim)
 
 
 def test_without_positions_a_skeleton_of_pointwise_mixers_ignores_the_order():
@@ -445,6 +460,18 @@ def test_drop_path_drops_whole_branches():
     torch.manual_seed(0)
     dropped = (block(x) == x).flatten(1).all(1)
     assert 16 < dropped.sum() < 48
+
+
+@pytest.mark.parametrize("skeleton", ON_IMAGES)
+@pytest.mark.parametrize("asked", [None, 0.0, 0.3])
+def test_drop_path_is_what_was_asked_for_and_none_is_none(skeleton, asked):
+    size = SKELETONS.load(skeleton)
+    with torch.device("meta"):
+        model = size(factory("identity"), TASK, drop_path=asked)
+    rates = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
+    last = size.drop_path_rate if asked is None else asked
+    assert rates == sorted(rates)
+    assert max(rates, default=0.0) == pytest.approx(last)
 
 
 # ---- switches of the blocks

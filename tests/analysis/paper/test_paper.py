@@ -497,6 +497,18 @@ def test_models_of_reference_are_marked() -> None:
     assert marked == ["MambaOut-Tiny", "MambaOut-Small", "MambaOut-Base"]
 
 
+def test_what_papers_call_flops_and_count_as_macs_is_headed_macs() -> None:
+    """The rows of reference have the numbers, under the headings, of MambaOut's Table 1."""
+    first, later = table_of([], "table_1"), table_of([], "later_models")
+    key, other = (
+        next(column.key for column in table.columns if column.heading == "MACs (G)")
+        for table in (first, later)
+    )
+    macs = {row["model"].text: row[key].value for row in first.rows}
+    for row in later.rows[:3]:
+        assert row[other].value == macs[row["model"].text]
+
+
 def test_without_any_record(tmp_path: Path) -> None:
     report = write_paper(tmp_path / "paper", tmp_path / "no runs")
     assert report.studies == ()

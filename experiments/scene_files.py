@@ -10,6 +10,14 @@ writes
     FOLDER/annotations/own_{training,validation}.json               one object per plain digit, its class
     FOLDER/annotations/relation_{training,validation}.json          1 of the framed one's class, 2 of another
 
+Our tasks read them with
+
+    --task "ade20k(data=FOLDER, classes=10, annotations=annotations_key, crop=128)"
+    --task "coco(data=FOLDER, classes=10, train_annotations=annotations/own_training.json,
+      train_images=images/training, test_annotations=annotations/own_validation.json,
+      test_images=images/validation)" --skeleton "mambaout-pico(head=mask-rcnn-slim)"
+      --train.label-smoothing 0
+
 The digits of the two splits are those of the training and test splits of seed 0. The plain ones are drawn
 regardless of the framed one, as in the task `scenes`: about a tenth are of its class, and whoever answers a
 digit's own class where the framed one's is asked is right on 10 % of the pixels. As `scenes-detect` draws

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -129,11 +130,11 @@ def test_a_failed_write_leaves_the_old_file(write_records: Write, monkeypatch: p
     records = write_records(ACCURACIES)
     (records.study / "table.md").write_text("the last good one")
 
-    def no_space(*_: object) -> None:
-        raise OSError("no space left on device")
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("os.replace", no_space)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(InputError, match=r"no report can be written in .*: Input/output error"):
         report_on(records)
     assert (records.study / "table.md").read_text() == "the last good one"
     assert not [path for path in records.study.rglob(".*") if path.is_file()]

@@ -36,7 +36,9 @@ def make_plan(tiny_trial: MakeTrial) -> Callable[..., Plan]:
             for place, case in enumerate(study.all_cases())
             for arm in study.all_arms()
         )
-        return Plan("test", study, arms, {"metric": {"name": "score", "higher_is_better": higher_is_better}})
+        return Plan(
+            "test", study, "key", arms, {"metric": {"name": "score", "higher_is_better": higher_is_better}}
+        )
 
     return make
 

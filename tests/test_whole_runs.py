@@ -460,14 +460,20 @@ def search_of(study: Path) -> None:
     )
 
 
-def test_a_rate_that_was_not_tried_is_not_the_worst(
-    study: Path, tmp_path: Path, ablate: Ablate, capsys: pytest.CaptureFixture[str], monkeypatch: Any
-) -> None:
+def start_a_search(study: Path, runs: Path, ablate: Ablate, status: str) -> list[Any]:
+    """Let one of two learning rates come to nothing; what was asked for, to be asked for again."""
     search_of(study)
-    arguments = ["--study", study, "--runs", tmp_path / "runs", "--seeds", 1, "--workers", 1]
-    with monkeypatch.context() as patch:
-        patch.setattr(study_commands, "_executor", lambda asked: Interrupted("not run"))
+    arguments = ["--study", study, "--runs", runs, "--seeds", 1, "--workers", 1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_commands, "_executor", lambda asked: Interrupted(status))
         assert ablate(*arguments) == 1
+    return arguments
+
+
+def test_a_rate_that_was_not_tried_is_not_the_worst(
+    study: Path, tmp_path: Path, ablate: Ablate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = start_a_search(study, tmp_path / "runs", ablate, "not run")
     said = capsys.readouterr().out
     assert "conv lr 0.001 seed 1000 not run" in said
     assert "the learning rates cannot be chosen yet, 2 trials short" in said
@@ -477,13 +483,9 @@ def test_a_rate_that_was_not_tried_is_not_the_worst(
 
 
 def test_a_failed_search_trial_is_named(
-    study: Path, tmp_path: Path, ablate: Ablate, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    study: Path, tmp_path: Path, ablate: Ablate, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    search_of(study)
-    arguments = ["--study", study, "--runs", tmp_path / "runs", "--seeds", 1, "--workers", 1]
-    with monkeypatch.context() as patch:
-        patch.setattr(study_commands, "_executor", lambda asked: Interrupted("failed"))
-        assert ablate(*arguments) == 1
+    arguments = start_a_search(study, tmp_path / "runs", ablate, "failed")
     said = capsys.readouterr().out
     assert "  conv: 0.003 of 2" in said, "it counts as worst"
     assert "conv lr 0.001 seed 1000 failed: no such luck; log " in said

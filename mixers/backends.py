@@ -28,6 +28,8 @@ MAMBA_SSM_STATES = 256
 """The most that mamba-ssm's scan has per channel."""
 MORE_STATES = f"d_state above {MAMBA_SSM_STATES}"
 """What a call with more needs of a backend."""
+NOTHING: frozenset[str] = frozenset()
+FLOAT64 = frozenset({"float64"})
 
 calls: Counter[str] = Counter()
 """How often each backend ran in this process, except inside torch.compile; those of "ssd" and "conv" with
@@ -211,7 +213,7 @@ OPERATIONS: dict[str, Operation] = {
         },
         {"u": (1, 100, 4), "delta": (1, 100, 4), "A": (4, 4), "B": (1, 100, 4), "C": (1, 100, 4)}
         | {"D": (4,), "delta_bias": (4,)},
-        lambda scan, u, delta, A, *others: scan(u, delta, -A.exp(), *others, None, False),
+        lambda scan, u, delta, A, *others: scan(u, delta, -A.exp(), *others, None, False, True),
     ),
     "ssd": Operation(
         SSD_BACKENDS,
@@ -257,7 +259,12 @@ def resolve(
         ValueError: unknown name, or a named backend that lacks something in `needs`.
         BackendUnavailable: a named backend that does not run on this device or machine; holds the fix.
     """
-    key = requested, torch.device(device).type, frozenset(needs), operation
+    return _choice(requested, torch.device(device).type, frozenset(needs), operation)
+
+
+def _choice(requested: str, device: str, needs: frozenset[str], operation: str) -> tuple[str, str]:
+    """`resolve`, for a type of device."""
+    key = requested, device, needs, operation
     if key in _choices:
         return _choices[key]
     choice = _resolve_auto(*key[1:]) if requested == "auto" else _resolve_named(*key)
@@ -266,11 +273,11 @@ def resolve(
     return choice
 
 
-def run(operation: str, requested: str, needs: Collection[str], first: Tensor, *others: Any) -> Any:
+def run(operation: str, requested: str, needs: frozenset[str], first: Tensor, *others: Any) -> Any:
     """Resolve the backend from the first tensor's device and the active autograd transforms, count the call,
     and run it.
     """
-    name = _loaded(requested, first.device.type, frozenset(needs), operation)
+    name = _loaded(requested, first.device.type, needs, operation)
     if not torch.compiler.is_compiling():  # a counter inside a compiled graph would recompile it on each call
         calls[name if operation == "scan" else f"{operation}: {name}"] += 1
     return OPERATIONS[operation].backends[name].kernel(first, *others)
@@ -296,6 +303,12 @@ def in_forward_mode() -> bool:
 
 
 @_known_to_the_compiler
+def chosen(operation: str, requested: str, device: str) -> str:
+    """The name of the backend that runs a call which needs nothing special; errors as in `resolve`."""
+    return _choice(requested, device, NOTHING, operation)[0]
+
+
+@_known_to_the_compiler
 def _loaded(requested: str, device: str, needs: frozenset[str], operation: str) -> str:
     """The name of the backend that will run, whose kernel is loaded.
 
@@ -306,7 +319,7 @@ def _loaded(requested: str, device: str, needs: frozenset[str], operation: str) 
     transforms = _functorch.get_interpreter_stack()  # None outside of torch.func; vmap alone is no obstacle
     if transforms and any(each.key() == _functorch.TransformType.Grad for each in transforms):
         needs |= {"torch.func"}
-    name, _ = resolve(requested, device, needs, operation)
+    name, _ = _choice(requested, device, needs, operation)
     _ = OPERATIONS[operation].backends[name].kernel
     return name
 

@@ -116,7 +116,12 @@ class TokenMixer(nn.Module, ABC):
 
 def as_sequence(x: Tensor) -> Tensor:
     """(B, *grid, C) -> (B, L, C) in raster order."""
-    return x.flatten(1, -2)
+    return x if x.ndim == 3 else x.flatten(1, -2)
+
+
+def as_grid(x: Tensor, shape: torch.Size) -> Tensor:
+    """(B, L, C) -> `shape`, (B, *grid, C): the inverse."""
+    return x if x.shape == shape else x.view(shape)
 
 
 def require_odd(name: str, size: int) -> None:

@@ -133,7 +133,9 @@ class DepthwiseConv(TokenMixer):
         return math.prod(grid) * self.weight.numel()
 
 
-def causal_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, silu: bool) -> Tensor:
+def causal_conv_reference(
+    x: Tensor, weight: Tensor, bias: Tensor, silu: bool, channels_first: bool = False
+) -> Tensor:
     """y[t] = sum over j < k of weight[k - 1 - j] x[t - j] + bias, from zeros before the first token.
 
     Args:
@@ -141,6 +143,8 @@ def causal_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, silu: bool) -
         weight: (C, k).
         bias: (C,).
         silu: return SiLU(y).
+        channels_first: a kernel that can lets the result have channels before length in memory; here it is
+            the same.
 
     Returns:
         (B, L, C).
@@ -187,16 +191,19 @@ class CausalConv(TokenMixer, backends.HasBackend):
         return {"kernel_size": 4} if grid_rank == 1 else {}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._convolve(x, silu=False)
+        return self._convolve(x, False)
 
-    def silu(self, x: Tensor) -> Tensor:
-        """SiLU of the result, taken by the same kernel where one can."""
-        return self._convolve(x, silu=True)
+    def silu(self, x: Tensor, channels_first: bool = False) -> Tensor:
+        """SiLU of the result, taken by the same kernel where one can, and on a sequence laid out in memory as
+        `causal_conv_reference` says.
+        """
+        return self._convolve(x, True, channels_first)
 
-    def _convolve(self, x: Tensor, silu: bool) -> Tensor:
+    def _convolve(self, x: Tensor, silu: bool, channels_first: bool = False) -> Tensor:
         if self.operation is not None:
-            needs = {"float64"} if x.dtype == torch.float64 else set()
-            y: Tensor = backends.run("conv", self.backend, needs, x, self.weight, self.bias, silu)
+            needs = backends.FLOAT64 if x.dtype == torch.float64 else backends.NOTHING
+            inputs = x, self.weight, self.bias, silu, channels_first
+            y: Tensor = backends.run("conv", self.backend, needs, *inputs)
             return y
         if self.grid_rank == 1:
             return causal_conv_reference(x, self.weight, self.bias, silu)

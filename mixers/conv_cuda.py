@@ -12,7 +12,9 @@ TAPS = (2, 3, 4)
 _VECTOR = 8  # channels
 
 
-def causal_conv_cuda(x: Tensor, weight: Tensor, bias: Tensor, silu: bool) -> Tensor:
+def causal_conv_cuda(
+    x: Tensor, weight: Tensor, bias: Tensor, silu: bool, channels_first: bool = False
+) -> Tensor:
     """Arguments and result as in `mixers.conv.causal_conv_reference`.
 
     Raises:
@@ -26,10 +28,10 @@ def causal_conv_cuda(x: Tensor, weight: Tensor, bias: Tensor, silu: bool) -> Ten
         raise ValueError(f"causal-conv1d has 2 to 4 taps, got {weight.shape[1]}; use backend='reference'")
     if torch.is_autocast_enabled("cuda"):  # as torch's convolutions do
         x = x.to(torch.get_autocast_dtype("cuda"))
-    channels_first = x.contiguous().transpose(1, 2)
-    if x.shape[2] % _VECTOR or x.shape[1] == 1:
+    x = x.transpose(1, 2).contiguous() if channels_first else x.contiguous().transpose(1, 2)
+    if x.shape[1] % _VECTOR or x.shape[2] == 1:
         # copied even if torch takes it for contiguous, as it does a single token of any strides: the package
         # looks at the strides
-        channels_first = channels_first.clone(memory_format=torch.contiguous_format)
-    y: Tensor = causal_conv1d_fn(channels_first, weight, bias, activation="silu" if silu else None)
+        x = x.clone(memory_format=torch.contiguous_format)
+    y: Tensor = causal_conv1d_fn(x, weight, bias, activation="silu" if silu else None)
     return y.transpose(1, 2)

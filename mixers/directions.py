@@ -29,8 +29,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from mixers import backends
 from mixers.backends import HasBackend
-from mixers.base import State, TokenMixer, as_sequence
+from mixers.base import State, TokenMixer, as_grid, as_sequence
 from mixers.conv import CausalConv, DepthwiseConv
 from mixers.identity import Identity
 from mixers.scan_orders import ScanPattern, raster
@@ -65,6 +66,14 @@ class ScanCore(nn.Module, HasBackend, ABC):
         """Names of parameters that weight decay must leave alone."""
         return set()
 
+    def reads_channels_first(self, device: str) -> bool:
+        """Whether its kernel on such a device wants channels before length in memory: mamba-ssm's scan does.
+
+        A convolution in front then writes them so. Turned behind it instead, the gradients of the scan and of
+        the linear maps beside it would meet in two layouts, and adding them would take as long as a copy.
+        """
+        return self.operation == "scan" and backends.chosen("scan", self.backend, device) == "mamba_ssm"
+
 
 class ConvolvedPass(ScanCore):
     """conv -> SiLU -> core, all in the order of one pass.
@@ -83,8 +92,9 @@ class ConvolvedPass(ScanCore):
 
     def forward(self, u: Tensor, *, reverse: bool = False) -> Tensor:
         """(B, L, C) -> (B, L, C)."""
-        convolved = self.conv.silu(u.flip(1)).flip(1) if reverse else self.conv.silu(u)
-        y: Tensor = self.core(convolved, reverse=reverse)
+        channels_first = self.core.reads_channels_first(u.device.type)
+        convolved = self.conv.silu(u.flip(1) if reverse else u, channels_first)
+        y: Tensor = self.core(convolved.flip(1) if reverse else convolved, reverse=reverse)
         return y
 
     def step(self, u: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,10 +159,12 @@ class ScanMixer(TokenMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         u = as_sequence(self._convolve(x) if self.convolved_before else x)  # (B, L, C)
-        return self.run_passes(u, x.shape[1:-1]).view(x.shape)
+        return as_grid(self.run_passes(u, x.shape[1:-1]), x.shape)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        return self.conv.silu(x) if isinstance(self.conv, CausalConv) else F.silu(self.conv(x))
+        if not isinstance(self.conv, CausalConv):
+            return F.silu(self.conv(x))
+        return self.conv.silu(x, self.scans[0].reads_channels_first(x.device.type))
 
     def run_passes(self, u: Tensor, grid: Sequence[int]) -> Tensor:
         """(B, L, C) -> (B, L, C)."""
@@ -170,11 +182,13 @@ class ScanMixer(TokenMixer):
 
     def _walk(self, u: Tensor, cores: Iterator[ScanCore]) -> Tensor:
         """The next passes, over one segment (B, l, C), added up."""
-        passes = [(next(cores), reverse) for reverse in self.pattern.directions]
-        if u.shape[1] == 0:  # a phase of a grid smaller than the step
-            return u
-        first, *others = (core(u, reverse=reverse) for core, reverse in passes)
-        return sum(others, first)
+        total: Tensor | None = None
+        for reverse in self.pattern.directions:
+            core = next(cores)
+            if u.shape[1] > 0:  # else a phase of a grid smaller than the step
+                y = core(u, reverse=reverse)
+                total = y if total is None else total + y
+        return u if total is None else total
 
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
         through_conv = self.conv.dependency_mask(grid)

@@ -96,16 +96,16 @@ def selective_scan(
     B = _expand("B", B, (u.shape[0], u.shape[1], A.shape[1]))
     C = _expand("C", C, (u.shape[0], u.shape[1], A.shape[1]))
     inputs = (u, delta, A, B, C, D, delta_bias, initial_state)
-    needs = set()
-    if any(t is not None and t.dtype == torch.float64 for t in inputs):
-        needs.add("float64")
+    needs = backends.NOTHING
+    if torch.float64 in [t.dtype for t in inputs if t is not None]:
+        needs |= backends.FLOAT64
     if A.shape[1] > backends.MAMBA_SSM_STATES:
-        needs.add(backends.MORE_STATES)
+        needs |= {backends.MORE_STATES}
     if initial_state is not None:
-        needs.add("initial_state")
+        needs |= {"initial_state"}
     if return_state and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        needs.add("state_gradient")
-    y, last_state = backends.run("scan", backend, needs, *inputs, reverse)
+        needs |= {"state_gradient"}
+    y, last_state = backends.run("scan", backend, needs, *inputs, reverse, return_state)
     return (y, last_state) if return_state else y
 
 
@@ -145,23 +145,26 @@ def _check_shapes(
 ) -> None:
     if u.ndim != 3 or u.shape[1] == 0:
         raise ValueError(f"u must be (batch, length, dim) with length >= 1, got {tuple(u.shape)}")
-    batch, length, dim = u.shape
+    batch, _, dim = u.shape
     if A.ndim != 2 or A.is_complex():
         raise ValueError(f"A must be real (dim, d_state), got {A.dtype} of shape {tuple(A.shape)}")
-    expected = {
-        "delta": (delta, (batch, length, dim)),
-        "A": (A, (dim, A.shape[1])),
-        "D": (D, (dim,)),
-        "delta_bias": (delta_bias, (dim,)),
-        "initial_state": (initial_state, (batch, dim, A.shape[1])),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} must be {shape} for u {tuple(u.shape)}, got {tuple(tensor.shape)}")
+    for name, tensor, shape in (
+        ("delta", delta, u.shape),
+        ("A", A, (dim, A.shape[1])),
+        ("D", D, (dim,)),
+        ("delta_bias", delta_bias, (dim,)),
+        ("initial_state", initial_state, (batch, dim, A.shape[1])),
+    ):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(
+                f"{name} must be {tuple(shape)} for u {tuple(u.shape)}, got {tuple(tensor.shape)}"
+            )
 
 
 def _expand(name: str, tensor: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    if tensor.shape == shape:
+        return tensor
     fits = tensor.ndim == 3 and all(have in (1, want) for have, want in zip(tensor.shape, shape, strict=True))
     if not fits or tensor.shape[2] != shape[2]:
         raise ValueError(f"{name} must be {shape} or expandable to it, got {tuple(tensor.shape)}")
-    return tensor if tensor.shape == shape else tensor.expand(shape)
+    return tensor.expand(shape)

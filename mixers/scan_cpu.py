@@ -29,13 +29,16 @@ def selective_scan_cpu(
     delta_bias: Tensor | None = None,
     initial_state: Tensor | None = None,
     reverse: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Return `(y, last_state)`; arguments as in `mixers.scan.selective_scan`, computed in float32.
+    return_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """Return `(y, last_state)`, the latter None unless asked for; arguments as in
+    `mixers.scan.selective_scan`, computed in float32.
 
     Memory beyond inputs and outputs is the state once per 32 tokens, kept only when a gradient is wanted.
     Two calls give the same bits, whatever the number of threads.
     """
-    return _scan(u, delta, A, B, C, D, delta_bias, initial_state, reverse)
+    y, last_state = _scan(u, delta, A, B, C, D, delta_bias, initial_state, reverse)
+    return y, last_state if return_state else None
 
 
 # ---- threads -----------------------------------------------------------------------------------------------

@@ -34,8 +34,10 @@ def selective_scan_mamba_ssm(
     delta_bias: Tensor | None = None,
     initial_state: Tensor | None = None,
     reverse: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Return `(y, last_state)`; arguments as in `mixers.scan.selective_scan`, but the last state is detached.
+    return_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """Return `(y, last_state)`, the latter None unless asked for; arguments as in
+    `mixers.scan.selective_scan`, but the last state is detached.
 
     Raises:
         ValueError: what the kernel lacks: initial_state, float64, or d_state above 256.
@@ -46,26 +48,53 @@ def selective_scan_mamba_ssm(
         raise ValueError("mamba-ssm's scan has no float64; use backend='reference'")
     if A.shape[1] > MAMBA_SSM_STATES:
         raise ValueError(f"mamba-ssm's scan has d_state up to {MAMBA_SSM_STATES}, got {A.shape[1]}")
-    # the kernel wants u, delta, B and C in one dtype and A, D, delta_bias in float32
-    tensors = (
-        *(_to_kernel(u, reverse), _to_kernel(delta.to(u.dtype), reverse), A.float()),
-        *(_to_kernel(B.to(u.dtype), reverse), _to_kernel(C.to(u.dtype), reverse)),
+    # vmap, too, takes operators only
+    if torch.compiler.is_compiling() or _functorch.peek_interpreter_stack() is not None:
+        inputs = _to_kernel(u, delta, A, B, C, D, delta_bias, reverse=reverse)
+        y, last_state = _operator(*inputs, initial_state=None, reverse=False)
+        return _channels_last(y, reverse), last_state.detach() if return_state else None
+    scanned = _SelectiveScan.apply(u, delta, A, B, C, D, delta_bias, reverse, return_state)
+    return scanned if return_state else (scanned, None)
+
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+def _to_kernel(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    *,
+    reverse: bool,
+) -> Inputs:
+    """Turn the inputs into what the kernel wants: u, delta, B and C in one dtype, A, D and delta_bias in
+    float32.
+    """
+    return (
+        _channels_first(u, reverse),
+        _channels_first(delta.to(u.dtype), reverse),
+        A.float(),
+        _channels_first(B.to(u.dtype), reverse),
+        _channels_first(C.to(u.dtype), reverse),
         None if D is None else D.float(),
         None if delta_bias is None else delta_bias.float(),
     )
-    # vmap, too, takes operators only
-    if torch.compiler.is_compiling() or _functorch.peek_interpreter_stack() is not None:
-        y, last_state = _operator(*tensors, initial_state=None, reverse=False)
-    else:
-        y, last_state = _SelectiveScan.apply(*tensors)
-    y = y.flip(-1) if reverse else y
-    return y.transpose(1, 2), last_state.detach()
 
 
-def _to_kernel(t: Tensor, reverse: bool) -> Tensor:
+def _channels_first(t: Tensor, reverse: bool) -> Tensor:
     """(batch, length, channels) -> (batch, channels, length), contiguous, in the order of the scan."""
     t = t.transpose(1, 2)
-    return (t.flip(-1) if reverse else t).contiguous()
+    return (t.flip(2) if reverse else t).contiguous()
+
+
+def _channels_last(t: Tensor, reverse: bool) -> Tensor:
+    """The inverse: (batch, channels, length) -> (batch, length, channels), in the order of the tokens."""
+    t = t.transpose(1, 2)
+    return t.flip(1) if reverse else t
 
 
 # ---- the compiled module: u, delta (batch, dim, length); B, C (batch, d_state, length) ---------------------
@@ -110,21 +139,35 @@ def _gradients(
 
 
 class _SelectiveScan(torch.autograd.Function):
-    """`(y, last_state)`, the latter without a gradient."""
+    """`(y, last_state)` as `selective_scan_mamba_ssm` returns them, or y alone.
+
+    What turns the tensors into the kernel's layout is inside, where autograd records none of it: outside it
+    would take as long to launch as the kernels themselves. Where a gradient's dtype is not its input's, as of
+    a bfloat16 D, autograd converts it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        y, states = _scan(*inputs)  # type: ignore[arg-type]
-        ctx.save_for_backward(*inputs, states)
+    def forward(ctx: Any, *inputs: Any) -> Tensor | tuple[Tensor, Tensor]:
+        *given, ctx.reverse, return_state = inputs
+        tensors = _to_kernel(*given, reverse=ctx.reverse)
+        y, states = _scan(*tensors)
+        ctx.save_for_backward(*tensors, states)
+        y = _channels_last(y, ctx.reverse)
+        if not return_state:
+            return y
         last_state = _last_state(states)
         ctx.mark_non_differentiable(last_state)
         return y, last_state
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True: the kernel's part would be left out without a word
             raise NotImplementedError("mamba-ssm's scan has no second derivative; use backend='reference'")
-        return _gradients(grad_y, *ctx.saved_tensors)
+        reverse = ctx.reverse
+        grads = _gradients(_channels_first(grad_y, reverse), *ctx.saved_tensors)
+        du, ddelta, dA, dB, dC, dD, dbias = grads
+        du, ddelta, dB, dC = (_channels_last(each, reverse) for each in (du, ddelta, dB, dC))
+        return du, ddelta, dA, dB, dC, dD, dbias, None, None
 
 
 # ---- as an operator ----------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -92,12 +92,12 @@ class ScanPattern:
     both_ways: bool = False
     segments: int = 1
 
-    @property
+    @cached_property
     def directions(self) -> tuple[bool, ...]:
         """The ways in which each order is walked, as values of `reverse`."""
         return (False, True) if self.both_ways else (False,)
 
-    @property
+    @cached_property
     def visits(self) -> int:
         """How many passes visit each token."""
         return len(self.orders) * len(self.directions)

@@ -19,8 +19,10 @@ def selective_scan_reference(
     delta_bias: Tensor | None = None,
     initial_state: Tensor | None = None,
     reverse: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Return `(y, last_state)`; arguments as in `mixers.scan.selective_scan`.
+    return_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """Return `(y, last_state)`, the latter None unless asked for; arguments as in
+    `mixers.scan.selective_scan`.
 
     The computation is in the widest dtype of the inputs, float32 at least. `y` has `u`'s dtype, `last_state`
     that of the computation. Autograd keeps the state of every token, so memory is
@@ -47,4 +49,4 @@ def selective_scan_reference(
     y = torch.stack(ys[::-1] if reverse else ys, dim=1)  # (batch, length, dim)
     if D is not None:
         y = y + x * D.to(dtype)
-    return y.to(u.dtype), h
+    return y.to(u.dtype), h if return_state else None

@@ -47,7 +47,7 @@ def ssd_scan(
         ValueError: the backend asked for by name does not exist or cannot do float64.
         mixers.backends.BackendUnavailable: the backend asked for by name does not run here.
     """
-    needs = {"float64"} if torch.float64 in (x.dtype, delta.dtype) else set()
+    needs = backends.FLOAT64 if torch.float64 in (x.dtype, delta.dtype) else backends.NOTHING
     scanned: tuple[Tensor, Tensor | None] = backends.run(
         "ssd", backend, needs, x, delta, A, B, C, D, initial_state, chunk_size, return_state
     )

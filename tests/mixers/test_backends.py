@@ -22,6 +22,7 @@ from experiments.build import choose_backend
 from mixers import MIXERS, InputError, backends, scan_cpu
 from mixers.conv import causal_conv_reference
 from mixers.conv_cuda import causal_conv_cuda
+from mixers.s6 import SelectiveScan
 from mixers.scan import selective_scan
 from mixers.scan_cuda import selective_scan_mamba_ssm
 from mixers.scan_reference import selective_scan_reference
@@ -339,9 +340,21 @@ def test_adapter_compiles_in_one_graph(mamba_ssm: None) -> None:
 
 def test_adapter_gives_the_kernel_one_dtype(mamba_ssm: None) -> None:
     u, delta, A, B, C, D, bias = make_inputs()
-    y, last_state = selective_scan_mamba_ssm(u.bfloat16(), delta, A, B, C.bfloat16(), D.bfloat16(), bias)
+    inputs = u.bfloat16(), delta, A, B, C.bfloat16(), D.bfloat16(), bias
+    y, last_state = selective_scan_mamba_ssm(*(t.requires_grad_() for t in inputs))
     assert y.dtype == torch.bfloat16
+    assert last_state is not None
     assert last_state.dtype == torch.float32
+    # the kernel returns gradients in its own dtypes, autograd those of the inputs
+    for given, gradient in zip(inputs, torch.autograd.grad(y.sum(), inputs), strict=True):
+        assert gradient.dtype == given.dtype
+
+
+def test_adapter_leaves_out_the_last_state(mamba_ssm: None) -> None:
+    inputs = make_inputs()
+    y, none = selective_scan_mamba_ssm(*inputs, return_state=False)
+    assert none is None
+    torch.testing.assert_close(y, selective_scan_mamba_ssm(*inputs)[0], rtol=0, atol=0)
 
 
 def test_adapter_refuses_what_the_kernel_lacks(mamba_ssm: None) -> None:
@@ -433,6 +446,7 @@ def causal_conv1d_stand_in(x, weight, bias=None, *, activation=None):  # type: i
     assert x.stride(2) == 1 or (channels_last and x.shape[1] % 8 == x.stride(2) % 8 == x.stride(0) % 8 == 0)
     past = F.pad(x, (weight.shape[1] - 1, 0)).to(weight)
     y = F.conv1d(past, weight[:, None], bias, groups=len(weight)).to(x.dtype)
+    y = y.mT.contiguous().mT if channels_last else y
     return {None: y, "silu": F.silu(y)}[activation]
 
 
@@ -488,7 +502,26 @@ def test_causal_conv1d_in_either_layout(
         torch.randn(channels),
     )
     inputs = x, weight, bias, silu
-    torch.testing.assert_close(causal_conv_cuda(*inputs), causal_conv_reference(*inputs))
+    expected = causal_conv_reference(*inputs)
+    torch.testing.assert_close(causal_conv_cuda(*inputs), expected)
+    y = causal_conv_cuda(*inputs, channels_first=True)
+    torch.testing.assert_close(y, expected)
+    assert y.mT.is_contiguous()
+
+
+@pytest.mark.parametrize("conv", ["causal", "per-pass"])
+@pytest.mark.parametrize("scan", ["mamba_ssm", "reference"])
+def test_a_convolution_writes_what_the_scan_reads(
+    other_kernels: None, monkeypatch: pytest.MonkeyPatch, conv: str, scan: str
+) -> None:
+    """Channels before length for mamba-ssm's scan, after it for any other."""
+    read: list[Tensor] = []
+    names = {"scan": scan, "conv": "causal_conv1d"}
+    monkeypatch.setattr(backends, "_choice", lambda *call: (names[call[3]], ""))
+    monkeypatch.setattr(SelectiveScan, "scan", lambda self, u, *others: read.append(u) or u)
+    mixer = MIXERS.create(MIXERS.parse(f"ssm(conv={conv}, kernel_size=4)"), 8, 1)
+    mixer(torch.randn(2, 5, 8))
+    assert [u.mT.is_contiguous() for u in read] == [scan == "mamba_ssm"] * 2
 
 
 @pytest.mark.parametrize("chunk_size", [1, 5, 64, 1000])

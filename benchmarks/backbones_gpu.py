@@ -2,6 +2,7 @@
 
     python benchmarks/backbones_gpu.py             femto and tiny, bfloat16, compiled, 224 x 224; some minutes
     python benchmarks/backbones_gpu.py --sizes femto --batch 64 --no-compile
+    python benchmarks/backbones_gpu.py --sizes femto --only "mambaout-femto, conv" "timm mambaout_femto"
 
 A step is forward under autocast, cross-entropy, backward and AdamW, in channels-last memory. Images per
 second come from the median step, memory is the allocator's peak over the steps. Every model has a process of
@@ -221,6 +222,7 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--sizes", nargs="+", choices=sorted(PEERS), default=sorted(PEERS))
+    parser.add_argument("--only", nargs="+", metavar="MODEL", help="rows of the table, by their names")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--limit", type=float, default=300, help="seconds that a size may take to compile")
@@ -231,13 +233,19 @@ def main() -> None:
         sys.exit("There is no GPU here; --device cpu --tiny --no-compile tries the script out.")
     side, sizes = (32, ["femto"]) if options.tiny else (224, options.sizes)
     batch, steps = (2, 1) if options.tiny else (options.batch, options.steps)
+    by_size = [models(side, size) for size in sizes]
+    known = [row.name for rows in by_size for row in rows]
+    unknown = sorted(set(options.only or ()) - set(known))
+    if unknown:
+        sys.exit(f"There is no {', '.join(unknown)} (known: {'; '.join(known)}).")
+    if options.only:
+        by_size = [[row for row in rows if row.name in options.only] for rows in by_size]
     setting = Setting(options.device, batch, side, steps, options.compile)
     hardware = torch.cuda.get_device_name() if options.device == "cuda" else processor_name()
     how = "compiled" if options.compile else "not compiled"
     print(f"{hardware}, torch {torch.__version__}, timm {timm.__version__}")
     print(f"bfloat16, {how}, batch {batch}, {side} x {side}, medians of {steps} steps")
     print(f"{'model':32s} {'parameters':>11s} {'images/s':>10s} {'peak GiB':>9s}  scan", flush=True)
-    by_size = [models(side, size) for size in sizes]
     # the compiler's own processes, which would otherwise be one per processor for every model
     most = max(map(len, by_size))
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(1 + (os.cpu_count() or 1) // most))

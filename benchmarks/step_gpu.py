@@ -142,6 +142,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--bfloat16", action="store_true", help="weights and inputs")
+    parser.add_argument("--mixer", nargs="+", choices=sorted(MIXER_AND_KERNELS), default=[*MIXER_AND_KERNELS])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="one small shape, to try the script out")
     options = parser.parse_args()
@@ -152,7 +153,8 @@ def main() -> None:
     print(f"{hardware}, {dtype}, python {platform.python_version()}, torch {torch.__version__}")
     worst: dict[str, float] = {}
     print(f"{'':5s} {'(B, L, C)':18s} {'mixer ms':>10s} {'direct ms':>10s} {'ratio':>7s} {'difference':>12s}")
-    for name, (_, operation, _) in MIXER_AND_KERNELS.items():
+    for name in options.mixer:
+        _, operation, _ = MIXER_AND_KERNELS[name]
         chosen, reason = backends.resolve("auto", options.device, operation=operation)
         if options.device == "cuda" and chosen != "mamba_ssm":
             print(f"{name:5s} not measured: {operation} runs on {chosen} ({reason})")

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from mixers.directions import Conv, KernelSize, Scan, ScanCore, ScanMixer
 from mixers.scan_orders import scan_pattern
 
+_TOKENS = 2**15
+"""Taken at a time: cuDNN refuses a sequence of 65,536."""
+
 
 class GRUCore(ScanCore):
     """One pass of a GRU with as many hidden units as channels; the hidden state is the output."""
@@ -20,7 +23,11 @@ class GRUCore(ScanCore):
 
     def forward(self, u: Tensor, *, reverse: bool = False) -> Tensor:
         """(B, L, C) -> (B, L, C)."""
-        y: Tensor = self.gru(u.flip(1) if reverse else u)[0]
+        hidden, parts = None, []
+        for part in (u.flip(1) if reverse else u).split(_TOKENS, dim=1):
+            y, hidden = self.gru(part, hidden)
+            parts.append(y)
+        y = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         return y.flip(1) if reverse else y
 
     def step(self, u: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -551,6 +551,14 @@ def test_gru_both_ways_is_that_of_torch() -> None:
     close(mixer(x), (forward + backward) / 2)
 
 
+def test_gru_takes_a_long_sequence_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    core, u = GRUCore(4).double(), torch.randn(2, 7, 4, dtype=torch.float64)
+    whole = [core(u, reverse=reverse) for reverse in (False, True)]
+    monkeypatch.setattr("mixers.gru._TOKENS", 3)
+    for reverse, expected in enumerate(whole):
+        torch.testing.assert_close(core(u, reverse=bool(reverse)), expected)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("bias", [0.0, -30.0, -200.0, 60.0])
 @pytest.mark.parametrize("reverse", [False, True])

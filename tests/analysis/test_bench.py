@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from analysis import bench
 from analysis.bench import BOTH
@@ -78,8 +80,32 @@ def test_a_crossing_within_the_spread_of_the_times_is_not_told(spread: list[floa
 
 
 @pytest.mark.parametrize("attention", [[1.0, None, 16.0], [None, None, 16.0], [1.0, 2.0, None]])
-def test_a_crossing_at_a_length_that_was_not_measured_is_not_told(attention: list[float | None]) -> None:
-    assert bench.crossovers(lines(scan=[4.0, 4.0, 4.0], attention=attention)) == []
+@pytest.mark.parametrize("scan", [[4.0, 4.0, 4.0], [4.0, None, 4.0]])
+def test_a_crossing_at_a_length_that_was_not_measured_is_not_told(
+    attention: list[float | None], scan: list[float | None]
+) -> None:
+    assert bench.crossovers(lines(scan=scan, attention=attention)) == []
+
+
+@pytest.mark.parametrize(
+    ("ratios", "apart", "crossing"),
+    [
+        ([-1.0, 1.0, -1.0, 1.0], [True, True, True, True], 4 * 2**0.5),
+        ([-1.0, 0.5, -1.0, 1.0], [True, False, False, True], 4 * 2**0.5),
+        ([-1.0, 1.0, -0.5, 1.0], [True, True, False, True], 2**0.5),  # what it does in between is chance
+    ],
+)
+def test_the_last_crossing_counts(ratios: list[float], apart: list[bool], crossing: float) -> None:
+    assert bench._crossing([1, 2, 4, 8], ratios, apart) == (pytest.approx(crossing), True)
+
+
+def test_each_width_has_crossings_of_its_own() -> None:
+    faster = [point("attention", length, length**2 / 200_000) for length in (256, 1024, 4096)]
+    wide = [each | {"dim": 1024} for each in (*POINTS[:3], *faster)]
+    assert bench.crossovers([*POINTS, *wide]) == [
+        f"At {dim} channels attention becomes slower than scan at a length of about {length} tokens."
+        for dim, length in (("8", "1,000"), ("1,024", "2,000"))
+    ]
 
 
 def test_of_many_crossings_the_caption_of_the_figure_says_where_they_are(tmp_path: Path) -> None:
@@ -95,15 +121,25 @@ def test_of_many_crossings_the_caption_of_the_figure_says_where_they_are(tmp_pat
         assert bench.RULE in section
 
 
-@pytest.mark.parametrize(
-    ("batches", "said"), [([3, 3, 3], "batch 3"), ([16, 4, 1], "4,096 tokens at each length")]
-)
+@pytest.mark.parametrize(("batches", "said"), [([3, 3], "batch 3"), ([4, 1], "1,024 tokens at each length")])
 def test_table_and_figure_say_what_a_pass_is_over(batches: list[int], said: str, tmp_path: Path) -> None:
-    points = [point("scan", 256 * 4**index, 5.0, batch) for index, batch in enumerate(batches)]
+    short, long = batches
+    points = [point("scan", 256, 5.0, short), point("scan", 1024, None, long)]
     bench.write(tmp_path, points, MACHINE)
     assert f"A pass is over the whole batch ({said})" in (tmp_path / "bench.md").read_text()
     assert f"at 8 channels, {said}: median" in (tmp_path / "bench_8.md").read_text()
     assert (tmp_path / "bench_8.svg").read_text().count(f">{said}<") == 2  # below both panels
+
+
+def test_names_are_beside_their_lines() -> None:
+    axes = Figure().add_subplot()
+    for name, values in {"high": [0, 9], "low": [5, 1], "short": [4]}.items():
+        axes.plot(values, label=name)
+    bench._name_lines(axes, 2.0)
+    heights = {text.get_text(): text.xy[1] for text in axes.texts if isinstance(text, Annotation)}
+    low, high = axes.get_ylim()
+    wanted = {"low": 1, "short": 4, "high": 9}
+    assert heights == pytest.approx({name: (end - low) / (high - low) for name, end in wanted.items()})
 
 
 def test_names_beside_lines_do_not_overlap_and_stay_within_the_axes() -> None:

@@ -298,8 +298,8 @@ class BenchRequest:
     batch: Annotated[int | None, flag("N", "1")] = None
     """Sequences at every length."""
     tokens: Annotated[int | None, flag("N", "none")] = None
-    """In place of --batch: equal work at every length, N tokens in N / L sequences. On a GPU, short
-    lengths at batch 1 measure how fast kernels are launched."""
+    """In place of --batch: as many tokens at every length, in N / L sequences. At batch 1 short lengths
+    measure on a GPU how fast kernels are launched."""
     seconds: float = 0.5
     """To measure each point for; one that would take far longer is skipped, and said to be."""
     dtype: Literal["float32", "bfloat16"] = "float32"

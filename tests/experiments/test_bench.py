@@ -79,7 +79,7 @@ def test_what_would_take_too_long_is_skipped_and_said() -> None:
     assert skipped.median_ms is None
 
 
-def test_equal_work_without_macs_is_expected_to_take_equally_long() -> None:
+def test_as_many_tokens_without_macs_are_expected_to_take_equally_long() -> None:
     before = bench.Point("pooling", bench.FORWARD, 8, 16, 64, "torch", 0, 1.0, median_ms=50.0)
     after = bench.Point("pooling", bench.FORWARD, 8, 1024, 1, "torch", 0, 1.0)
     assert bench._too_slow(after, before, seconds=0.01) is None
@@ -155,7 +155,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("options", "batches"), [("--tokens 32", {8: 4, 16: 2, 32: 1}), ("--batch 3", {8: 3, 16: 3, 32: 3})]
 )
-def test_work_is_equal_at_each_length_or_the_batch_is(
+def test_tokens_are_equal_at_each_length_or_the_batch_is(
     options: str, batches: dict[int, int], tmp_path: Path
 ) -> None:
     fixed = "--mixer identity --length 8 16 32 --dim 8 --seconds 0.001"

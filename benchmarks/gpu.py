@@ -6,8 +6,8 @@
 It runs `doctor`, the parity tests marked `gpu`, the scan by backend (`scan_gpu.py`), the mixers beside
 mamba-ssm's kernels called directly (`step_gpu.py`), training steps of whole models beside timm's
 (`backbones_gpu.py`) and of detectors and segmenters (`dense_gpu.py`), and time and memory of every mixer
-against the length (`run_ablation.py bench`), in float32 and bfloat16. What they print goes to
-experiments/results/gpu/ with the GPU's name, under a heading with hardware and versions.
+against the length, at equal numbers of tokens (`run_ablation.py bench`), in float32 and bfloat16. What they
+print goes to experiments/results/gpu/ with the GPU's name, under a heading with hardware and versions.
 `--tiny --device cpu` tries it out without a GPU.
 """
 
@@ -30,7 +30,9 @@ from experiments.code_version import ROOT, code_version
 from mixers import MIXERS
 
 LENGTHS = [256, 1024, 4096, 16384, 65536]
+TOKENS = 65536  # at every length: a single short sequence measures how fast kernels are launched
 TINY_LENGTHS = [16, 32]
+TINY_TOKENS = 64
 TESTS = ("tests/mixers/test_scan_triton.py", "tests/mixers/test_cuda_kernels.py")
 # these tests need none of the plugins that the others do; what a plugin that is there warns of is no failure
 PYTEST = ("-m", "pytest", "-o", "addopts=--import-mode=importlib -q", "-p", "no:benchmark", "-W", "default")
@@ -40,6 +42,7 @@ PACKAGES = ("torch", "triton", "mamba-ssm", "causal-conv1d")
 def commands(tiny: bool, device: str, out: Path) -> dict[str, list[str]]:
     """What to run, by the name of the file that takes what it prints."""
     lengths = [str(length) for length in (TINY_LENGTHS if tiny else LENGTHS)]
+    tokens = str(TINY_TOKENS if tiny else TOKENS)
     small = ["--device", device, *(["--tiny"] if tiny else [])]
     runs = {
         "doctor": ["run_ablation.py", "doctor"],
@@ -54,7 +57,8 @@ def commands(tiny: bool, device: str, out: Path) -> dict[str, list[str]]:
         width, seconds = ("16", "0.01") if tiny else ("512", "0.2")
         runs[f"mixers-{dtype}"] = [
             *("run_ablation.py", "bench", "--dim", width, "--seconds", seconds, "--dtype", dtype),
-            *("--device", device, "--runs", str(out / dtype), "--length", *lengths, "--mixer", *measured),
+            *("--device", device, "--runs", str(out / dtype), "--tokens", tokens, "--length", *lengths),
+            *("--mixer", *measured),
         ]
     tried = ["--tiny", "--no-compile"] if tiny else []
     runs["backbones"] = ["benchmarks/backbones_gpu.py", "--device", device, *tried]

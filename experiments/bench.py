@@ -1,8 +1,9 @@
 """Latency, throughput and memory of single token mixers against length and width.
 
-A point is one mixer at one length and width, forward, or forward and backward. Beside each stands the time
-below which this machine cannot go: what must be moved at the bandwidth of a large copy, or what must be
-computed at the speed of a large matrix product, both measured in the same run.
+A point is one mixer at one length and width, forward, or forward and backward. Beside each stands a limit:
+the time that moving input, output and weights takes at the bandwidth of a large copy, or computing at the
+speed of a large matrix product, both measured in the same run. Only a mixer that returns its input, or one
+whose tokens stay in a cache, takes less.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +32,7 @@ PATIENCE = 20.0
 """A point that would take so many times the seconds of a point, going by the one before, is skipped."""
 
 FAILED = "failed: "
-"""What a point was skipped for begins with this where it was an error."""
+"""What is said of a point without times begins with this where the reason was an error."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,13 @@ class Point:
         batch: sequences.
         backend: kernels of a scan, or "torch".
         macs: multiply-accumulates of the pass, the backward one counted twice.
-        limit_ms: time that moving or computing needs at least on this machine.
+        limit_ms: time that moving or computing takes at this machine's best.
         median_ms: of one pass.
         p20_ms: 20th percentile.
         p80_ms: 80th percentile.
-        peak_bytes: most memory in tensors at any moment of the pass, weights and input included.
-        skipped: why the point was not measured.
+        peak_bytes: most memory in tensors at any moment of a pass over the whole batch, weights and input
+            included. What is held from pass to pass, such as the work space of cuBLAS, is not.
+        skipped: what the table says in place of times, and why.
     """
 
     mixer: str
@@ -121,8 +123,7 @@ def measure_machine(device: str, dtype: str, threads: int) -> Machine:
 def bench(
     texts: Sequence[str],
     dims: Sequence[int],
-    lengths: Sequence[int],
-    batch: int,
+    batches: Mapping[int, int],
     seconds: float,
     machine: Machine,
 ) -> Iterator[Point]:
@@ -131,8 +132,7 @@ def bench(
     Args:
         texts: of mixers.
         dims: channels.
-        lengths: tokens.
-        batch: sequences.
+        batches: sequences, by their length in tokens.
         seconds: to measure each point for; at least 3 passes are made.
         machine: where.
 
@@ -143,9 +143,9 @@ def bench(
         for dim in dims:
             mixer, backend = _build(text, dim, machine)
             slowest: dict[str, Point] = {}
-            for length in sorted(lengths):
+            for length in sorted(batches):
                 for what in (FORWARD, BOTH):
-                    empty = _point(text, what, dim, length, batch, mixer, backend, machine)
+                    empty = _point(text, what, dim, length, batches[length], mixer, backend, machine)
                     point = _too_slow(empty, slowest.get(what), seconds) or _measure(
                         empty, mixer, seconds, machine
                     )
@@ -188,11 +188,12 @@ def _too_slow(point: Point, before: Point | None, seconds: float) -> Point | Non
     """The point as skipped, if going by the length before it would take far too long."""
     if before is None or before.median_ms is None:
         return None
-    growth = point.macs / before.macs if before.macs else point.length / before.length
+    tokens, tokens_before = point.batch * point.length, before.batch * before.length
+    growth = point.macs / before.macs if before.macs else tokens / tokens_before
     expected = before.median_ms / 1e3 * growth
     if 3 * expected <= PATIENCE * seconds:
         return None
-    return replace(point, skipped=f"a pass would take about {expected:.1f} s")
+    return replace(point, skipped=f"skipped: a pass would take about {expected:.1f} s")
 
 
 def _measure(point: Point, mixer: TokenMixer, seconds: float, machine: Machine) -> Point:
@@ -247,12 +248,13 @@ def _times(call: Callable[[], object], place: torch.device, seconds: float) -> l
 
 
 def _peak_bytes(call: Callable[[], object], mixer: nn.Module, x: Tensor) -> int:
+    held = sum(tensor.nbytes for tensor in (x, *mixer.parameters(), *mixer.buffers()))
     if x.device.type == "cuda":
-        call()  # Triton tries its configurations on the first one, with a buffer of 256 MB
+        call()  # on the first one Triton tries its configurations, and cuBLAS takes its work space of 32 MiB
+        before = torch.cuda.memory_allocated(x.device)
         torch.cuda.reset_peak_memory_stats(x.device)
         call()
-        return torch.cuda.max_memory_allocated(x.device)
-    held = sum(tensor.nbytes for tensor in (x, *mixer.parameters(), *mixer.buffers()))
+        return held + torch.cuda.max_memory_allocated(x.device) - before
     with LiveBytes() as live:
         call()
     return held + live.peak

@@ -176,28 +176,39 @@ def _published_top1(asked: request.EvaluateRequest, classes: int) -> str:
 def _bench(arguments: Sequence[str]) -> int:
     asked = command_line.read(request.BenchRequest(), arguments, "run_ablation.py bench")
     asked.check()
+    batches = asked.batches
     runs = Store(asked.runs).root  # it can be written to, or is refused before anything is measured
 
+    from analysis import quantities as q
     from analysis.bench import crossovers, write
     from experiments.bench import FAILED, bench, measure_machine
     from mixers import MIXERS
 
     mixers = asked.mixer or [name for name in MIXERS if 1 in MIXERS.load(name).grid_ranks]
     machine = measure_machine(asked.device, asked.dtype, asked.threads)
-    points, failed = [], False
+    points = []
+    print("mixer, batch x length x channels, pass, median time", flush=True)
     try:
-        for point in bench(mixers, asked.dim, asked.length, asked.batch, asked.seconds, machine):
+        for point in bench(mixers, asked.dim, batches, asked.seconds, machine):
             points.append(dataclasses.asdict(point))
-            took = f"skipped: {point.skipped}" if point.median_ms is None else f"{point.median_ms:9.3f} ms"
-            print(
-                f"{point.mixer:<28} {point.dim:>5} x {point.length:<6,} {point.what:<18} {took}", flush=True
-            )
-            failed |= (point.skipped or "").startswith(FAILED)
+            size = f"{point.batch:,} x {point.length:,} x {point.dim:,}"
+            took = point.skipped or f"{point.median_ms:9.3f} ms"
+            print(f"{point.mixer:<28} {size:<20} {point.what:<18} {took}", flush=True)
     finally:  # what was measured before an interruption is written, too
         for path in write(runs / "bench", points, dataclasses.asdict(machine)) if points else ():
             print(f"written  {path}")
     for sentence in crossovers(points):
         print(sentence)
+    failed = [
+        f"{point['mixer']} at {point['dim']:,} channels and {point['length']:,} tokens ({point['what']})"
+        for point in points
+        if (point["skipped"] or "").startswith(FAILED)
+    ]
+    if failed:
+        print(
+            f"failed: {len(failed):,} of {q.plural(len(points), 'point')}, and bench.md says why: "
+            f"{q.first_of(failed, 10)}"
+        )
     return 1 if failed else 0
 
 

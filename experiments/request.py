@@ -295,8 +295,11 @@ class BenchRequest:
     """Tokens."""
     dim: Annotated[tuple[int, ...], tyro.conf.arg(metavar="C ...")] = (64,)
     """Channels."""
-    batch: int = 1
-    """Sequences."""
+    batch: Annotated[int | None, flag("N", "1")] = None
+    """Sequences at every length."""
+    tokens: Annotated[int | None, flag("N", "none")] = None
+    """In place of --batch: as many tokens at every length, in N / L sequences. At batch 1 short lengths
+    measure on a GPU how fast kernels are launched."""
     seconds: float = 0.5
     """To measure each point for; one that would take far longer is skipped, and said to be."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -314,9 +317,28 @@ class BenchRequest:
         Raises:
             InputError: a number that makes no sense.
         """
-        require_at_least(1, self, "length", "dim", "batch", "threads")
+        require_at_least(1, self, "length", "dim", "batch", "tokens", "threads")
         if not 0 < self.seconds < float("inf"):
             raise InputError(f"--seconds must be positive and finite, got {self.seconds:g}")
+
+    @property
+    def batches(self) -> dict[int, int]:
+        """Sequences to measure with, by their length.
+
+        Raises:
+            InputError: both a batch and tokens, or tokens that some length does not divide.
+        """
+        if self.tokens is None:
+            return dict.fromkeys(self.length, 1 if self.batch is None else self.batch)
+        if self.batch is not None:
+            raise InputError("--tokens sets the batch of each length: give it or --batch, not both")
+        odd = [f"{length:,}" for length in self.length if self.tokens % length]
+        if odd:
+            raise InputError(
+                f"--tokens {self.tokens:,} cannot be cut into sequences of --length {' or '.join(odd)}: it "
+                "must be a multiple of every length"
+            )
+        return {length: self.tokens // length for length in self.length}
 
 
 @dataclass(frozen=True)

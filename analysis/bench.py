@@ -303,16 +303,19 @@ def _name_lines(axes: Axes, height: float) -> None:
     ends = (axes.transData - axes.transAxes).transform(last).tolist()
     rows = [str(line.get_label()).count("\n") + 1 for line in lines]
     places = _moved_apart([end for _, end in ends], [ROW * count / height for count in rows])
+    longest = max(right for right, _ in ends)
     for line, (right, end), place in zip(lines, ends, places, strict=True):
+        path = [(1.05, place), (1.08, place)]
+        if right == longest:  # from one that stops before, it would cross the axes as if it went on
+            path.insert(0, (right, end))
         axes.plot(
-            [right, 1.05, 1.08],
-            [end, place, place],
+            *zip(*path, strict=True),
             color=line.get_color(),
             alpha=line.get_alpha(),
             linewidth=0.5,
             marker=line.get_marker(),
             markersize=3,
-            markevery=[2],
+            markevery=[len(path) - 1],
             transform=axes.transAxes,
             clip_on=False,
         )

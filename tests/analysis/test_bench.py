@@ -142,6 +142,15 @@ def test_names_are_beside_their_lines() -> None:
     assert heights == pytest.approx({name: (end - low) / (high - low) for name, end in wanted.items()})
 
 
+def test_no_leader_crosses_the_axes_from_a_line_that_stops() -> None:
+    axes = Figure().subplots()
+    axes.plot([1, 2, 3], [1, 2, 3], label="whole")
+    axes.plot([1, 2], [2, 1], label="stopped")
+    bench._name_lines(axes, 2.0)
+    starts = [line.get_xdata()[0] for line in axes.get_lines()[2:]]
+    assert sorted(start > 1 for start in starts) == [False, True]  # in axes' units: 1 is the right edge
+
+
 def test_names_beside_lines_do_not_overlap_and_stay_within_the_axes() -> None:
     heights = [0.1, 0.2, 0.1, 0.1]
     assert bench._moved_apart([0.1, 0.4, 0.6, 0.9], heights) == pytest.approx([0.1, 0.4, 0.6, 0.9])

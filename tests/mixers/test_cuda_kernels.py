@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mixers import MIXERS, backends
+from mixers.scan import selective_scan
 
 pytestmark = [
     pytest.mark.gpu,
@@ -125,7 +126,28 @@ def test_mixers_run_on_what_is_there(text: str, autocast: bool) -> None:
         assert_near(mine.grad, theirs.grad, tolerance)
 
 
+@pytest.mark.parametrize("name", ["ssm", "ssd"])
+def test_a_second_derivative_is_refused(name: str) -> None:
+    kernel_or_skip({"ssm": "scan"}.get(name, name), "mamba_ssm")
+    mixer = MIXERS.create(MIXERS.parse(f"{name}({LM})"), 64, 1).cuda()
+    x = normal(2, 64, 64).requires_grad_()
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        torch.autograd.grad(mixer(x).sum(), x, create_graph=True)
+
+
+def test_vmap_over_mamba_ssms_scan() -> None:
+    kernel_or_skip("scan", "mamba_ssm")
+    u, delta, A = normal(3, 2, 70, 8), normal(3, 2, 70, 8), -normal(8, 4).abs()
+    B, C = normal(3, 2, 70, 4), normal(3, 2, 70, 4)
+
+    def scan(u: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        return selective_scan(u, delta, A, B, C, backend="mamba_ssm")
+
+    one_by_one = torch.stack([scan(*each) for each in zip(u, delta, B, C, strict=True)])
+    torch.testing.assert_close(torch.func.vmap(scan)(u, delta, B, C), one_by_one)
+
+
 def assert_near(ours: Tensor, exact: Tensor | None, tolerance: float) -> None:
     """Relative to the largest value."""
     assert exact is not None
-    assert float((ours.double() - exact).abs().max() / exact.abs().max()) < tolerance
+    assert float(((ours.double() - exact).abs().max() / exact.abs().max()).detach()) < tolerance

@@ -50,30 +50,21 @@ def selective_scan_mamba_ssm(
         raise ValueError(f"mamba-ssm's scan has d_state up to {MAMBA_SSM_STATES}, got {A.shape[1]}")
     # vmap, too, takes operators only
     if torch.compiler.is_compiling() or _functorch.peek_interpreter_stack() is not None:
-        inputs = _to_kernel(u, delta, A, B, C, D, delta_bias, reverse=reverse)
+        inputs = _to_kernel((u, delta, A, B, C, D, delta_bias), reverse)
         y, last_state = _operator(*inputs, initial_state=None, reverse=False)
         return _channels_last(y, reverse), last_state.detach() if return_state else None
-    scanned = _SelectiveScan.apply(u, delta, A, B, C, D, delta_bias, reverse, return_state)
+    scanned = _SelectiveScan.apply(reverse, return_state, u, delta, A, B, C, D, delta_bias)
     return scanned if return_state else (scanned, None)
 
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 
-def _to_kernel(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    *,
-    reverse: bool,
-) -> Inputs:
+def _to_kernel(inputs: Inputs, reverse: bool) -> Inputs:
     """Turn the inputs into what the kernel wants: u, delta, B and C in one dtype, A, D and delta_bias in
     float32.
     """
+    u, delta, A, B, C, D, delta_bias = inputs
     return (
         _channels_first(u, reverse),
         _channels_first(delta.to(u.dtype), reverse),
@@ -141,18 +132,18 @@ def _gradients(
 class _SelectiveScan(torch.autograd.Function):
     """`(y, last_state)` as `selective_scan_mamba_ssm` returns them, or y alone.
 
-    What turns the tensors into the kernel's layout is inside, where autograd records none of it: outside it
-    would take as long to launch as the kernels themselves. Where a gradient's dtype is not its input's, as of
-    a bfloat16 D, autograd converts it.
+    What turns the tensors into the kernel's layout is inside, where autograd records none of it: a short scan
+    takes as long as the host takes to launch it. Where a gradient's dtype is not its input's, as of a
+    bfloat16 D, autograd converts it.
     """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor | tuple[Tensor, Tensor]:
-        *given, ctx.reverse, return_state = inputs
-        tensors = _to_kernel(*given, reverse=ctx.reverse)
+    def forward(ctx: Any, reverse: bool, return_state: bool, *inputs: Any) -> Tensor | tuple[Tensor, Tensor]:
+        ctx.reverse = reverse
+        tensors = _to_kernel(inputs, reverse)
         y, states = _scan(*tensors)
         ctx.save_for_backward(*tensors, states)
-        y = _channels_last(y, ctx.reverse)
+        y = _channels_last(y, reverse)
         if not return_state:
             return y
         last_state = _last_state(states)
@@ -167,7 +158,7 @@ class _SelectiveScan(torch.autograd.Function):
         grads = _gradients(_channels_first(grad_y, reverse), *ctx.saved_tensors)
         du, ddelta, dA, dB, dC, dD, dbias = grads
         du, ddelta, dB, dC = (_channels_last(each, reverse) for each in (du, ddelta, dB, dC))
-        return du, ddelta, dA, dB, dC, dD, dbias, None, None
+        return None, None, du, ddelta, dA, dB, dC, dD, dbias
 
 
 # ---- as an operator ----------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def test_an_error_is_one_point_and_told_from_memory(
 
 
 def test_what_was_measured_before_an_interruption_is_written(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     points = bench.bench(["conv"], [8], {16: 1}, 0.01, MACHINE)
 
@@ -135,7 +135,8 @@ def test_what_was_measured_before_an_interruption_is_written(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bench, "bench", interrupted)
-    run_ablation.main(["bench", "--mixer", "conv", "--runs", str(tmp_path)])
+    assert run_ablation.main(["bench", "--mixer", "conv", "--runs", str(tmp_path)]) == 130
+    assert "kept until the same command measures all of it anew" in capsys.readouterr().err
     assert "| conv | 8 | 16 | 1 | forward |" in (tmp_path / "bench" / "bench.md").read_text()
 
 

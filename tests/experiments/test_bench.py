@@ -153,6 +153,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "| conv | 8 | 32 | 1 | forward |" in (tmp_path / "bench" / "bench.md").read_text()
 
 
+def test_what_is_named_twice_is_measured_once(tmp_path: Path) -> None:
+    """A line through the same lengths twice would go back and forth."""
+    options = "--mixer identity identity --length 8 8 --dim 8 8 --seconds 0.001"
+    assert run_ablation.main(["bench", *options.split(), "--runs", str(tmp_path)]) == 0
+    with open(tmp_path / "bench" / "bench.csv", newline="") as file:
+        assert [row["what"] for row in csv.DictReader(file)] == [bench.FORWARD, bench.BOTH]
+
+
 @pytest.mark.parametrize(
     ("options", "batches"), [("--tokens 32", {8: 4, 16: 2, 32: 1}), ("--batch 3", {8: 3, 16: 3, 32: 3})]
 )

@@ -1,7 +1,7 @@
 """Does this task need the SSM? The command line: parse, call, print. `--help` names the commands.
 
 Exit codes: 0 done, 1 some trials failed, 2 bad input; 130 interrupted and 143 told to end (SIGTERM, as in
-pre-emption), both after saving: the same command continues.
+pre-emption), both after saving: the same command continues, except for a bench, which begins anew.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         by_signal = isinstance(stopped, Terminated)
         what = "told to end (SIGTERM)" if by_signal else "interrupted"
-        print(f"\n{what}; finished trials are kept, the same command continues", file=sys.stderr)
+        then = "finished trials are kept, the same command continues"
+        if given[:1] == ["bench"]:
+            then = "what was measured is kept until the same command measures all of it anew"
+        print(f"\n{what}; {then}", file=sys.stderr)
         return 143 if by_signal else 130
 
 

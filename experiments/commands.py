@@ -185,11 +185,12 @@ def _bench(arguments: Sequence[str]) -> int:
     from mixers import MIXERS
 
     mixers = asked.mixer or [name for name in MIXERS if 1 in MIXERS.load(name).grid_ranks]
+    mixers, dims = list(dict.fromkeys(mixers)), list(dict.fromkeys(asked.dim))  # named twice, measured once
     machine = measure_machine(asked.device, asked.dtype, asked.threads)
     points = []
     print("mixer, batch x length x channels, pass, median time", flush=True)
     try:
-        for point in bench(mixers, asked.dim, batches, asked.seconds, machine):
+        for point in bench(mixers, dims, batches, asked.seconds, machine):
             points.append(dataclasses.asdict(point))
             size = f"{point.batch:,} x {point.length:,} x {point.dim:,}"
             took = point.skipped or f"{point.median_ms:9.3f} ms"

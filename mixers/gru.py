@@ -23,12 +23,17 @@ class GRUCore(ScanCore):
 
     def forward(self, u: Tensor, *, reverse: bool = False) -> Tensor:
         """(B, L, C) -> (B, L, C)."""
-        hidden, parts = None, []
-        for part in (u.flip(1) if reverse else u).split(_TOKENS, dim=1):
-            y, hidden = self.gru(part, hidden)
-            parts.append(y)
-        y = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        if reverse:
+            u = u.flip(1)
+        y = self.gru(u)[0] if u.shape[1] <= _TOKENS else self._in_parts(u)
         return y.flip(1) if reverse else y
+
+    def _in_parts(self, u: Tensor) -> Tensor:
+        hidden, ys = None, []
+        for part in u.split(_TOKENS, dim=1):
+            y, hidden = self.gru(part, hidden)
+            ys.append(y)
+        return torch.cat(ys, dim=1)
 
     def step(self, u: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """One token: (B, C) and (B, C) -> (B, C) and the next state."""

@@ -143,7 +143,8 @@ class _SelectiveScan(torch.autograd.Function):
         tensors = _to_kernel(inputs, reverse)
         y, states = _scan(*tensors)
         ctx.save_for_backward(*tensors, states)
-        y = _channels_last(y, reverse)
+        # detached, since autograd lets nobody write into a view that was made in here
+        y = _channels_last(y, reverse).detach()
         if not return_state:
             return y
         last_state = _last_state(states)

@@ -126,7 +126,7 @@ def test_an_error_is_one_point_and_told_from_memory(
 
 
 def test_what_was_measured_before_an_interruption_is_written(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     points = bench.bench(["conv"], [8], {16: 1}, 0.01, MACHINE)
 
@@ -135,7 +135,8 @@ def test_what_was_measured_before_an_interruption_is_written(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bench, "bench", interrupted)
-    run_ablation.main(["bench", "--mixer", "conv", "--runs", str(tmp_path)])
+    assert run_ablation.main(["bench", "--mixer", "conv", "--runs", str(tmp_path)]) == 130
+    assert "kept until the same command measures all of it anew" in capsys.readouterr().err
     assert "| conv | 8 | 16 | 1 | forward |" in (tmp_path / "bench" / "bench.md").read_text()
 
 
@@ -150,6 +151,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert all(float(row["bytes_per_second"]) > 1e8 for row in rows)
     assert (tmp_path / "bench" / "bench_8.png").stat().st_size > 0
     assert "| conv | 8 | 32 | 1 | forward |" in (tmp_path / "bench" / "bench.md").read_text()
+
+
+def test_what_is_named_twice_is_measured_once(tmp_path: Path) -> None:
+    """A line through the same lengths twice would go back and forth."""
+    options = "--mixer identity identity --length 8 8 --dim 8 8 --seconds 0.001"
+    assert run_ablation.main(["bench", *options.split(), "--runs", str(tmp_path)]) == 0
+    with open(tmp_path / "bench" / "bench.csv", newline="") as file:
+        assert [row["what"] for row in csv.DictReader(file)] == [bench.FORWARD, bench.BOTH]
 
 
 @pytest.mark.parametrize(

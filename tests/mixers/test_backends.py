@@ -357,6 +357,22 @@ def test_adapter_leaves_out_the_last_state(mamba_ssm: None) -> None:
     torch.testing.assert_close(y, selective_scan_mamba_ssm(*inputs)[0], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("return_state", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_the_adapter_returns_can_be_written_into(
+    mamba_ssm: None, reverse: bool, return_state: bool
+) -> None:
+    inputs = tuple(t.requires_grad_() for t in make_inputs())
+    y, _ = selective_scan_mamba_ssm(*inputs, reverse=reverse, return_state=return_state)
+    y_expected, _ = selective_scan_reference(*inputs, reverse=reverse)
+    y *= 2
+    y[:, 0] = 0
+    weight = torch.ones_like(y).index_fill(1, torch.tensor(0), 0)
+    ours = torch.autograd.grad(y.square().sum(), inputs)
+    theirs = torch.autograd.grad((2 * y_expected * weight).square().sum(), inputs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_adapter_refuses_what_the_kernel_lacks(mamba_ssm: None) -> None:
     inputs = make_inputs()
     with pytest.raises(ValueError, match="no initial_state"):

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.skeletons.blocks import PRESETS, GatedBlock
 from mixers import MIXERS
 from mixers.conv import CausalConv
-from mixers.gru import GRUCore
+from mixers.gru import GRU, GRUCore
 from mixers.long_conv import DIRECT_LENGTH, fft_conv, long_conv, long_conv_macs, toeplitz_conv
 from mixers.mamba import Mamba
 from mixers.mamba2 import Mamba2
@@ -552,11 +552,27 @@ def test_gru_both_ways_is_that_of_torch() -> None:
 
 
 def test_gru_takes_a_long_sequence_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    core, u = GRUCore(4).double(), torch.randn(2, 7, 4, dtype=torch.float64)
-    whole = [core(u, reverse=reverse) for reverse in (False, True)]
+    core, u = GRUCore(4).double(), torch.randn(2, 7, 4, dtype=torch.float64, requires_grad=True)
+
+    def run(reverse: bool) -> tuple[Tensor, ...]:
+        y = core(u, reverse=reverse)
+        return y, *torch.autograd.grad(y.square().sum(), [u, *core.parameters()])
+
+    whole = [run(reverse) for reverse in (False, True)]
     monkeypatch.setattr("mixers.gru._TOKENS", 3)
     for reverse, expected in enumerate(whole):
-        torch.testing.assert_close(core(u, reverse=bool(reverse)), expected)
+        torch.testing.assert_close(run(bool(reverse)), expected)
+
+
+def test_gru_takes_a_short_sequence_whole() -> None:
+    """Cut into one part, its gradient would have another layout and that of the convolution other bits."""
+    mixer = GRU(8, 1, scan="forward", conv="symmetric")
+    x = torch.randn(2, 33, 8, requires_grad=True)
+    y, expected = mixer(x), mixer.scans[0].gru(F.silu(mixer.conv(x)))[0]
+    gradients, those = (
+        torch.autograd.grad(each.square().sum(), [x, *mixer.parameters()]) for each in (y, expected)
+    )
+    assert all(map(torch.equal, gradients, those))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])

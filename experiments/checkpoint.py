@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from experiments.learner import Learner
 from experiments.machine import is_out_of_memory
 from experiments.store import TrialFolder, write_bytes
 
@@ -31,6 +33,60 @@ class Progress:
     waiting: float = 0.0  # seconds of these, up to the last save, in which the next batch was not there yet
     best_epoch: int = 0
     peak_memory: int = 0  # bytes that training took on a GPU
+
+
+class TrainState:
+    """What changes while a trial is trained: the loop changes it, the checkpoint holds it.
+
+    Args:
+        untrained: makes the learner as it is before the first step.
+        steps_per_epoch: updates.
+
+    Attributes:
+        learner: the model with its optimizer.
+        progress: where in the epochs it is.
+        best_weights: those of `progress.best_epoch`; None where it is the last epoch's that are tested.
+    """
+
+    def __init__(self, untrained: Callable[[], Learner], steps_per_epoch: int) -> None:
+        self._untrained = untrained
+        self.steps_per_epoch = steps_per_epoch
+        self.learner = untrained()
+        self.progress = Progress()
+        self.best_weights: dict[str, Tensor] | None = None
+
+    @property
+    def steps_done(self) -> int:
+        """Updates of the weights so far."""
+        return self.progress.epoch * self.steps_per_epoch + self.progress.step
+
+    def restore(self, saved: Mapping[str, Any]) -> str:
+        """Go on from a checkpoint; if it does not fit, as after a change of this code, start anew.
+
+        Returns:
+            Why it does not fit; nothing if it does.
+
+        Raises:
+            Exception: there is not the memory for it.
+        """
+        misfit = self._load_learner(saved)
+        if misfit:
+            del self.learner  # part of it may be restored already
+            self.learner = self._untrained()
+            return misfit
+        self.progress = Progress(**saved["progress"])
+        self.best_weights = saved["best_weights"]
+        return ""
+
+    def _load_learner(self, saved: Mapping[str, Any]) -> str:
+        """Restore the learner, perhaps in part; why it does not fit, if so."""
+        try:
+            self.learner.load_state_dict(saved)
+        except Exception as error:  # torch raises many kinds for a state that does not fit
+            if is_out_of_memory(error):
+                raise
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        return ""
 
 
 def write(folder: TrialFolder, state: Mapping[str, Any]) -> None:

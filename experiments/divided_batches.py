@@ -14,6 +14,8 @@ from experiments.ranks import Ranks
 from experiments.runtime import Runtime
 from experiments.skeletons.base import Skeleton
 from experiments.skeletons.moe import MixtureOfExperts
+from experiments.tasks.base import Batch, TaskData, chosen, share
+from experiments.tasks.reading import FilesRead
 from experiments.trial import Recipe
 from mixers.registry import InputError
 
@@ -31,6 +33,14 @@ def check_share(recipe: Recipe, ranks: Ranks) -> None:
             f"{', in pairs for mixup' if parts > ranks.count else ''}: --train.batch-size must be a multiple "
             f"of {parts}"
         )
+
+
+def own_share(batch: Batch, data: TaskData, ranks: Ranks) -> Batch:
+    """This rank's examples of a batch of these data; of files only those have been read."""
+    if ranks.count == 1 or isinstance(data, FilesRead):
+        return batch
+    places = share(len(batch.examples), ranks.rank, ranks.count)
+    return Batch(*(chosen(each, places) for each in batch))
 
 
 def with_whole_batches(

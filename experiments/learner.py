@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from experiments.recipe import (
     make_scheduler,
 )
 from experiments.runtime import Runtime
-from experiments.tasks.base import Batch, Task, part_of
+from experiments.tasks.base import Batch, Task, part_of, to_device
 from experiments.trial import Trial
 
 
@@ -88,6 +88,13 @@ class Learner:
         """That of the last update."""
         rate: float = self._optimizer.param_groups[0]["lr"]
         return rate
+
+    def on_device(self, batch: Batch) -> tuple[Any, Any]:
+        """A batch's inputs and targets where the model is, in the memory format that it computes in."""
+        inputs, targets = to_device((batch.inputs, batch.targets), self.device)
+        if self.runtime.channels_last and self.task.spec.input == "image" and isinstance(inputs, Tensor):
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs, targets
 
     def update(self, step: int, inputs: Any, targets: Any, count: int) -> float:
         """One update of the weights by a batch, unless its loss is not finite; that loss.
@@ -163,7 +170,7 @@ class Learner:
             "scaler": self._scaler.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a stored state.
 
         Raises:

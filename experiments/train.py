@@ -1,46 +1,36 @@
-"""One loop for every task: from a trial to its result, interruptible at any step."""
+"""One loop for every task: from a trial to its result, interruptible at any step.
+
+What one step does is in `learner`, how a model is tested in `evaluate`, and the files in `recorder`.
+"""
 
 from __future__ import annotations
 
 import math
 import random
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import safetensors.torch
 import torch
-from torch import Tensor
 
-from experiments import checkpoint
-from experiments.build import count_costs, create_task
-from experiments.checkpoint import Progress
-from experiments.divided_batches import check_share
+from experiments.build import create_task
+from experiments.checkpoint import Progress, TrainState
+from experiments.divided_batches import check_share, own_share
 from experiments.evaluate import Answers, EvaluationOutOfMemory, Evaluator
 from experiments.learner import Learner
-from experiments.machine import is_out_of_memory, provenance, torch_device
-from experiments.metrics_log import MetricsLog, Window
+from experiments.machine import provenance, torch_device
 from experiments.ranks import ALONE, Ranks
+from experiments.recorder import Recorder
+from experiments.result import Origin, Outcome
 from experiments.runtime import Runtime
 from experiments.sources import digests
-from experiments.store import TrialFolder, write_bytes
-from experiments.tasks.base import (
-    Batch,
-    Task,
-    TaskData,
-    chosen,
-    share,
-    to_device,
-)
+from experiments.store import TrialFolder
+from experiments.tasks.base import Task, TaskData
 from experiments.tasks.reading import FilesRead, Reading
-from experiments.trial import SCHEMA_VERSION, Trial, stream
-
-PROGRESS_EVERY = 0.5  # seconds between two progress reports
+from experiments.trial import Trial, stream
 
 
 class Interrupted(Exception):
@@ -73,206 +63,146 @@ def run_trial(
     if ranks.rank == 0:
         folder.begin(trial)
         folder.report_progress(epoch=0, epochs=trial.train.all_epochs, fraction=0.0, seconds=0.0)
-    run = _Run(trial, folder, runtime, ranks, stop_requested)
+    check_share(trial.train, ranks)
+    device = torch_device(runtime.device)
+    task = create_task(trial.task)
+    data = _load(task, trial.seed, runtime, ranks, device)
+    # before anything is trained: a file may be edited while that goes on
+    sources = digests((mixer.name for mixer in trial.mixer), trial.task.name)
+    fingerprint = data.fingerprint if ranks.rank == 0 else ""  # which may take a while
+    steps_per_epoch = data.sizes["train"] // trial.train.batch_size
+    state = TrainState(
+        partial(Learner, trial, task, runtime, ranks, device, steps_per_epoch), steps_per_epoch
+    )
+    made_with = provenance(device, runtime, state.learner.backend, ranks.count)
+    recorder = Recorder(trial, folder, runtime, ranks, state, Origin(sources, fingerprint, [made_with]))
+    watch = partial(_watch, recorder, stop_requested, ranks)
+    evaluator = Evaluator(task, data, device, trial.train.precision, ranks, recorder.note, watch)
+    training = Training(trial, ranks, data, state, evaluator, recorder)
     try:
-        run.restore()
-        if ranks.rank == 0:
-            run.metrics.start(run.steps_done)
-        run.finish(run.train())
+        recorder.resume()
+        cause = training.train()
+        seconds = recorder.seconds  # before the tests, which are no training
+        outcome = Outcome("diverged", state.progress.epoch, cause=cause) if cause else training.test()
+        recorder.finish(outcome, data, seconds)
     finally:
-        run.close()
+        recorder.close()
+        if isinstance(data, FilesRead):
+            data.close()
 
 
-@dataclass(frozen=True)
-class _Tested:
-    """What a trained model came to; without numbers where it diverged.
+def _load(task: Task, seed: int, runtime: Runtime, ranks: Ranks, device: torch.device) -> TaskData:
+    data = task.load(seed)
+    if isinstance(data, FilesRead):
+        data.read_with(Reading(runtime.loaders, ranks.rank, ranks.count, pin=device.type == "cuda"))
+    return data
+
+
+def _watch(recorder: Recorder, stop_requested: Callable[[], bool], ranks: Ranks) -> None:
+    """Say how far the run is, and end it here if that is asked for.
+
+    Raises:
+        Interrupted: it was; the checkpoint is saved.
+    """
+    recorder.report()
+    if ranks.sum(stop_requested()):
+        recorder.save()
+        raise Interrupted
+
+
+@dataclass
+class Training:
+    """The loop: epochs of updates and validations, then the tests.
 
     Attributes:
-        status: "ok" or "diverged".
-        selected_epoch: whose weights were tested.
-        metrics: by split.
-        skipped: further test sets that were not answered, and why.
-        answers: to the examples of the test split.
+        trial: what is trained.
+        ranks: this process among those that train together.
+        data: to train on.
+        state: which the loop changes.
+        evaluator: has the model tested; its `watch` is called after every step, too.
+        recorder: is told what is done.
     """
 
-    status: str
-    selected_epoch: int
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    answers: Answers = field(default_factory=dict)
-
-
-class _Run:
-    """The state of one trial while it runs."""
-
-    def __init__(
-        self,
-        trial: Trial,
-        folder: TrialFolder,
-        runtime: Runtime,
-        ranks: Ranks,
-        stop_requested: Callable[[], bool],
-    ) -> None:
-        self.trial, self.folder, self.runtime, self.ranks = trial, folder, runtime, ranks
-        self.stop_requested = stop_requested
-        self.recipe = trial.train
-        check_share(self.recipe, ranks)
-        self.device = torch_device(runtime.device)
-        self.task: Task = create_task(trial.task)
-        self.data: TaskData = self.task.load(trial.seed)
-        if isinstance(self.data, FilesRead):
-            pin = self.device.type == "cuda"
-            self.data.read_with(Reading(runtime.loaders, ranks.rank, ranks.count, pin))
-        # before anything is trained: a file may be edited while that goes on
-        self.sources = digests((mixer.name for mixer in trial.mixer), trial.task.name)
-        self.fingerprint = self.data.fingerprint if ranks.rank == 0 else ""  # which may take a while
-        self.steps_per_epoch = self.data.sizes["train"] // self.recipe.batch_size
-        self.learner = self._untrained()
-        self.made_with = [provenance(self.device, runtime, self.learner.backend, ranks.count)]
-        self.progress = Progress()
-        self.metrics = MetricsLog(
-            folder, runtime.log_every, self.recipe.batch_size, tensorboard=runtime.tensorboard
-        )
-        self.evaluator = Evaluator(
-            self.task, self.data, self.device, self.recipe.precision, ranks, folder.note, self._watch
-        )
-        self.best_weights: dict[str, Tensor] | None = None
-        self.cause = ""  # of divergence
-        self.counted_from = self.saved = self.reported = time.monotonic()
-        self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
-
-    def _untrained(self) -> Learner:
-        return Learner(self.trial, self.task, self.runtime, self.ranks, self.device, self.steps_per_epoch)
-
-    # ---------------------------------------------------------------- training
+    trial: Trial
+    ranks: Ranks
+    data: TaskData
+    state: TrainState
+    evaluator: Evaluator
+    recorder: Recorder
 
     def train(self) -> str:
-        """All remaining epochs; "ok" or "diverged"."""
-        while self.progress.epoch < self.recipe.all_epochs:
-            with self._watching_memory():
-                finite = self._train_epoch()
-            if not finite or not self._end_epoch():
-                return "diverged"
-        if self._seconds() > self.runtime.checkpoint_every:
-            self.save()  # tests may take long, too
-        return "ok"
+        """All remaining epochs; why they came to nothing, if they diverged."""
+        while self.state.progress.epoch < self.trial.train.all_epochs:
+            with _watching_memory(self.state.learner.device, self.state.progress):
+                cause = self._train_epoch()
+            cause = cause or self._end_epoch()
+            if cause:
+                return cause
+        self.recorder.save_before_tests()
+        return ""
 
-    @contextmanager
-    def _watching_memory(self) -> Iterator[None]:
-        """Note the peak of training alone, not of tests, whose batches are larger, or of other trials."""
-        if self.device.type != "cuda":
-            yield
-            return
-        torch.cuda.reset_peak_memory_stats(self.device)
-        yield
-        peak = torch.cuda.max_memory_allocated(self.device)
-        self.progress.peak_memory = max(self.progress.peak_memory, peak)
-
-    def _train_epoch(self) -> bool:
-        """The rest of the current epoch; False once the loss is not finite."""
-        self.learner.model.train()
-        at = self.progress
-        batches = self.data.train_batches(at.epoch, self.recipe.batch_size, start=at.step)
+    def _train_epoch(self) -> str:
+        """The rest of the current epoch; where the loss is not finite, if so."""
+        at, learner = self.state.progress, self.state.learner
+        learner.model.train()
+        batches = self.data.train_batches(at.epoch, self.trial.train.batch_size, start=at.step)
         since = time.monotonic()
-        for batch in self.metrics.timed(batches):
-            self._seed_noise()
-            inputs, targets, count = self._on_device(batch)
-            loss = self.learner.update(self.steps_done, inputs, targets, count)
+        for batch in self.recorder.timed(batches):
+            seed_noise(self.trial.seed, at, self.ranks, learner.device)
+            own = own_share(batch, self.data, self.ranks)
+            inputs, targets = learner.on_device(own)
+            loss = learner.update(self.state.steps_done, inputs, targets, len(own.examples))
             at.step += 1
             at.loss_sum += loss
             if not math.isfinite(loss):
-                where = self.learner.first_non_finite(inputs, targets)
-                self.cause = f"loss not finite, {where}, in epoch {at.epoch + 1}, step {at.step}"
-                return False
-            self._log(loss)
+                where = learner.first_non_finite(inputs, targets)
+                return f"loss not finite, {where}, in epoch {at.epoch + 1}, step {at.step}"
+            self.recorder.add_step(loss)
             at.training += time.monotonic() - since
-            self._watch()
-            if time.monotonic() - self.saved > self.runtime.checkpoint_every:
-                self.save()
+            self.evaluator.watch()
+            self.recorder.save_when_due()
             since = time.monotonic()
-        return True
+        return ""
 
-    def _watch(self) -> None:
-        """Say how far the run is, and end it here if that is asked for.
-
-        Raises:
-            Interrupted: it was; the checkpoint is saved.
-        """
-        self._report()
-        if self.ranks.sum(self.stop_requested()):
-            self.save()
-            raise Interrupted
-
-    def _seed_noise(self) -> None:
-        """Seed the draws of a step: mixup is the same on all ranks, stochastic depth in the model is not."""
-        at, seed = self.progress, self.trial.seed
-        seed_global_generators(stream(seed, "noise", at.epoch, at.step), self.device)
-        if self.ranks.rank > 0:
-            torch.manual_seed(stream(seed, "noise", at.epoch, at.step, self.ranks.rank))
-
-    def _on_device(self, batch: Batch) -> tuple[Any, Any, int]:
-        """Inputs and targets of this rank's share of the batch, and how many examples that is."""
-        inputs, targets, count = batch.inputs, batch.targets, len(batch.examples)
-        if self.ranks.count > 1 and not isinstance(self.data, FilesRead):  # which has only read the share
-            places = share(count, self.ranks.rank, self.ranks.count)
-            inputs, targets, count = chosen(inputs, places), chosen(targets, places), len(places)
-        inputs, targets = to_device((inputs, targets), self.device)
-        if self.runtime.channels_last and self.task.spec.input == "image" and isinstance(inputs, Tensor):
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return inputs, targets, count
-
-    @property
-    def steps_done(self) -> int:
-        """Updates of the weights so far."""
-        return self.progress.epoch * self.steps_per_epoch + self.progress.step
-
-    def _seconds(self) -> float:
-        """How many the run has taken in all its sessions: up to the last save, and since then."""
-        return self.progress.seconds + time.monotonic() - self.counted_from
-
-    def _log(self, loss: float) -> None:
-        if self.ranks.rank > 0:
-            return
-        self.metrics.add(
-            step=self.steps_done,
-            epoch=self.progress.epoch + 1,
-            loss=loss,
-            learning_rate=self.learner.learning_rate,
-            grad_norm=self.learner.grad_norm,
-        )
-
-    def _end_epoch(self) -> bool:
-        """Validate; False if that is not finite."""
-        at = self.progress
+    def _end_epoch(self) -> str:
+        """Validate; what of that is not finite, if so."""
+        at, learner = self.state.progress, self.state.learner
         validation, _ = self.evaluate("validation")
         at.curve.append(
             {
                 "epoch": at.epoch + 1,
-                "learning_rate": self.learner.learning_rate,
+                "learning_rate": learner.learning_rate,
                 "train_loss": at.loss_sum / at.step,
                 **{f"validation_{name}": value for name, value in validation.items()},
             }
         )
-        self._write_curve(durable=False)
-        if self.recipe.selection == "best" and self._is_best():
+        self.recorder.write_curve()
+        if self.trial.train.selection == "best" and self._is_best():
             at.best_epoch = at.epoch + 1
-            weights = self.learner.tested.state_dict()
-            self.best_weights = {name: value.clone() for name, value in weights.items()}
+            weights = learner.tested.state_dict()
+            self.state.best_weights = {name: value.clone() for name, value in weights.items()}
         at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
-        return self._all_finite(validation, f"validation after epoch {at.epoch}")
-
-    def _all_finite(self, metrics: Mapping[str, float], what: str) -> bool:
-        """Whether a model came to something; if not, `cause` says where it did not."""
-        wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if wrong:
-            self.cause = f"{what}: {', '.join(wrong)} not finite"
-        return not wrong
+        return _not_finite(validation, f"validation after epoch {at.epoch}")
 
     def _is_best(self) -> bool:
-        metric = self.task.metric
-        values = [row[f"validation_{metric.name}"] for row in self.progress.curve]
+        metric = self.evaluator.task.metric
+        values = [row[f"validation_{metric.name}"] for row in self.state.progress.curve]
         best = max(values) if metric.higher_is_better else min(values)
         return values.index(best) == len(values) - 1  # the first of equals stays
+
+    def test(self) -> Outcome:
+        """Evaluate the selected weights; "diverged" where a metric of the test split is not finite."""
+        epoch, tested = self.state.progress.epoch, self.state.learner.tested
+        if self.state.best_weights is not None:
+            tested.load_state_dict(self.state.best_weights)
+            epoch = self.state.progress.best_epoch
+        validation, _ = self.evaluate("validation")
+        test, answers = self.evaluate("test")
+        cause = _not_finite(test, "test")
+        if cause:
+            return Outcome("diverged", epoch, cause=cause)
+        further, skipped = self.evaluator.answer_extra_tests(tested)
+        return Outcome("ok", epoch, {"validation": validation, "test": test | further}, skipped, answers)
 
     def evaluate(self, split: str) -> tuple[dict[str, float], Answers]:
         """Metrics of a split, and what was answered to every example of it.
@@ -281,202 +211,36 @@ class _Run:
             EvaluationOutOfMemory: one example is too many; the checkpoint has what was trained until here.
         """
         try:
-            return self.evaluator.answer(self.learner.tested, split)
+            return self.evaluator.answer(self.state.learner.tested, split)
         except EvaluationOutOfMemory as error:
-            self.save()
+            self.recorder.save()
             raise EvaluationOutOfMemory(
                 f"{error}; what was trained is in the checkpoint, and the same command goes on from it"
             ) from error
 
-    # ------------------------------------------------------ files of the trial
 
-    def save(self) -> None:
-        """Write the checkpoint."""
-        if self.ranks.rank > 0:
-            return
-        self.progress.seconds = self._seconds()
-        self.counted_from = self.saved = time.monotonic()
-        self.progress.waiting += self.metrics.session_waited
-        self.metrics.session_waited = 0.0
-        checkpoint.write(self.folder, self._state())
+def _not_finite(metrics: Mapping[str, float], what: str) -> str:
+    """Which metrics are not finite, in words; nothing if all are."""
+    wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+    return f"{what}: {', '.join(wrong)} not finite" if wrong else ""
 
-    def _state(self) -> dict[str, Any]:
-        """All that a run needs to go on."""
-        return {
-            "trial_id": self.trial.id,
-            "sources": self.sources,
-            "fingerprint": self.fingerprint,
-            "made_with": self.made_with,
-            "progress": vars(self.progress),
-            "window": vars(self.metrics.window),
-            "best_weights": self.best_weights,
-            **self.learner.state_dict(),
-        }
 
-    def restore(self) -> None:
-        """Continue from the checkpoint, if there is one that can be read and fits."""
-        first = self.ranks.rank == 0
-        saved = self.ranks.tell(
-            checkpoint.read(self.folder, self.trial.id, like=self._state()) if first else None
-        )
-        if saved is None:
-            return
-        if not self._learner_takes(saved):
-            del self.learner  # part of it may be restored already
-            self.learner = self._untrained()
-            return
-        self.progress = Progress(**saved["progress"])
-        self.best_weights = saved["best_weights"]
-        self.metrics.window = Window(**saved["window"])
-        self._add_to(saved["made_with"])
+@contextmanager
+def _watching_memory(device: torch.device, progress: Progress) -> Iterator[None]:
+    """Note the peak of training alone, not of tests, whose batches are larger, or of other trials."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.reset_peak_memory_stats(device)
+    yield
+    progress.peak_memory = max(progress.peak_memory, torch.cuda.max_memory_allocated(device))
 
-    def _add_to(self, earlier: list[dict[str, Any]]) -> None:
-        """Keep what earlier sessions ran with, each once and this one last; note in what this one differs."""
-        (own,) = self.made_with
-        changed = [name for name, value in own.items() if value != earlier[-1].get(name)]
-        if changed and self.ranks.rank == 0:
-            self.folder.note(f"goes on after step {self.steps_done} with other {', '.join(changed)}")
-        self.made_with = [each for each in earlier if each != own] + [own]
 
-    def _learner_takes(self, saved: dict[str, Any]) -> bool:
-        """Restore the learner; False if the checkpoint does not fit it, as after a change of this code."""
-        try:
-            self.learner.load_state_dict(saved)
-        except Exception as error:  # torch raises many kinds for a state that does not fit
-            if is_out_of_memory(error):
-                raise
-            if self.ranks.rank == 0:
-                said = f"{type(error).__name__}: {error}".splitlines()[0]
-                self.folder.note(f"checkpoint does not fit, starting anew: {said}")
-            return False
-        return True
-
-    def _write_curve(self, *, durable: bool) -> None:
-        """Write `curve.csv`; that of every epoch but the last can be made again from the checkpoint."""
-        if self.ranks.rank > 0:
-            return
-        rows = self.progress.curve
-        lines = [",".join(rows[0]), *(",".join(f"{value:.8g}" for value in row.values()) for row in rows)]
-        write_bytes(self.folder.curve, "".join(f"{line}\n" for line in lines).encode(), durable=durable)
-
-    def _report(self) -> None:
-        """Say how far the run is, in tests too: a machine that says nothing is taken for gone."""
-        now = time.monotonic()
-        if self.ranks.rank > 0 or now - self.reported < PROGRESS_EVERY:
-            return
-        self.reported = now
-        done = self.progress.epoch + self.progress.step / self.steps_per_epoch
-        self.folder.report_progress(
-            epoch=min(self.progress.epoch + 1, self.recipe.all_epochs),
-            epochs=self.recipe.all_epochs,
-            fraction=done / self.recipe.all_epochs,
-            seconds=self._seconds(),
-        )
-
-    def close(self) -> None:
-        """Let go of files, processes and memory."""
-        self.metrics.close()
-        if isinstance(self.data, FilesRead):
-            self.data.close()
-        # breaks the reference cycle run <-> evaluator, which would keep the model until garbage collection
-        del self.evaluator
-
-    def finish(self, status: str) -> None:
-        """Evaluate, if there is something to evaluate, and write the result."""
-        seconds = self._seconds()  # before the tests, which are no training
-        tested = self._test() if status == "ok" else _Tested(status, self.progress.epoch)
-        unreadable = self._unreadable()
-        if self.ranks.rank > 0:
-            return
-        self.folder.clear()
-        if self.progress.curve:
-            self._write_curve(durable=True)
-        if tested.status == "ok":
-            self.folder.answer(tested.answers)
-            if self.runtime.keep_weights:
-                self._store_weights()
-        result, timing = self._result(tested), self._timing(seconds)
-        if isinstance(self.data, FilesRead):
-            timing["unreadable"] = unreadable
-            waiting, training = timing["waiting_for_data"], self.progress.training
-            self.folder.note(f"{waiting:.1%} of {training:.0f} s of training waiting for data")
-            for name, problem in sorted(unreadable.items()):
-                self.folder.note(f"passed over {name}: {problem}")
-        self.folder.finish(result, timing)
-
-    def _test(self) -> _Tested:
-        """Evaluate the selected weights; "diverged" where a metric of the test split is not finite."""
-        epoch = self.progress.epoch
-        if self.best_weights is not None:
-            self.learner.tested.load_state_dict(self.best_weights)
-            epoch = self.progress.best_epoch
-        validation, _ = self.evaluate("validation")
-        test, answers = self.evaluate("test")
-        if not self._all_finite(test, "test"):
-            return _Tested("diverged", epoch)
-        further, skipped = self.evaluator.answer_extra_tests(self.learner.tested)
-        return _Tested("ok", epoch, {"validation": validation, "test": test | further}, skipped, answers)
-
-    def _result(self, tested: _Tested) -> dict[str, Any]:
-        """What is stored in `result.json`: what was asked for, what came out, and on which data and code."""
-        *earlier, own = self.made_with
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "trial_id": self.trial.id,
-            "trial": self.trial.to_dict(),
-            "status": tested.status,
-            "error": self.cause or None,
-            "metrics": tested.metrics,
-            "skipped": tested.skipped,
-            "selected_epoch": tested.selected_epoch,
-            "costs": count_costs(self.trial).to_dict(),
-            "data": {"fingerprint": self.fingerprint, **self.data.sizes},
-            "provenance": {
-                **own,
-                **({"earlier_sessions": earlier} if earlier else {}),
-                "sources": self.sources,
-            },
-        }
-
-    def _timing(self, seconds: float) -> dict[str, Any]:
-        """What is stored in `timing.json`: all that differs from one run of the trial to the next.
-
-        Args:
-            seconds: how many training and its validations took.
-        """
-        training = self.progress.training
-        waiting = self.progress.waiting + self.metrics.session_waited
-        trained = self.steps_done * self.recipe.batch_size
-        return {
-            "started": self.started_at,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "train_seconds": seconds,
-            "examples_per_second": trained / training if training else 0.0,
-            "waiting_for_data": waiting / training if training else 0.0,
-            "peak_memory_bytes": self._training_memory(),
-            "host": socket.gethostname(),
-        }
-
-    def _unreadable(self) -> dict[str, str]:
-        """Which files any rank passed over, and why."""
-        own = self.data.unreadable if isinstance(self.data, FilesRead) else {}
-        return {name: problem for each in self.ranks.gather(own) for name, problem in each.items()}
-
-    def _store_weights(self) -> None:
-        # tied weights are stored twice: the format knows no shared memory
-        weights = {
-            name: value.cpu().clone(memory_format=torch.contiguous_format)
-            for name, value in self.learner.tested.state_dict().items()
-        }
-        # the id marks the file as ours; a single entry, since safetensors does not keep their order
-        metadata = {"trial_id": self.trial.id}
-        write_bytes(self.folder.weights, safetensors.torch.save(weights, metadata))
-
-    def _training_memory(self) -> int:
-        """Bytes of a training step: on CUDA the allocator's peak, on CPU what the step must hold."""
-        if self.device.type == "cuda":
-            return self.progress.peak_memory
-        return self.learner.training_memory(next(self.data.train_batches(0, self.recipe.batch_size)))
+def seed_noise(seed: int, at: Progress, ranks: Ranks, device: torch.device) -> None:
+    """Seed the draws of a step: mixup is the same on all ranks, stochastic depth in the model is not."""
+    seed_global_generators(stream(seed, "noise", at.epoch, at.step), device)
+    if ranks.rank > 0:
+        torch.manual_seed(stream(seed, "noise", at.epoch, at.step, ranks.rank))
 
 
 def seed_global_generators(seed: int, device: torch.device) -> None:

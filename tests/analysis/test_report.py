@@ -152,6 +152,9 @@ def test_verdict_json_is_strict_json_with_the_evidence(write_records: Write) -> 
     assert comparison["word"] == "no verdict"
     assert comparison["differences"] == [2.0, 1.5]
     assert comparison["interval"]["mean"] == 1.75
+    for name in ("p", "p_equivalence", "p_beyond"):  # programs read them by these names
+        assert 0 < comparison[name] < 1
+        assert comparison[f"{name}_holm"] == comparison[name], "of the only one in its family"
     assert verdict["margin"] == 1.0
 
 

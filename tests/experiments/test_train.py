@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from experiments import build, learner, train
+from experiments import build, learner, recorder
 from experiments import evaluate as evaluation
 from experiments.build import build_model, create_task
 from experiments.checkpoint import Progress
 from experiments.cost import token_mixers
-from experiments.divided_batches import with_whole_batches
+from experiments.divided_batches import own_share, with_whole_batches
 from experiments.evaluate import Evaluator
 from experiments.interface import TaskSpec
 from experiments.machine import is_out_of_memory
@@ -37,7 +36,7 @@ from experiments.store import Store, TrialFolder
 from experiments.tasks import TASKS
 from experiments.tasks.base import ACCURACY, Batch, Classification, share
 from experiments.tasks.digits import DigitsData
-from experiments.train import Interrupted, _Run, run_trial
+from experiments.train import Interrupted, Training, run_trial, seed_noise
 from experiments.trial import Recipe, Trial
 from mixers import MIXERS, InputError, backends
 from mixers.s6 import SelectiveScan
@@ -209,14 +208,14 @@ def test_the_best_epoch_is_what_is_tested_and_kept(
 ) -> None:
     """The first of equals, though training went on; of the averaged weights, which are what is judged."""
     judged: list[dict[str, torch.Tensor]] = []
-    evaluate_ = _Run.evaluate
+    evaluate_ = Training.evaluate
 
-    def tell(of: _Run, split: str) -> tuple[dict[str, float], Any]:
+    def tell(of: Training, split: str) -> tuple[dict[str, float], Any]:
         metrics, answers = evaluate_(of, split)
-        judged.append({name: value.clone() for name, value in of.learner.tested.state_dict().items()})
+        judged.append({name: value.clone() for name, value in of.state.learner.tested.state_dict().items()})
         return metrics | {"accuracy": [*accuracies, 0.0, 0.0][len(judged) - 1]}, answers
 
-    monkeypatch.setattr(_Run, "evaluate", tell)
+    monkeypatch.setattr(Training, "evaluate", tell)
     monkeypatch.setattr(Classification, "metric", replace(ACCURACY, higher_is_better=higher))
     trial = tiny_trial("identity", epochs=4, batch_size=128, selection="best", ema_decay=0.5)
     folder = run(trial, store)
@@ -259,7 +258,7 @@ def test_progress_is_told_step_by_step(
     tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And stays at the end of an epoch while it is validated, of the last one while that is tested."""
-    monkeypatch.setattr(train, "PROGRESS_EVERY", 0.0)
+    monkeypatch.setattr(recorder, "PROGRESS_EVERY", 0.0)
     told: list[dict[str, float]] = []
     monkeypatch.setattr(TrialFolder, "report_progress", lambda of, **fields: told.append(fields))
     run(tiny_trial("identity", epochs=2, cooldown_epochs=1, batch_size=128), store)  # 3 steps in each epoch
@@ -583,13 +582,13 @@ def test_what_is_out_of_memory(error: Exception, expected: bool) -> None:
 def test_a_test_that_is_not_finite_is_divergence(
     tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate_ = _Run.evaluate
+    evaluate_ = Training.evaluate
 
-    def spoilt(of: _Run, split: str):
+    def spoilt(of: Training, split: str):
         metrics, answers = evaluate_(of, split)
         return (metrics | {"loss": math.inf} if split == "test" else metrics), answers
 
-    monkeypatch.setattr(_Run, "evaluate", spoilt)
+    monkeypatch.setattr(Training, "evaluate", spoilt)
     result = run(tiny_trial("identity", epochs=1), store).result()
     assert result is not None
     assert (result["status"], result["metrics"]) == ("diverged", {})
@@ -599,7 +598,7 @@ def test_a_test_that_is_not_finite_is_divergence(
 def test_a_validation_that_is_not_finite_names_its_epoch(
     tiny_trial: MakeTrial, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_Run, "evaluate", lambda of, split: ({"loss": math.nan}, {}))
+    monkeypatch.setattr(Training, "evaluate", lambda of, split: ({"loss": math.nan}, {}))
     result = run(tiny_trial("identity", epochs=2), store).result()
     assert result is not None
     assert (result["status"], result["selected_epoch"]) == ("diverged", 1)
@@ -638,14 +637,11 @@ def test_ranks_share_batches_and_mixup_but_not_the_noise_inside(tiny_trial: Make
     batch = next(data.train_batches(0, 8))
     model = build_model(trial).eval()
 
-    def of(rank: int, count: int) -> tuple[Any, list[Any]]:
+    def of(rank: int, count: int) -> tuple[Batch, list[Any]]:
         ranks = Ranks(rank, count)
-        place = Progress(epoch=1, step=2)
-        parts = {"data": data, "task": task, "device": cpu, "runtime": Runtime(), "progress": place}
-        run: Any = SimpleNamespace(ranks=ranks, trial=trial, **parts)
         answered = Evaluator(task, data, cpu, ranks=ranks)._answered(model, "test", 256)
-        _Run._seed_noise(run)
-        return _Run._on_device(run, batch), [
+        seed_noise(trial.seed, Progress(epoch=1, step=2), ranks, cpu)
+        return own_share(batch, data, ranks), [
             [examples for _, _, examples in answered],
             (random.random(), np.random.rand()),
             torch.rand(1).item(),
@@ -656,11 +652,10 @@ def test_ranks_share_batches_and_mixup_but_not_the_noise_inside(tiny_trial: Make
     assert len(whole) == 5
     assert first[1][1] == second[1][1] == mixup
     assert first[1][2] == noise != second[1][2]
-    for rank, (inputs, targets, count) in enumerate((first[0], second[0])):
+    for rank, own in enumerate((first[0], second[0])):
         places = share(8, rank, 2)
-        assert torch.equal(inputs, batch.inputs[places])
-        assert torch.equal(targets, batch.targets[places])
-        assert count == 4
+        assert len(places) == 4
+        assert all(torch.equal(mine, every[places]) for mine, every in zip(own, batch, strict=True))
 
 
 def test_the_loss_of_a_split_is_that_of_its_scored_tokens(store: Store) -> None:

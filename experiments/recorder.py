@@ -179,6 +179,7 @@ class Recorder:
             if self._runtime.keep_weights:
                 write_bytes(self._folder.weights, weights_file(self._state, self._trial.id))
         result = result_fields(self._trial, data.sizes, self._origin, outcome)
+        # after the weights are stored: on a CPU a training step more is made, to count its memory
         timing = timing_fields(
             self._state,
             data,

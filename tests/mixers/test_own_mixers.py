@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -119,6 +120,11 @@ def test_a_file_that_it_imports_is_part_of_it(write_module, tmp_path: Path, impo
     assert resolved(f"{module}:Shift").id != before.id
     (tmp_path / f"{beside}.py").write_text("K = 1\n")
     assert resolved(f"{module}:Shift").id == before.id
+    (tmp_path / beside).mkdir()
+    (tmp_path / beside / "__init__.py").write_text("K = 1\n")  # which Python prefers to a file
+    package = resolved(f"{module}:Shift").id
+    (tmp_path / f"{beside}.py").write_text("K = 2\n")
+    assert resolved(f"{module}:Shift").id == package
 
 
 def test_so_are_the_files_of_its_package(write_module, tmp_path: Path) -> None:
@@ -141,14 +147,21 @@ def test_so_are_the_files_of_its_package(write_module, tmp_path: Path) -> None:
 
 
 def test_what_lies_beside_it_and_python_takes_from_elsewhere_is_no_part_of_it(
-    write_module, tmp_path: Path
+    write_module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkout of torch, say, whose thousands of files would be read, and never run."""
-    module = write_module(GOOD)
+    monkeypatch.setitem(sys.modules, "made_by_hand", ModuleType("made_by_hand"))
+    module = write_module(f"import made_by_hand\n{GOOD}")
     before = resolved(f"{module}:Shift").id
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise NotImplementedError\n")
     assert resolved(f"{module}:Shift").id == before
+
+
+def test_the_project_is_no_part_of_a_file_beside_it() -> None:
+    """As of a file in the checkout, from where most are run: its trials outlive a refactoring."""
+    path = Path(run_ablation.__file__)
+    assert own_files.source_hash("run_ablation", path) == hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def test_an_installed_file_is_known_by_itself(
@@ -408,6 +421,10 @@ def test_a_file_that_cannot_be_imported(write_module) -> None:
     module = write_module("raise KeyError('oops')\n")
     with pytest.raises(InputError, match="cannot be imported: KeyError: 'oops'"):
         resolved(f"{module}:Shift")
+    for source in ("def", "K = 1\0"):  # no Python
+        write_module(source)
+        with pytest.raises(InputError, match=r"cannot be imported: .*(SyntaxError|null bytes)"):
+            resolved(f"{module}:Shift")
     write_module("import sys\nsys.exit('usage: mine.py FILE')\n")
     with pytest.raises(InputError, match="cannot be imported: SystemExit: usage: mine"):
         resolved(f"{module}:Shift")

@@ -218,6 +218,7 @@ def test_a_missing_number_shows_as_missing(write_records: Write) -> None:
     for seed in range(4):
         (records.folder("ssm_100%", seed) / "result.json").unlink()
     table, _ = build(records)
+    assert table.warnings == ["4 of 4 ssm_100% trials missing (seeds 0, 1, 2 and 3)."]
     row = {key: cell.line for key, cell in table.rows[1].items()}
     assert row["metric"] == f"{q.MISSING} (0 of 4)"
     assert row["difference"] == row["p"] == row["params"] == q.MISSING
@@ -237,6 +238,10 @@ def test_state_is_explained(write_records: Write) -> None:
     assert "State of conv: none, no recurrent form. State of ssm: float32." in caption
     records.edit("ssm", 0, costs=costs)
     assert "State: none, no recurrent form." in " ".join(build(records)[0].caption)
+    (records.folder("ssm", 0) / "result.json").unlink()  # of which nothing is known
+    assert "State: none, no recurrent form." in " ".join(build(records)[0].caption)
+    records.edit("conv", 0, costs={**costs, "macs_convention": "forward"})
+    assert "MACs: forward." in " ".join(build(records)[0].caption)
 
 
 def test_nothing_odd_gives_no_warning(table: Table) -> None:

@@ -176,6 +176,8 @@ def test_an_input_in_float64_is_computed_in_float64(wide: tuple[str, ...]) -> No
     assert last_state.dtype == torch.float64
     torch.testing.assert_close(last_state, last_expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(y, expected.to(y.dtype))
+    with pytest.raises(ValueError, match="the cpu scan computes in float32"):
+        scan_cpu.selective_scan_cpu(**inputs)
 
 
 def test_float64_stays_float64() -> None:
@@ -297,11 +299,13 @@ def test_opcheck(without: tuple[str, ...]) -> None:
     torch.library.opcheck(torch.ops.mixers.selective_scan.default, arguments)
 
 
-def test_the_compiler_is_told_the_types_of_gradients() -> None:
+def test_the_compiler_is_told_the_types_of_results_and_gradients() -> None:
     inputs = make_inputs(2, 40, 18, 5)
     u, delta, A, B, C, *vectors = (inputs[name] for name in NAMES[:7])
     tensors = (u.bfloat16(), delta.bfloat16(), A, B.bfloat16(), C.bfloat16(), *vectors)
-    y, last_state, states = torch.ops.mixers.selective_scan(*tensors, None, False, True)
+    scan = torch.ops.mixers.selective_scan
+    torch.library.opcheck(scan.default, (*tensors, None, False, True), test_utils="test_faketensor")
+    y, last_state, states = scan(*tensors, None, False, True)
     torch.library.opcheck(
         torch.ops.mixers.selective_scan_backward.default,
         (y, last_state, *tensors, states, False),
@@ -410,7 +414,8 @@ def test_flops_on_the_meta_device() -> None:
 
 def test_backward_needs_the_kept_states() -> None:
     inputs = {name: t.requires_grad_() for name, t in make_inputs(1, 4, 3, 2).items()}
-    y, _, _ = torch.ops.mixers.selective_scan(*(inputs[name] for name in NAMES), False, False)
+    y, _, states = torch.ops.mixers.selective_scan(*(inputs[name] for name in NAMES), False, False)
+    assert not states.requires_grad, "nobody may differentiate them"
     with pytest.raises(RuntimeError, match="keep=False"):
         y.sum().backward()
 

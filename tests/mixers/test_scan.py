@@ -302,7 +302,8 @@ def test_opcheck(without: tuple[str, ...]) -> None:
 def test_the_compiler_is_told_the_types_of_results_and_gradients() -> None:
     inputs = make_inputs(2, 40, 18, 5)
     u, delta, A, B, C, *vectors = (inputs[name] for name in NAMES[:7])
-    tensors = (u.bfloat16(), delta.bfloat16(), A, B.bfloat16(), C.bfloat16(), *vectors)
+    strided = u.bfloat16().mT.contiguous().mT
+    tensors = (strided, delta, A.bfloat16(), B.bfloat16(), C.bfloat16(), *vectors)
     scan = torch.ops.mixers.selective_scan
     torch.library.opcheck(scan.default, (*tensors, None, False, True), test_utils="test_faketensor")
     y, last_state, states = scan(*tensors, None, False, True)
@@ -325,12 +326,14 @@ def test_gradient_through_the_last_state_alone() -> None:
 
 
 def test_same_bits_whatever_the_threads() -> None:
-    # two slabs of channels and enough elements for a second thread
+    # two slabs of channels and enough elements for more threads, of which 4 get unequal shares
+    scan_cpu._pool.cache_clear()
     inputs = make_inputs(3, 200, 300, 16)
     results = []
-    for count in (1, 1, 2, 3):
+    for count in (1, 1, 2, 3, 4):
         torch.set_num_threads(count)
         results.append(run(inputs, "cpu"))
+    assert scan_cpu._pool.cache_info().currsize == 3, "2, 3 and 4 have run"
     for other in results[1:]:
         assert all(torch.equal(other[name], results[0][name]) for name in other)
 

@@ -38,7 +38,7 @@ def digests(mixers: Iterable[str], task: str) -> dict[str, str]:
 def _files(module: str) -> set[Path]:
     """The file of a module and those of its package that it imports, and that these import in turn.
 
-    What a function imports when it is called is left out: those are kernels, which change no definition.
+    Kernels, which change no definition, are not among them: `mixers.backends` imports those by name.
     """
     package = next((each for each in PACKAGES if module.startswith(f"{each}.")), None)
     if package is None:
@@ -49,6 +49,6 @@ def _files(module: str) -> set[Path]:
         path = ROOT / f"{waiting.pop().replace('.', '/')}.py"
         if path.is_file() and path not in found:
             found.add(path)
-            names = imported_names(path.read_bytes(), package, in_functions=False)
+            names = imported_names(path.read_bytes(), package)
             waiting += [name for name in names if name.startswith(f"{package}.")]
     return found

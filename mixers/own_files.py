@@ -113,23 +113,22 @@ def _imports(module: str, path: Path) -> frozenset[str]:
 
 
 @functools.cache  # a plan asks for each file some ten times
-def imported_names(source: bytes, package: str, *, in_functions: bool = True) -> frozenset[str]:
-    """Full names of what a source imports, modules or what is in them.
+def imported_names(source: bytes, package: str) -> frozenset[str]:
+    """Full names of what a source imports, wherever in it, modules or what is in them.
 
     Args:
         source: of a module; of one that is no Python, nothing.
         package: that the module is in.
-        in_functions: what is imported only when a function is called, too.
     """
-    return frozenset(_names(source, package, in_functions))
+    return frozenset(_names(source, package))
 
 
-def _names(source: bytes, package: str, in_functions: bool) -> Iterator[str]:
+def _names(source: bytes, package: str) -> Iterator[str]:
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):  # which its import will tell
         return
-    for node in ast.walk(tree) if in_functions else tree.body:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

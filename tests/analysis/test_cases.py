@@ -496,6 +496,15 @@ def test_last_epochs_may_differ_between_cases(records: Any) -> None:
     change_result(records, "ssm @ 1024", 0, selected_epoch=15)
     study = study_of(records)
     assert "of the epoch chosen on validation (10 to 20)" in selection_rule(study, summarise(study).values())
+    path = records.study / "plan.json"
+    plan = json.loads(path.read_text())
+    plan["search"]["seeds"].append(1001)
+    plan["search"]["arms"][0]["points"].pop()
+    path.write_text(json.dumps(plan))
+    study = study_of(records)
+    said = selection_rule(study, summarise(study).values())
+    assert "among 2 to 3, the same" in said
+    assert "on seeds 1000 and 1001, which are not reported" in said
 
 
 def test_what_was_settled_late_is_said(records: Any) -> None:

@@ -180,6 +180,9 @@ def test_a_curve_that_cannot_be_read_is_said(
             {"provenance": {"hardware": "a laptop", "earlier_sessions": [{"hardware": "a cluster"}]}},
             "Mixed hardware: a cluster and a laptop (1 trial), a laptop (11 trials).",
         ),
+        ({"provenance": {"threads": 4}}, "Mixed threads: 2 (11 trials), 4 (1 trial)."),
+        ({"provenance": {"device": "cuda"}}, "Mixed device: cpu (11 trials), cuda (1 trial)."),
+        ({"provenance": {"code": "def5678"}}, "Mixed code: abc1234 (11 trials), def5678 (1 trial)."),
         ({"provenance": {"code": "f00+changes"}}, "1 trial ran from code with uncommitted changes."),
         (
             {"provenance": {"versions": {"torch": "2.9"}}},
@@ -215,6 +218,7 @@ def test_a_missing_number_shows_as_missing(write_records: Write) -> None:
     for seed in range(4):
         (records.folder("ssm_100%", seed) / "result.json").unlink()
     table, _ = build(records)
+    assert table.warnings == ["4 of 4 ssm_100% trials missing (seeds 0, 1, 2 and 3)."]
     row = {key: cell.line for key, cell in table.rows[1].items()}
     assert row["metric"] == f"{q.MISSING} (0 of 4)"
     assert row["difference"] == row["p"] == row["params"] == q.MISSING
@@ -234,6 +238,10 @@ def test_state_is_explained(write_records: Write) -> None:
     assert "State of conv: none, no recurrent form. State of ssm: float32." in caption
     records.edit("ssm", 0, costs=costs)
     assert "State: none, no recurrent form." in " ".join(build(records)[0].caption)
+    (records.folder("ssm", 0) / "result.json").unlink()  # of which nothing is known
+    assert "State: none, no recurrent form." in " ".join(build(records)[0].caption)
+    records.edit("conv", 0, costs={**costs, "macs_convention": "forward"})
+    assert "MACs: forward." in " ".join(build(records)[0].caption)
 
 
 def test_nothing_odd_gives_no_warning(table: Table) -> None:
@@ -254,6 +262,23 @@ def test_the_caption_names_rule_margin_matching_and_budget(table: Table) -> None
         assert part in caption
 
 
+def test_the_caption_says_what_the_arms_are_matched_on(write_records: Write) -> None:
+    records = write_records({"conv": [95.0], "ssm": [95.0], "gru": [95.0]})
+
+    def caption(**plan: Any) -> str:
+        records.edit_plan(**plan)
+        return " ".join(build(records)[0].caption)
+
+    arms = json.loads((records.study / "plan.json").read_text())["arms"]
+    arms[1]["matching"]["mismatch"] = -0.0123
+    said = "The arms are matched on MACs; the largest mismatch left is 1.2 % (ssm)."
+    assert said in caption(match="macs", arms=arms)
+    for arm in arms:
+        arm["matching"] = None  # they were alike as they are
+    assert "The arms are matched on parameters. " in caption(match="params", arms=arms)
+    assert "The arms are not matched in size or cost. " in caption(match="none")
+
+
 def test_the_caption_names_mixers_of_another_width(write_records: Write) -> None:
     records = write_records({"conv": [95.0], "ssm": [95.0], "attention": [95.0], "gru": [95.0]})
     assert "differ in width" not in " ".join(build(records)[0].caption)
@@ -272,8 +297,17 @@ def test_the_caption_names_mixers_of_another_width(write_records: Write) -> None
 
 def test_a_chosen_epoch_is_named(write_records: Write) -> None:
     records = write_records(ACCURACIES)
-    records.edit("conv", 0, selected_epoch=12)
-    assert "epoch chosen on validation (12 to 20)" in " ".join(build(records)[0].caption)
+    records.edit("conv", 0, selected_epoch=7, status="diverged")
+    assert "Test metrics are of the last epoch (20)." in " ".join(build(records)[0].caption)
+    for seed in range(4):
+        records.edit("conv", seed, selected_epoch=12, status="ok")
+    chosen = "Test metrics are of the epoch chosen on validation (12 to 20)."
+    assert chosen in " ".join(build(records)[0].caption)
+    for seed in range(4):  # without the curves the last epoch is the one that all trials of an arm share
+        (records.folder("conv", seed) / "curve.csv").unlink()
+    assert "of the last epoch (12 to 20)" in " ".join(build(records)[0].caption)
+    records.edit("conv", 0, selected_epoch=13)
+    assert chosen in " ".join(build(records)[0].caption)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_other_data_are_told_where_the_plan_is_made_anew(checkout: Path, ablate:
 def test_the_files_are_those_of_mixer_and_task_and_what_they_build_on() -> None:
     found = set(sources.digests(["ssm"], "parity"))
     assert {"mixers/ssm.py", "mixers/s6.py", "experiments/tasks/parity.py"} < found
-    assert not found & {"mixers/gru.py", "mixers/scan_triton_kernel.py", "experiments/tasks/mqar.py"}
+    assert not found & {"mixers/gru.py", "mixers/scan_cpu_kernel.py", "experiments/tasks/mqar.py"}
     assert list(sources.digests(["shift:Shift@0123456789ab"], "parity")) == list(
         sources.digests([], "parity")
     )

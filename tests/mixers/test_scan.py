@@ -176,6 +176,8 @@ def test_an_input_in_float64_is_computed_in_float64(wide: tuple[str, ...]) -> No
     assert last_state.dtype == torch.float64
     torch.testing.assert_close(last_state, last_expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(y, expected.to(y.dtype))
+    with pytest.raises(ValueError, match="the cpu scan computes in float32"):
+        scan_cpu.selective_scan_cpu(**inputs)
 
 
 def test_float64_stays_float64() -> None:
@@ -297,11 +299,14 @@ def test_opcheck(without: tuple[str, ...]) -> None:
     torch.library.opcheck(torch.ops.mixers.selective_scan.default, arguments)
 
 
-def test_the_compiler_is_told_the_types_of_gradients() -> None:
+def test_the_compiler_is_told_the_types_of_results_and_gradients() -> None:
     inputs = make_inputs(2, 40, 18, 5)
     u, delta, A, B, C, *vectors = (inputs[name] for name in NAMES[:7])
-    tensors = (u.bfloat16(), delta.bfloat16(), A, B.bfloat16(), C.bfloat16(), *vectors)
-    y, last_state, states = torch.ops.mixers.selective_scan(*tensors, None, False, True)
+    strided = u.bfloat16().mT.contiguous().mT
+    tensors = (strided, delta, A.bfloat16(), B.bfloat16(), C.bfloat16(), *vectors)
+    scan = torch.ops.mixers.selective_scan
+    torch.library.opcheck(scan.default, (*tensors, None, False, True), test_utils="test_faketensor")
+    y, last_state, states = scan(*tensors, None, False, True)
     torch.library.opcheck(
         torch.ops.mixers.selective_scan_backward.default,
         (y, last_state, *tensors, states, False),
@@ -321,12 +326,14 @@ def test_gradient_through_the_last_state_alone() -> None:
 
 
 def test_same_bits_whatever_the_threads() -> None:
-    # two slabs of channels and enough elements for a second thread
+    # two slabs of channels and enough elements for more threads, of which 4 get unequal shares
+    scan_cpu._pool.cache_clear()
     inputs = make_inputs(3, 200, 300, 16)
     results = []
-    for count in (1, 1, 2, 3):
+    for count in (1, 1, 2, 3, 4):
         torch.set_num_threads(count)
         results.append(run(inputs, "cpu"))
+    assert scan_cpu._pool.cache_info().currsize == 3, "2, 3 and 4 have run"
     for other in results[1:]:
         assert all(torch.equal(other[name], results[0][name]) for name in other)
 
@@ -410,7 +417,8 @@ def test_flops_on_the_meta_device() -> None:
 
 def test_backward_needs_the_kept_states() -> None:
     inputs = {name: t.requires_grad_() for name, t in make_inputs(1, 4, 3, 2).items()}
-    y, _, _ = torch.ops.mixers.selective_scan(*(inputs[name] for name in NAMES), False, False)
+    y, _, states = torch.ops.mixers.selective_scan(*(inputs[name] for name in NAMES), False, False)
+    assert not states.requires_grad, "nobody may differentiate them"
     with pytest.raises(RuntimeError, match="keep=False"):
         y.sum().backward()
 

@@ -235,8 +235,8 @@ def _work(
     def ask(signum: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked = signum
-        if not ready:
-            sys.exit(BY_SIGNAL + asked)
+        if not ready:  # not by an exception: inside of an import it may end up where none can be raised
+            os._exit(BY_SIGNAL + asked)
 
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGUSR2, ask)  # of SLURM, to every process of a job that is about to end

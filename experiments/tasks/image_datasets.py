@@ -32,10 +32,11 @@ def open_torchvision(name: str, data: str, split: str) -> Source:
     samples = getattr(found, "samples", None) or getattr(found, "imgs", None)
     if samples is not None:  # files of their own, which torchvision would clip if they are deep
         paths = [str(sample[0]) for sample in samples]
+        names = [os.path.relpath(path, found.root) for path in paths]  # the same wherever the data are
         if folder:
-            _check_all_listed(where, folder, below, [os.path.relpath(path, found.root) for path in paths])
+            _check_all_listed(where, folder, below, names)
         return Source(
-            where, ImageFiles(paths), paths, file_sizes(paths), labels, classes, file_origins(paths)
+            where, ImageFiles(paths), names, file_sizes(paths), labels, classes, file_origins(paths)
         )
     names = [f"{split}/{number}" for number in range(len(labels))]
     sizes = [hashlib.sha256(image.tobytes()).hexdigest()[:8] for image in _arrays(found.data)]

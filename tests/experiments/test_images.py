@@ -704,6 +704,15 @@ def test_torchvisions_folders_are_held_to_the_same(own_folder: Path, what: str, 
         load(own_folder, dataset="torch/image_folder")
 
 
+@pytest.mark.parametrize("dataset", [None, "torch/image_folder"])
+def test_the_held_out_split_is_the_same_wherever_the_data_are(own_folder: Path, dataset: str | None) -> None:
+    elsewhere = shutil.copytree(own_folder, own_folder.parent / "deeper" / "copy")
+    options = {} if dataset is None else {"dataset": dataset}
+    one, other = (load(folder, **options) for folder in (own_folder, elsewhere))
+    torch.testing.assert_close(everything(one, "validation"), everything(other, "validation"))
+    assert one.fingerprint == other.fingerprint
+
+
 def test_torchvision_takes_the_outermost_folder_for_the_class(own_folder: Path) -> None:
     tangled(own_folder, "folders in classes")
     data = load(own_folder, dataset="torch/image_folder")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixers.base import State, full_mask, raster_causal_mask
+from mixers.base import State, as_grid, full_mask, raster_causal_mask
 from mixers.conv import CausalConv
 from mixers.heads import HeadDim, MultiHeadMixer
 from mixers.rope import rotary_angles, rotate
@@ -31,7 +31,7 @@ class Attention(MultiHeadMixer):
         q, k, v = self.split_heads(x)
         q, k = self.turn(q, grid), self.turn(k, grid)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # (B, heads, L, head_dim)
-        return self.merge_heads(mixed).view(x.shape)
+        return as_grid(self.merge_heads(mixed), x.shape)
 
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
         length = math.prod(grid)

@@ -70,7 +70,7 @@ class ScanCore(nn.Module, HasBackend, ABC):
         """Whether its kernel on such a device wants channels before length in memory: mamba-ssm's scan does.
 
         A convolution in front then writes them so. Turned behind it instead, the gradients of the scan and of
-        the linear maps beside it would meet in two layouts, and adding them would take as long as a copy.
+        the linear maps beside it would meet in two layouts, in which adding them is slow.
         """
         return self.operation == "scan" and backends.chosen("scan", self.backend, device) == "mamba_ssm"
 

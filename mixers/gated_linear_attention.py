@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixers.base import State, TokenMixer, as_sequence, full_mask, raster_causal_mask
+from mixers.base import State, TokenMixer, as_grid, as_sequence, full_mask, raster_causal_mask
 from mixers.heads import HeadDim
 from mixers.linear_recurrence import linear_recurrence, linear_recurrence_step
 
@@ -93,7 +93,7 @@ class GatedLinearAttention(TokenMixer):
             log_decay = self._log_decay(tokens, 1)
             back = linear_recurrence(*(each.flip(2) for each in (q, k, v, log_decay)))
             o = (o + back.flip(2)) / 2
-        return self._merge_heads(o.transpose(1, 2), tokens).view(x.shape)
+        return as_grid(self._merge_heads(o.transpose(1, 2), tokens), x.shape)
 
     def _split_heads(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, L, C) -> q, k (B, heads, L, K) and v (B, heads, L, head_dim); q is scaled."""

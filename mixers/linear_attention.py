@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixers.base import State, full_mask, full_precision, raster_causal_mask
+from mixers.base import State, as_grid, full_mask, full_precision, raster_causal_mask
 from mixers.heads import MultiHeadMixer
 from mixers.linear_recurrence import linear_recurrence, linear_recurrence_step
 from mixers.rope import rotary_angles, rotate
@@ -34,7 +34,7 @@ class LinearAttention(MultiHeadMixer):
         q, k, v = self._features(x)
         turned = self.turn(q, grid), self.turn(k, grid)
         mixed = linear_attention((q, k), turned, v, causal=self.causal)  # (B, heads, L, head_dim)
-        return self.merge_heads(mixed.to(x.dtype)).view(x.shape)
+        return as_grid(self.merge_heads(mixed.to(x.dtype)), x.shape)
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, *grid, C) -> phi(q), phi(k), v (B, heads, L, head_dim), in float32 or wider for the sums."""

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixers.base import State, TokenMixer, as_sequence
+from mixers.base import State, TokenMixer, as_grid, as_sequence
 from mixers.conv import CausalConv, draw_as_torch
 from mixers.directions import KernelSize, ScanMixer
 from mixers.s6 import SelectiveScan
@@ -81,7 +81,7 @@ class Mamba(TokenMixer):
     def forward(self, x: Tensor) -> Tensor:
         u, z = self.in_proj(as_sequence(x)).chunk(2, dim=-1)  # (B, L, E C) each
         mixed: Tensor = self.out_proj(self.ssm(u) * F.silu(z))
-        return mixed.view(x.shape)
+        return as_grid(mixed, x.shape)
 
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
         return self.ssm.dependency_mask((math.prod(grid),))

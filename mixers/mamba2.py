@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mixers.backends import HasBackend
-from mixers.base import State, TokenMixer, as_sequence, raster_causal_mask
+from mixers.base import State, TokenMixer, as_grid, as_sequence, raster_causal_mask
 from mixers.conv import CausalConv, draw_as_torch
 from mixers.directions import KernelSize
 from mixers.initial import initial_delta, inverse_softplus, parameter
@@ -94,7 +94,7 @@ class Mamba2(TokenMixer, HasBackend):
             chunk_size=self.chunk_size,
             backend=self.backend,
         )
-        return self._gate_and_project(y, z).view(x.shape)
+        return as_grid(self._gate_and_project(y, z), x.shape)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., C) -> z (..., E C), what is convolved (..., E C + 2 N), Delta (..., H)."""

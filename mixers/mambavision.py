@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixers.base import TokenMixer, as_sequence, raster_causal_mask, require_odd, window_mask
+from mixers.base import TokenMixer, as_grid, as_sequence, raster_causal_mask, require_odd, window_mask
 from mixers.conv import depthwise_conv
 from mixers.directions import KernelSize
 from mixers.s6 import SelectiveScan
@@ -84,7 +84,7 @@ class MambaVision(TokenMixer):
         tokens = depthwise_conv(tokens, self.dwconv, None, padding=(self.reach,))
         scanned, beside = F.silu(tokens).chunk(2, dim=-1)
         mixed: Tensor = self.out_proj(torch.cat((self.scan(scanned), beside), dim=-1))
-        return mixed.view(x.shape)
+        return as_grid(mixed, x.shape)
 
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
         length = math.prod(grid)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mixers.base import TokenMixer, as_sequence, full_mask
+from mixers.base import TokenMixer, as_grid, as_sequence, full_mask
 from mixers.conv import DepthwiseConv
 from mixers.heads import HeadDim
 from mixers.linear_attention import elu_plus_one, linear_attention
@@ -61,7 +61,7 @@ class MILAAttention(TokenMixer):
             self._heads(each) for each in (q, k, *turned, as_sequence(x).to(dtype))
         )
         mixed = linear_attention((q, k), (q_turned, k_turned), v)  # (B, heads, L, head_dim)
-        return mixed.transpose(1, 2).flatten(2).to(x.dtype).view(x.shape) + self.lepe(x)
+        return as_grid(mixed.transpose(1, 2).flatten(2).to(x.dtype), x.shape) + self.lepe(x)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, L, C) -> (B, heads, L, head_dim)."""

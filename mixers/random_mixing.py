@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
-from mixers.base import TokenMixer, as_sequence, full_mask
+from mixers.base import TokenMixer, as_grid, as_sequence, full_mask
 
 NUMBERS_AT_ONCE = 2**24
 """Numbers drawn in float64 at a time; bounds the memory of a large matrix."""
@@ -63,7 +63,7 @@ class RandomMixing(TokenMixer):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = as_sequence(x)
-        return (self.matrix(tokens.shape[1], x.dtype, x.device) @ tokens).view(x.shape)
+        return as_grid(self.matrix(tokens.shape[1], x.dtype, x.device) @ tokens, x.shape)
 
     def dependency_mask(self, grid: Sequence[int]) -> Tensor:
         return full_mask(math.prod(grid))

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mixers.attention import attend_last
-from mixers.base import State, raster_causal_mask, window_mask
+from mixers.base import State, as_grid, raster_causal_mask, window_mask
 from mixers.heads import HeadDim, MultiHeadMixer
 
 TILES = {1: 64, 2: 8}  # queries that are computed together along an axis, by the rank of the grid
@@ -86,7 +86,7 @@ class WindowAttention(MultiHeadMixer):
         q, k, v = (each.flatten(1, 2) for each in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         mixed = self._untile(mixed.unflatten(1, (self.num_heads, -1)), grid)
-        return self.merge_heads(mixed).view(x.shape)
+        return as_grid(self.merge_heads(mixed), x.shape)
 
     def _tiling(self, size: int) -> tuple[int, int, int]:
         """Along an axis: queries of a tile, and how far its keys go before and after them."""
